@@ -1,0 +1,28 @@
+"""Exact weighted cross-entropy for semantic segmentation.
+
+Importing this package registers the loss and the data sets with mmseg where mmseg is installed. Without it,
+:mod:`mmseg_wce.functional` and :mod:`mmseg_wce.kernels` work alone and nothing is registered.
+"""
+
+import importlib.util
+import warnings
+
+from mmseg_wce import functional, kernels
+from mmseg_wce.version import __version__
+
+__all__ = ['__version__', 'functional', 'kernels']
+
+if importlib.util.find_spec('mmseg') is not None:
+    try:
+        from mmseg_wce import compat
+
+        compat.apply()
+        from mmseg_wce import datasets, losses
+
+        __all__ += ['datasets', 'losses']
+    except ImportError as error:
+        warnings.warn(
+            f'mmseg is installed but cannot be imported, so mmseg_wce registered nothing with it; '
+            f'mmseg_wce.functional and mmseg_wce.kernels work. The cause: {error}',
+            stacklevel=2,
+        )

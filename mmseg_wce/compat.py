@@ -1,0 +1,94 @@
+"""The OpenMMLab stack on today's PyTorch: one small fix per problem, each with the condition under which it is needed.
+
+A fix does nothing where its condition does not hold, so it disappears by itself when the stack is upgraded. None of
+them hides a missing feature: an op that is not there raises when it is called, and says how to get it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from importlib import metadata
+from types import SimpleNamespace
+
+import torch
+from packaging.version import Version
+
+__all__ = ['apply']
+
+
+def apply() -> None:
+    """Apply every fix that this environment needs. Safe to call more than once."""
+    _let_mmcv_lite_import()
+    _let_checkpoints_load_safely()
+
+
+def _let_mmcv_lite_import() -> None:
+    """mmcv-lite: make ``import mmcv.ops`` (and with it ``import mmseg.models``) work without the compiled ops.
+
+    Condition: mmcv has no compiled extension, and is older than 2.3, whose maintained fork guards missing ops itself.
+    ``mmcv._ext`` itself stays absent: mmengine probes it to learn whether mmcv is complete.
+    """
+    import mmcv
+    from mmcv.utils import ext_loader
+
+    if importlib.util.find_spec('mmcv._ext') is None and Version(mmcv.__version__) < Version('2.3'):
+        ext_loader.load_ext = _load_missing_ext
+
+
+def _load_missing_ext(name: str, funcs: list[str]) -> SimpleNamespace:
+    """Stand-in for ``mmcv.utils.ext_loader.load_ext``: the ops exist by name, and calling one raises."""
+    return SimpleNamespace(**{func: _missing_op(func) for func in funcs})
+
+
+def _missing_op(op: str):
+    def raise_missing(*args, **kwargs):
+        raise RuntimeError(
+            f'mmcv op {op!r} is compiled code, which mmcv-lite does not have. To use models that need it, replace '
+            f'mmcv-lite by compiled mmcv: pip uninstall mmcv-lite, then pip install "mmseg_wce[full]"'
+        )
+
+    raise_missing.__name__ = op
+    return raise_missing
+
+
+def _let_checkpoints_load_safely() -> None:
+    """Let ``torch.load(weights_only=True)`` read the training state that mmengine stores in its checkpoints.
+
+    Condition: torch >= 2.6, where weights_only became the default, and mmengine < 0.11. The classes named here only
+    hold numbers; every other class is still refused.
+    """
+    if torch.__version__ < torch.torch_version.TorchVersion('2.6') or _mmengine_version() >= Version('0.11'):
+        return
+    import numpy as np
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    try:
+        from numpy._core.multiarray import _reconstruct, scalar
+    except ImportError:  # NumPy 1
+        from numpy.core.multiarray import _reconstruct, scalar
+
+    numeric = ('float64', 'float32', 'float16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
+    dtypes = {type(np.dtype(name)) for name in numeric}
+    torch.serialization.add_safe_globals([HistoryBuffer, _reconstruct, scalar, np.ndarray, np.dtype, *dtypes])
+    torch.serialization.add_safe_globals([(_history_statistic, 'builtins.getattr')])
+
+
+def _history_statistic(owner: type, name: str):
+    """What ``getattr`` may do in a checkpoint: name the statistics of mmengine's HistoryBuffer, and nothing else."""
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
+        raise pickle.UnpicklingError(f'a checkpoint may not ask for attribute {name!r} of {owner!r}')
+    return getattr(owner, name)
+
+
+def _mmengine_version() -> Version:
+    for distribution in ('mmengine', 'mmengine-lite', 'onedl-mmengine'):
+        try:
+            return Version(metadata.version(distribution))
+        except metadata.PackageNotFoundError:
+            continue
+    import mmengine
+
+    return Version(mmengine.__version__)

@@ -1,0 +1,245 @@
+"""What labels may be: the guard that every loss passes through, and the explanation of a label that it refuses.
+
+A label outside [0, C) that is not ``ignore_index`` would be read out of bounds by the loss (on CUDA a device-side
+assert that ends the process). :func:`valid_pixels` looks before anything is indexed. On CPU it raises at once. On CUDA
+looking at the result would stall the queue at every iteration, so the finding travels to pinned memory and a later
+call raises it; until then the bad pixels are simply not valid, and enter no sum.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ['LabelFindings', 'explain', 'raise_pending', 'valid_pixels']
+
+# Bins of a finding: values below 0, the values 0..255 that a mask file can hold, values above.
+_FIRST_BIN, _LAST_BIN = -1, 256
+_NUM_BINS = _LAST_BIN - _FIRST_BIN + 1
+# Pixels with nothing to report are spread over this many more bins, where they do not queue for the same atomic.
+_NUM_SPARE_BINS = 4096
+
+
+@dataclass(frozen=True)
+class LabelFindings:
+    """Labels outside [0, num_classes) that are not ignored, and what helps to explain them.
+
+    Attributes:
+        bad_counts: pixels for each bad value; -1 stands for every negative one, 256 for every one above 255.
+        first_value: the first bad value in memory order, exact.
+        first_index: its index in the target.
+        num_zero: pixels with label 0.
+        num_ignored: pixels with ``ignore_index``.
+        num_pixels: all pixels.
+        shape: of the target.
+        num_classes: C.
+        ignore_index: the label that does not count.
+    """
+
+    bad_counts: dict[int, int]
+    first_value: int
+    first_index: tuple[int, ...]
+    num_zero: int
+    num_ignored: int
+    num_pixels: int
+    shape: tuple[int, ...]
+    num_classes: int
+    ignore_index: int
+
+    @property
+    def num_bad(self) -> int:
+        return sum(self.bad_counts.values())
+
+
+@torch.library.custom_op(
+    'mmseg_wce::valid_pixels',
+    mutates_args=(),
+    schema='(Tensor target, int num_classes, int ignore_index) -> Tensor',
+)
+def _valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    in_range = (target >= 0) & (target < num_classes)
+    counted = target != ignore_index
+    if target.numel() == 0:
+        return in_range
+    bad = counted & ~in_range
+    if target.is_cuda:
+        raise_pending(wait=False)
+        if not torch.cuda.is_current_stream_capturing():
+            _pending.append(_InFlight.send(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index))
+    elif bad.any():
+        raise ValueError(explain(_read(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)))
+    return in_range & counted
+
+
+@_valid_pixels.register_fake
+def _(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    return torch.empty_like(target, dtype=torch.bool)
+
+
+def _measure(target: Tensor, bad: Tensor, ignore_index: int) -> Tensor:
+    """What :class:`LabelFindings` needs as one int64 vector, without a synchronisation.
+
+    Returns: (_NUM_BINS + 4,): pixels per bin, zeros, ignored pixels, first bad flat index (numel if none), its value.
+    """
+    target, bad = target.flatten(), bad.flatten()
+    position = torch.arange(target.numel(), device=target.device)
+    bins = torch.where(bad, target.clamp(_FIRST_BIN, _LAST_BIN) - _FIRST_BIN, _NUM_BINS + position % _NUM_SPARE_BINS)
+    counts = torch.zeros(_NUM_BINS + _NUM_SPARE_BINS, dtype=torch.int64, device=target.device)
+    counts.scatter_add_(0, bins, torch.ones_like(bins))
+    first = torch.where(bad, position, target.numel()).amin()
+    first_value = target.gather(0, first.clamp(max=target.numel() - 1).view(1))
+    scalars = torch.stack([(target == 0).sum(), (target == ignore_index).sum(), first])
+    return torch.cat([counts[:_NUM_BINS], scalars, first_value])
+
+
+def _read(measured: Tensor, shape: torch.Size, num_classes: int, ignore_index: int) -> LabelFindings:
+    values = measured.tolist()
+    num_zero, num_ignored, first, first_value = values[_NUM_BINS:]
+    first_index = []
+    for size in reversed(shape):
+        first, remainder = divmod(first, size)
+        first_index.insert(0, remainder)
+    return LabelFindings(
+        bad_counts={_FIRST_BIN + i: n for i, n in enumerate(values[:_NUM_BINS]) if n},
+        first_value=first_value,
+        first_index=tuple(first_index),
+        num_zero=num_zero,
+        num_ignored=num_ignored,
+        num_pixels=shape.numel(),
+        shape=tuple(shape),
+        num_classes=num_classes,
+        ignore_index=ignore_index,
+    )
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    """A measurement on its way from the device to pinned memory."""
+
+    measured: Tensor
+    arrived: torch.cuda.Event
+    shape: torch.Size
+    num_classes: int
+    ignore_index: int
+
+    @classmethod
+    def send(cls, measured: Tensor, shape: torch.Size, num_classes: int, ignore_index: int) -> _InFlight:
+        pinned = torch.empty(measured.shape, dtype=measured.dtype, pin_memory=True)
+        pinned.copy_(measured, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(measured.device))
+        return cls(pinned, arrived, shape, num_classes, ignore_index)
+
+    def findings(self) -> LabelFindings:
+        return _read(self.measured, self.shape, self.num_classes, self.ignore_index)
+
+
+_pending: deque[_InFlight] = deque()
+
+
+def raise_pending(wait: bool = True) -> None:
+    """Raise what earlier calls on CUDA found. Every loss call does so for what has arrived; call it after the last one.
+
+    Args:
+        wait: wait for the findings still under way.
+
+    Raises:
+        ValueError: a target of an earlier call held a label outside [0, C) that was not ignored.
+    """
+    while _pending:
+        oldest = _pending[0]
+        if wait:
+            oldest.arrived.synchronize()
+        elif not oldest.arrived.query():
+            return
+        _pending.popleft()
+        findings = oldest.findings()
+        if findings.num_bad:
+            _pending.clear()
+            raise ValueError('In an earlier iteration: ' + explain(findings))
+
+
+def explain(findings: LabelFindings) -> str:
+    """The message for a refused target: which values, how many pixels of each, where the first is, the likely causes."""
+    f = findings
+    shown = sorted(f.bad_counts.items(), key=lambda item: -item[1])[:8]
+    rest = f.num_bad - sum(n for _, n in shown)
+    listed = ', '.join(f'{_bin_name(value)} ({n} px)' for value, n in shown) + (f', others ({rest} px)' * (rest > 0))
+    return (
+        f'{f.num_bad} of {f.num_pixels} pixels of the target {f.shape} have a label that is neither in '
+        f'[0, {f.num_classes}) nor ignore_index={f.ignore_index}: {listed}. '
+        f'The first is {f.first_value} at index {f.first_index}. Likely cause: {"; or ".join(_likely_causes(f))}.'
+    )
+
+
+def _bin_name(value: int) -> str:
+    return {_FIRST_BIN: 'below 0', _LAST_BIN: 'above 255'}.get(value, str(value))
+
+
+def _likely_causes(f: LabelFindings) -> list[str]:
+    """From the most to the least likely."""
+    bad, num_classes = set(f.bad_counts), f.num_classes
+    beyond = sorted(v for v in bad if num_classes <= v <= 253)
+    causes = []
+    if 255 in bad and num_classes == 2 and f.num_zero + f.bad_counts[255] + f.num_ignored == f.num_pixels:
+        causes.append('masks of 0 and 255 for a binary task: store 0 and 1')
+    if 255 in bad:
+        causes.append(
+            f'255 marks pixels without a class (reduce_zero_label=True and padding write it), but ignore_index is '
+            f'{f.ignore_index}: set ignore_index=255 in the head and in the loss'
+        )
+    if 254 in bad or f.first_value == -1:
+        causes.append(
+            'masks that were already shifted by one on disk are shifted again (255 - 1 = 254, 0 - 1 = -1): '
+            'set reduce_zero_label=False for them'
+        )
+    if _FIRST_BIN in bad and f.first_value != -1:
+        causes.append(f'negative labels mark pixels without a class, but ignore_index is {f.ignore_index}')
+    if beyond:
+        causes += _causes_of_too_large(f, beyond)
+    if beyond or _LAST_BIN in bad:
+        largest = max(*beyond, f.first_value) if beyond else f.first_value
+        causes.append(f'num_classes={num_classes} is too small: these labels need at least {largest + 1}')
+    return causes
+
+
+def _causes_of_too_large(f: LabelFindings, beyond: list[int]) -> list[str]:
+    """For values from num_classes to 253: labels that were not shifted, or files that hold more than the classes."""
+    found, raw = (f'{b[0]}..{b[-1]}' if len(b) > 1 else f'{b[0]}' for b in (beyond, [v + 1 for v in beyond]))
+    shifted = (
+        f'with reduce_zero_label=True, raw {raw} in the label files became {found} (only raw 0 and raw 255 become '
+        f'255): the files hold values that are no class'
+    )
+    if beyond != [f.num_classes]:
+        return [shifted] if f.ignore_index == 255 else []
+    unshifted = (
+        f'raw labels 0..{f.num_classes}, as ADE20K stores them (0 is "other"), that were not shifted: set '
+        f'reduce_zero_label=True in the dataset and in LoadAnnotations'
+    )
+    # Shifted labels hold no raw 0 but many 255; raw ones hold few 0, "other", and 255 only where they were padded.
+    looks_shifted = f.num_ignored > f.num_zero
+    if f.ignore_index != 255:
+        return [unshifted]
+    return [shifted, unshifted] if looks_shifted else [unshifted, shifted]
+
+
+def valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Mask of the pixels that count: the label is in [0, num_classes) and not ``ignore_index``.
+
+    Args:
+        target: int64, any shape.
+        num_classes: C.
+        ignore_index: the label that does not count.
+
+    Returns:
+        bool, of the target's shape. Works inside ``torch.compile(fullgraph=True)``.
+
+    Raises:
+        ValueError: a label is neither. On CPU (and any device but CUDA) at once; on CUDA by a later call, or by
+            :func:`raise_pending`, and until then the pixel is not valid. Nothing is reported from within the capture
+            of a CUDA graph.
+    """
+    return _valid_pixels(target, num_classes, ignore_index)

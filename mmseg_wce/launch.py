@@ -1,0 +1,80 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share: mmseg's command line, from arguments to a Runner."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import os.path as osp
+
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmseg_wce.preflight import PreflightError, load_config
+
+__all__ = ['add_run_arguments', 'build_runner', 'config_from']
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that mmseg's tools have in common."""
+    parser.add_argument('--work-dir', help='folder for logs and results [work_dirs/<config name>]')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings that override the config: key=value ...'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
+
+
+def config_from(args: argparse.Namespace) -> Config:
+    """The config file that ``args.config`` names, with the common options merged into it."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    config = load_config(args.config, args.cfg_options)
+    config.launcher = args.launcher
+    # as in mmseg: command line, else the config's own, else its file name
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get('work_dir') is None:
+        config.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    return config
+
+
+def build_runner(config: Config) -> Runner:
+    """Build the Runner; under ``--launcher pytorch`` on a machine without accelerator, join its processes first.
+
+    Raises:
+        PreflightError: the launcher cannot work here.
+    """
+    if config.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise PreflightError('--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/train.py ...')
+    if config.launcher != 'none' and get_device() == 'cpu':
+        _join_cpu_processes(config)
+    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+def _join_cpu_processes(config: Config) -> None:
+    """mmengine calls ``torch.cuda.set_device`` while it joins them, and SyncBN has no CPU version under DDP."""
+    if config.launcher != 'pytorch':
+        raise PreflightError(f'--launcher {config.launcher} needs accelerators; on CPU use --launcher pytorch')
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    config.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=config.get('find_unused_parameters', False),
+    )
+    if _replace_sync_bn(config.model):
+        print_log('SyncBN does not exist on CPU: every process keeps BatchNorm statistics of its own', logger='current')
+
+
+def _replace_sync_bn(node: object) -> int:
+    """Turn every ``type='SyncBN'`` below ``node`` into BN; return how many there were."""
+    children = list(node.values()) if isinstance(node, dict) else list(node) if isinstance(node, (list, tuple)) else []
+    replaced = sum(_replace_sync_bn(child) for child in children)
+    if isinstance(node, dict) and node.get('type') == 'SyncBN':
+        node['type'] = 'BN'
+        replaced += 1
+    return replaced

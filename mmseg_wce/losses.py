@@ -1,0 +1,171 @@
+"""The loss that mmseg configs name: arguments of mmseg's ``CrossEntropyLoss``, mathematics of :mod:`functional`."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from mmengine.logging import print_log
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from mmseg_wce.class_weights import ClassWeight, load_class_weight
+from mmseg_wce.functional import NORMALIZERS, REDUCTIONS, Normalizer, Reduction, weighted_cross_entropy
+
+__all__ = ['WeightedCrossEntropyLoss']
+
+_DEFAULT_IGNORE_INDEX = 255
+
+
+def _normalizer(normalize_by: str | None, avg_non_ignore: bool | None, weighted: bool) -> str:
+    """mmseg's ``avg_non_ignore`` in terms of ``normalize_by``; an error where both are given and disagree."""
+    if normalize_by is not None and normalize_by not in NORMALIZERS:
+        raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
+    if avg_non_ignore is None:
+        return normalize_by or 'class_weight'
+    meant = 'class_weight' if avg_non_ignore or weighted else 'all'
+    if normalize_by not in (None, meant):
+        raise ValueError(
+            f'avg_non_ignore={avg_non_ignore} {"with" if weighted else "without"} class_weight means '
+            f'normalize_by={meant!r}, which contradicts normalize_by={normalize_by!r}: give one of the two'
+        )
+    if weighted and not avg_non_ignore and normalize_by is None:
+        print_log(
+            "WeightedCrossEntropyLoss: avg_non_ignore=False with class_weight divides by the class weights of the "
+            "pixels that are not ignored, as avg_non_ignore=True does; mmseg defines no other value for label 255",
+            logger='current',
+            level=logging.WARNING,
+        )
+    return meant
+
+
+def _check_option(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(f'WeightedCrossEntropyLoss: {message}')
+
+
+@MODELS.register_module()
+class WeightedCrossEntropyLoss(nn.Module):
+    """Softmax cross-entropy that is exact with class weights and ignored pixels. Drop-in for ``CrossEntropyLoss``.
+
+    Formula, normalisers and input checks: :func:`mmseg_wce.functional.weighted_cross_entropy`. By default the mean is
+    PyTorch's, as ``torch.nn.CrossEntropyLoss(weight=class_weight, ignore_index=255)`` computes it.
+
+    Args:
+        use_sigmoid: must be False; accepted so that changing ``type`` is enough.
+        use_mask: must be False; likewise.
+        reduction: 'mean', 'sum' or 'none'.
+        class_weight: one finite non-negative number per class: a list, an array, or the path of a ``.npy``, ``.json``,
+            ``.yaml`` or ``.pkl`` file. Kept in float32 whatever the model is cast to; not part of the state dict.
+        loss_weight: factor of the loss.
+        loss_name: key in the log; has to start with ``loss_``, or mmengine does not add it to the total loss.
+        avg_non_ignore: as in mmseg: True means ``normalize_by='class_weight'``; False means 'all' without class
+            weights, and with them 'class_weight' (mmseg has no defined value for ignored pixels there).
+        normalize_by: 'class_weight' (default), 'valid' or 'all': what the mean divides by.
+        label_smoothing: in [0, 1], as in :class:`torch.nn.CrossEntropyLoss`.
+        ignore_index: the label that does not count; by default what the decode head says, or 255.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be meant, when the model is built.
+    """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = False,
+        use_mask: bool = False,
+        reduction: Reduction = 'mean',
+        class_weight: ClassWeight | None = None,
+        loss_weight: float = 1.0,
+        loss_name: str = 'loss_ce',
+        avg_non_ignore: bool | None = None,
+        *,
+        normalize_by: Normalizer | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (('use_sigmoid', use_sigmoid), ('use_mask', use_mask)):
+            _check_option(not value, f"{name}=True is another loss: use mmseg's type='CrossEntropyLoss' for it")
+        _check_option(reduction in REDUCTIONS, f'reduction must be one of {REDUCTIONS}, got {reduction!r}')
+        _check_option(0.0 <= label_smoothing <= 1.0, f'label_smoothing must be in [0, 1], got {label_smoothing}')
+        _check_option(
+            loss_name.startswith('loss_'),
+            f"loss_name={loss_name!r} has to start with 'loss_', or mmengine does not add it to the total loss",
+        )
+        weights = None if class_weight is None else load_class_weight(class_weight)
+        self._class_weight_values = weights
+        self.register_buffer('class_weight', weights, persistent=False)
+        self.normalize_by = _normalizer(normalize_by, avg_non_ignore, weights is not None)
+        self.reduction = reduction
+        self.loss_weight = loss_weight
+        self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
+        self._loss_name = loss_name
+
+    def _apply(self, fn, recurse=True):
+        """Follow the module to its device, but keep float32: ``.half()`` would round the weights."""
+        super()._apply(fn, recurse)
+        if self.class_weight is not None:
+            self.class_weight = self._class_weight_values.to(self.class_weight.device)
+        return self
+
+    def _resolve_ignore_index(self, from_head: int | None) -> int:
+        if from_head is None:
+            return _DEFAULT_IGNORE_INDEX if self.ignore_index is None else self.ignore_index
+        if self.ignore_index not in (None, from_head):
+            raise ValueError(
+                f'WeightedCrossEntropyLoss was built with ignore_index={self.ignore_index}, but the decode head '
+                f'passes ignore_index={from_head}: make them equal, or leave it out of the loss'
+            )
+        return from_head
+
+    def forward(
+        self,
+        cls_score: Tensor,
+        label: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: Reduction | None = None,
+        ignore_index: int | None = None,
+    ) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            cls_score: logits (N, C, H, W) or (N, C, ...), any floating dtype.
+            label: (N, H, W) or (N, ...), any integer dtype.
+            weight: per-pixel weight of the label's shape, as mmseg's samplers pass it; enters the numerator only.
+            avg_factor: replaces the denominator of the mean.
+            reduction_override: instead of the constructor's ``reduction``.
+            ignore_index: what the decode head says; None for the constructor's.
+
+        Returns:
+            Scalar, or the label's shape for reduction 'none', in float32 (float64 for float64 logits).
+
+        Raises:
+            TypeError, ValueError: as :func:`mmseg_wce.functional.weighted_cross_entropy`; also where the head and the
+                constructor name different labels to ignore.
+        """
+        return self.loss_weight * weighted_cross_entropy(
+            cls_score,
+            label,
+            self.class_weight,
+            ignore_index=self._resolve_ignore_index(ignore_index),
+            label_smoothing=self.label_smoothing,
+            pixel_weight=weight,
+            reduction=reduction_override or self.reduction,
+            normalize_by=self.normalize_by,
+            avg_factor=avg_factor,
+        )
+
+    @property
+    def loss_name(self) -> str:
+        """Key of this loss in the log."""
+        return self._loss_name
+
+    def extra_repr(self) -> str:
+        weights = self._class_weight_values
+        shown = None if weights is None else f'{weights.numel()} in [{weights.min():.4g}, {weights.max():.4g}]'
+        return (
+            f'class_weight={shown}, normalize_by={self.normalize_by!r}, reduction={self.reduction!r}, '
+            f'label_smoothing={self.label_smoothing}, loss_weight={self.loss_weight}, ignore_index={self.ignore_index}'
+        )

@@ -1,0 +1,112 @@
+"""Make a long-tailed data set, train FastSCNN on it with the built-in loss and with ours, and show the difference."""
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import mmseg_wce  # noqa: F401  (registers the data set and the loss)
+from demo_report import Result, draw_report, print_table
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.apis import inference_model, init_model
+from mmseg.evaluation import IoUMetric
+from mmseg.registry import DATASETS
+from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency
+from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA_ROOT = ROOT / 'data' / 'demo_scenes'
+WORK_DIR = ROOT / 'work_dirs' / 'demo'
+CONFIGS = {
+    'built-in': ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-400_demo-192x256.py',
+    'weighted': ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py',
+}
+ITERATION = re.compile(r'Iter\(train\) \[\s*(\d+)/(\d+)\].*? loss: (\S+)')
+
+console = Console()
+
+
+def training_labels(config: Config):
+    """Label maps of the training set as the loss gets them, through the config's own ``LoadAnnotations``."""
+    load = next(step for step in config.train_dataloader.dataset.pipeline if step.type == 'LoadAnnotations')
+    dataset = DATASETS.build({**config.train_dataloader.dataset, 'pipeline': [load]})
+    return (dataset[i]['gt_seg_map'] for i in track(range(len(dataset)), 'Counting pixels', console=console))
+
+
+def write_class_weights(config: Config, num_classes: int) -> tuple[list[float], list[float]]:
+    """Save the weights where the config looks for them. Returns the classes' shares of pixels and their weights."""
+    counts = count_pixels(training_labels(config), num_classes)
+    weights = [round(float(w), 4) for w in inverse_sqrt_frequency(counts)]
+    (DATA_ROOT / 'class_weight.json').write_text(json.dumps(weights))
+    return (counts / counts.sum()).tolist(), weights
+
+
+def train(name: str) -> Path:
+    """Run tools/train.py; return the last checkpoint."""
+    work_dir = WORK_DIR / name
+    work_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(CONFIGS[name]), '--work-dir', str(work_dir)]
+    log_file = work_dir / 'train.log'
+    columns = (TextColumn('Training {task.description:8}'), BarColumn(), TextColumn('{task.completed}/{task.total}'))
+    with (
+        Progress(*columns, TextColumn('loss {task.fields[loss]}'), TimeRemainingColumn(), console=console) as progress,
+        log_file.open('w') as log,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
+        task = progress.add_task(name, total=None, loss='-')
+        for line in process.stdout:
+            log.write(line)
+            if match := ITERATION.search(line):
+                done, total, loss = match.groups()
+                progress.update(task, completed=int(done), total=int(total), loss=loss)
+    if process.returncode != 0:
+        sys.exit(f'error: training failed, see {log_file}:\n{"".join(log_file.read_text().splitlines(True)[-5:])}')
+    return Path((work_dir / 'last_checkpoint').read_text().strip())
+
+
+def evaluate(name: str, checkpoint: Path, validation) -> Result:
+    """Predict every validation image; IoU and accuracy per class as mmseg's IoUMetric defines them."""
+    model = init_model(str(CONFIGS[name]), str(checkpoint), device='cpu')
+    classes = validation.metainfo['classes']
+    predictions, areas = [], []
+    for i in track(range(len(validation)), f'Evaluating {name}', console=console):
+        sample = validation[i]
+        prediction = inference_model(model, sample['img_path']).pred_sem_seg.data.squeeze(0)
+        label = prediction.new_tensor(sample['gt_seg_map'])
+        predictions.append(prediction.numpy())
+        areas.append(IoUMetric.intersect_and_union(prediction, label, len(classes), ignore_index=255))
+    totals = [sum(area) for area in zip(*areas, strict=True)]
+    metrics = IoUMetric.total_area_to_metrics(*totals, metrics=['mIoU'])
+    return Result(name, predictions, iou=metrics['IoU'] * 100, accuracy=metrics['Acc'] * 100)
+
+
+def main() -> None:
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    init_default_scope('mmseg')
+    console.print(f'[bold]1/3[/] Drawing scenes into {DATA_ROOT.relative_to(ROOT)}')
+    generate_demo_scenes(DATA_ROOT)
+    config = Config.fromfile(CONFIGS['weighted'])
+    config.train_dataloader.dataset.data_root = config.val_dataloader.dataset.data_root = str(DATA_ROOT)
+    load_labels = dict(type='LoadAnnotations', reduce_zero_label=True)
+    validation = DATASETS.build({**config.val_dataloader.dataset, 'pipeline': [load_labels]})
+    classes, palette = validation.metainfo['classes'], validation.metainfo['palette']
+    shares, weights = write_class_weights(config, len(classes))
+
+    console.print('[bold]2/3[/] Training the same model twice: only the loss differs')
+    checkpoints = {name: train(name) for name in CONFIGS}
+
+    console.print('[bold]3/3[/] Comparing on the validation images')
+    results = [evaluate(name, checkpoint, validation) for name, checkpoint in checkpoints.items()]
+    print_table(console, classes, shares, weights, results)
+    report = WORK_DIR / 'report.png'
+    draw_report(report, validation, classes, palette, shares, results)
+    console.print(f'Picture: [bold]{report.relative_to(ROOT)}[/]')
+
+
+if __name__ == '__main__':
+    main()

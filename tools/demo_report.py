@@ -1,0 +1,122 @@
+"""The demo's result as a table for the terminal and as one picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Patch
+from rich.console import Console
+from rich.table import Table
+
+COLORS = ('#9aa5b1', '#d9480f')  # built-in, ours
+TITLES = ('built-in CrossEntropyLoss', 'WeightedCrossEntropyLoss')
+OTHER = 255
+
+
+@dataclass(frozen=True)
+class Result:
+    """Predictions of the validation images, (H, W) each, and IoU and accuracy per class in percent, (C,)."""
+
+    name: str
+    predictions: list[np.ndarray]
+    iou: np.ndarray
+    accuracy: np.ndarray
+
+
+def print_table(
+    console: Console, classes: list[str], shares: list[float], weights: list[float], results: list[Result]
+) -> None:
+    table = Table(title='Validation, in percent; rarest class last')
+    for column in ('class', 'pixels', 'weight', *(f'{m} {r.name}' for m in ('IoU', 'Acc') for r in results)):
+        table.add_column(column, justify='left' if column == 'class' else 'right')
+    for c in np.argsort(shares)[::-1]:
+        figures = [*(r.iou[c] for r in results), *(r.accuracy[c] for r in results)]
+        table.add_row(classes[c], f'{100 * shares[c]:.2f}', f'{weights[c]:.2f}', *(f'{x:.1f}' for x in figures))
+    table.add_section()
+    means = [*(np.nanmean(r.iou) for r in results), *(np.nanmean(r.accuracy) for r in results)]
+    table.add_row('mean', '', '', *(f'{x:.1f}' for x in means), style='bold')
+    console.print(table)
+
+
+def draw_report(
+    path: Path, validation, classes: list[str], palette: list[list[int]], shares: list[float], results: list[Result]
+) -> None:
+    """Write the picture.
+
+    Args:
+        path: of the PNG.
+        validation: data set whose items have ``img_path`` and ``gt_seg_map``, (H, W) with 255 = other.
+        classes: names, in order of the class indices.
+        palette: RGB of each class.
+        shares: of each class in the pixels of the training labels.
+        results: of the built-in loss, then of ours.
+    """
+    plt.rcParams.update({'font.size': 9, 'font.family': 'DejaVu Sans'})
+    figure = plt.figure(figsize=(13, 7.2), layout='constrained')
+    scenes, bars = figure.subfigures(1, 2, width_ratios=[1.75, 1])
+    colors = np.full((256, 3), 255, np.uint8)
+    colors[: len(classes)] = palette
+    _draw_scenes(scenes, validation, colors, results, _most_telling(validation, shares, rows=4))
+    scenes.legend(
+        handles=[Patch(color=np.array(palette[c]) / 255, label=classes[c]) for c in np.argsort(shares)[::-1]]
+        + [Patch(facecolor='white', edgecolor='0.6', label='other (ignored)')],
+        loc='outside lower center',
+        ncols=6,
+        frameon=False,
+        handlelength=1.2,
+    )
+    _draw_bars(bars, classes, shares, results)
+    figure.savefig(path, dpi=110, facecolor='white')
+    plt.close(figure)
+
+
+def _most_telling(validation, shares: list[float], rows: int) -> list[int]:
+    """Images that show the most of the four rarest classes: chosen by their labels, not by how a model did."""
+    rare = np.argsort(shares)[:4]
+
+    def score(i: int) -> float:
+        label = validation[i]['gt_seg_map']
+        return sum((label == c).any() for c in rare) + 0.5 * (label == OTHER).any()
+
+    return sorted(range(len(validation)), key=score, reverse=True)[:rows]
+
+
+def _draw_scenes(figure, validation, colors: np.ndarray, results: list[Result], chosen: list[int]) -> None:
+    axes = figure.subplots(len(chosen), 2 + len(results))
+    for row, i in zip(axes, chosen, strict=True):
+        sample = validation[i]
+        label = sample['gt_seg_map']
+        pictures = [plt.imread(sample['img_path']), colors[label], *(colors[r.predictions[i]] for r in results)]
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture, interpolation='nearest')
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_color('0.8')
+    for axis, title in zip(axes[0], ('image', 'label', *TITLES), strict=True):
+        axis.set_title(title, fontsize=9)
+
+
+def _draw_bars(figure, classes: list[str], shares: list[float], results: list[Result]) -> None:
+    axis = figure.subplots()
+    order = np.argsort(shares)  # the rarest at the bottom
+    rows = np.arange(len(order))[::-1]
+    height = 0.38
+    for k, (result, color, title) in enumerate(zip(results, COLORS, TITLES, strict=True)):
+        label = f'{title}: mIoU {np.nanmean(result.iou):.1f}, mAcc {np.nanmean(result.accuracy):.1f}'
+        y = rows[::-1] + (0.5 - k) * height
+        axis.barh(y, result.iou[order], height, color=color, label=label)
+        for position, value in zip(y, result.iou[order], strict=True):
+            axis.text(value + 1, position, f'{value:.0f}', va='center', fontsize=7.5, color='0.25')
+    axis.set_yticks(rows[::-1], [f'{classes[c]}  {100 * shares[c]:.1f} %' for c in order])
+    axis.set_xlim(0, 108)
+    axis.set_ylim(-0.6, len(order) - 0.4)
+    axis.set_xlabel('IoU on the validation images (%)')
+    axis.set_title('IoU per class, by share of training pixels', fontsize=10, loc='left')
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.tick_params(axis='y', length=0)
+    figure.legend(loc='outside lower left', frameon=False, fontsize=9)

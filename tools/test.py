@@ -1,0 +1,53 @@
+"""Test a segmentor: mmseg's tools/test.py with its arguments, on GPUs and on CPU."""
+
+import argparse
+import sys
+
+import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
+from mmengine.config import Config
+from mmseg_wce.launch import add_run_arguments, build_runner, config_from
+from mmseg_wce.preflight import PreflightError, check_checkpoint, check_data
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help="folder for the predictions as PNG, in the label files' own convention")
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--show-dir', help='folder for painted predictions')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds between windows of --show')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    add_run_arguments(parser)
+    return parser.parse_args()
+
+
+def build_config(args: argparse.Namespace) -> Config:
+    config = config_from(args)
+    check_checkpoint(args.checkpoint)
+    config.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        config.default_hooks.visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
+        if args.show_dir:
+            config.visualizer.save_dir = args.show_dir
+    if args.tta:
+        config.test_dataloader.dataset.pipeline = config.tta_pipeline
+        config.tta_model.module = config.model
+        config.model = config.tta_model
+    if args.out:
+        config.test_evaluator.update(output_dir=args.out, keep_results=True)
+    check_data(config, 'test')
+    return config
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        runner = build_runner(build_config(args))
+    except PreflightError as error:
+        sys.exit(f'error: {error}')
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
