@@ -55,13 +55,15 @@ def _check_logits_and_target(logits: Tensor, target: Tensor) -> None:
 
 
 def _hint(target: Tensor) -> str:
-    if target.dim() == 4 and (target.shape[-1] in (3, 4) or target.shape[1] in (3, 4)):
+    if target.dim() != 4:
+        return ''
+    if target.shape[1] == 1:
+        return '. Remove the channel dimension: target.squeeze(1)'
+    if target.shape[-1] in (3, 4) or target.shape[1] in (3, 4):
         return (
             '. The labels have colour channels: they were read from RGB masks or from palette PNGs that the reader '
             'expanded (OpenCV does). Store the class index in a single-channel PNG'
         )
-    if target.dim() == 4 and target.shape[1] == 1:
-        return '. Remove the channel dimension: target.squeeze(1)'
     return ''
 
 

@@ -20,29 +20,36 @@ def pixel_nll(
     counted = target != ignore_index
     valid = in_range & counted
 
-    z = _resize(_shift_to_zero_maximum(logits), target.shape[1:], align_corners)
+    y = torch.where(valid, target, 0).unsqueeze(1)
+
+    z = _resize(logits, target.shape[1:], align_corners)
     z = torch.where(valid.unsqueeze(1), z, 0)  # not a product: 0 * NaN is NaN, in the value and in the gradient
     log_p = z.log_softmax(1)
-    correct = (z.argmax(1) == target) & valid
+    nll = -log_p.gather(1, y).squeeze(1)
+    smooth = torch.zeros_like(nll)
+    if smoothing_weight is not None:
+        w = smoothing_weight.to(z.dtype).view(-1, *[1] * (z.dim() - 2))
+        smooth = -torch.where(w > 0, w * log_p, 0).sum(1)  # 0 * -inf of a masked class would be NaN
 
-    nll = -log_p.gather(1, torch.where(valid, target, 0).unsqueeze(1)).squeeze(1)
-    nll = torch.where(valid, nll, 0).masked_fill(counted & ~in_range, torch.nan)
-    if smoothing_weight is None:
-        return nll, torch.zeros_like(nll), correct
-    w = smoothing_weight.to(z.dtype).view(-1, *[1] * (z.dim() - 2))
-    smooth = -torch.where(w > 0, w * log_p, 0).sum(1)  # 0 * -inf of a masked class would be NaN
-    return nll, torch.where(valid, smooth, 0).masked_fill(counted & ~in_range, torch.nan), correct
+    refused = counted & ~in_range
+    nll, smooth = (torch.where(valid, x, 0).masked_fill(refused, torch.nan) for x in (nll, smooth))
+    return nll, smooth, _is_arg_max(z.detach(), y) & valid
 
 
-def _shift_to_zero_maximum(logits: Tensor) -> Tensor:
-    """In float32 at least. Softmax does not see the shift; rounding after the interpolation does (offsets of 1e4)."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits - logits.detach().amax(1, keepdim=True)
+def _is_arg_max(z: Tensor, y: Tensor) -> Tensor:
+    """Whether y is the lowest class with the highest logit, (N, ...) bool. argmax over a strided axis is slow on CPU."""
+    z_y = z.gather(1, y)
+    index = torch.arange(z.shape[1], device=z.device).view(-1, *[1] * (z.dim() - 2))
+    return ((z < z_y) | ((z == z_y) & (index >= y))).all(1)
 
 
 def _resize(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
+    """To ``size``, in float32 at least."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if logits.shape[2:] == size:
         return logits
     if 0 in size or logits.shape[0] == 0:  # F.interpolate refuses empty sizes
         return logits.flatten()[:0].reshape(*logits.shape[:2], *size)
+    # Softmax does not see this shift; rounding after the interpolation does (offsets of 1e4).
+    logits = logits - logits.detach().amax(1, keepdim=True)
     return F.interpolate(logits, size=size, mode='bilinear', align_corners=align_corners)

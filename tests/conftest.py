@@ -1,0 +1,21 @@
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='session')
+def root() -> Path:
+    """The project's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> Path:
+    """CamVid and the ADE20K samples, which the project does not hold."""
+    path = Path(os.environ.get('MMSEG_WCE_DATA', ROOT / '../shared/data')).resolve()
+    if not path.is_dir():
+        pytest.skip(f'data for tests not found in {path}: set MMSEG_WCE_DATA to its folder')
+    return path

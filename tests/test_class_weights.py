@@ -1,0 +1,138 @@
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency, load_class_weight
+
+WEIGHTS = [0.5, 1.25, 2.0]
+
+
+@pytest.mark.parametrize(
+    'form', [WEIGHTS, tuple(WEIGHTS), np.array(WEIGHTS), np.array(WEIGHTS, np.float16), torch.tensor(WEIGHTS), [1, 2, 3]]
+)
+def test_lists_arrays_and_tensors(form):
+    weights = load_class_weight(form)
+
+    assert weights.dtype == torch.float32
+    assert weights.tolist() == [float(w) for w in form]
+
+
+@pytest.mark.parametrize('suffix', ['npy', 'json', 'yaml', 'yml', 'pkl', 'array.pkl'])
+def test_files(tmp_path, suffix):
+    path = tmp_path / f'weights.{suffix}'
+    if suffix == 'npy':
+        np.save(path, WEIGHTS)
+    elif suffix == 'json':
+        path.write_text(json.dumps(WEIGHTS))
+    elif suffix in ('yaml', 'yml'):
+        path.write_text(yaml.dump(WEIGHTS))
+    else:
+        path.write_bytes(pickle.dumps(np.array(WEIGHTS) if 'array' in suffix else WEIGHTS))
+
+    assert load_class_weight(str(path)).tolist() == WEIGHTS
+    assert load_class_weight(path).tolist() == WEIGHTS
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize('content', [np.array(WEIGHTS), [np.float64(w) for w in WEIGHTS]])
+def test_pickles_of_every_protocol(tmp_path, protocol, content):
+    path = tmp_path / 'weights.pkl'
+    path.write_bytes(pickle.dumps(content, protocol))
+
+    assert load_class_weight(path).tolist() == WEIGHTS
+
+
+class Malicious:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code from a weights file ran')",)
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'words'),
+    [
+        ('weights.pkl', pickle.dumps(Malicious()), ['builtins.exec']),
+        ('weights.pkl', pickle.dumps(torch.ones(3)), ['torch']),
+        ('weights.yaml', b'!!python/object/apply:os.system ["true"]', ['not a valid .yaml']),
+        ('weights.json', b'{"wall": 1.0}', ['dict']),
+        ('weights.json', b'[1.0, ', ['not a valid .json']),
+        ('weights.json', b'[1.0, NaN, 2.0]', ['class 1: nan']),
+        ('weights.json', b'[[1.0, 2.0]]', ['(1, 2)']),
+        ('weights.json', b'[1.0, "two"]', ['two']),
+        ('weights.npy', b'not an array', ['not a valid .npy']),
+        ('weights.pth', b'', ['.pth', '.npy']),
+        ('weights', b'', ['no suffix']),
+    ],
+)
+def test_bad_files(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    with pytest.raises((ValueError, TypeError)) as caught:
+        load_class_weight(str(path))
+
+    for word in (name, *words):
+        assert word in str(caught.value)
+
+
+def test_object_array_in_npy_is_refused(tmp_path):
+    np.save(tmp_path / 'weights.npy', np.array([Malicious()], dtype=object), allow_pickle=True)
+
+    with pytest.raises(ValueError, match='pickle'):
+        load_class_weight(tmp_path / 'weights.npy')
+
+
+def test_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ValueError, match='missing.json') as caught:
+        load_class_weight('missing.json')
+
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('weights', 'words'),
+    [
+        ([1.0, -0.5, 2.0], ['class 1: -0.5']),
+        ([1.0, 2.0, math.inf], ['class 2: inf']),
+        ([math.nan, 2.0, -1.0], ['class 0: nan', 'class 2: -1.0']),
+        ([1.0, 1e39], ['class 1: inf']),
+        ([0.0, 0.0], ['zero for all 2 classes']),
+        ([], ['(0,)']),
+        ([1.0], ['(1,)']),
+        (np.ones((2, 2)), ['(2, 2)']),
+        ([[1.0], [2.0, 3.0]], ['flat list']),
+    ],
+)
+def test_bad_values(weights, words):
+    with pytest.raises(ValueError, match='class_weight') as caught:
+        load_class_weight(weights)
+
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize('weights', [3.0, {'wall': 1.0}, object()])
+def test_bad_types(weights):
+    with pytest.raises(TypeError, match='class_weight must be a list'):
+        load_class_weight(weights)
+
+
+def test_count_pixels_leaves_out_what_is_ignored():
+    maps = [np.array([[0, 1, 255], [2, 2, 7]], np.uint8), np.array([[-1, 0]])]
+
+    assert count_pixels(maps, 3).tolist() == [2, 1, 2]
+
+
+def test_inverse_sqrt_frequency():
+    counts = np.array([900, 0, 100])
+
+    weights = inverse_sqrt_frequency(counts)
+
+    assert weights[0] * 3 == pytest.approx(weights[2])  # sqrt(900 / 100)
+    assert weights[1] == 0
+    assert (weights * counts).sum() / counts.sum() == pytest.approx(1.0)
