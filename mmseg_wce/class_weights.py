@@ -57,7 +57,9 @@ def _read_file(path: str) -> Any:
 
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _READERS:
-        raise ValueError(f'class_weight file {path!r}: cannot read {suffix or "no suffix"!r}, only {", ".join(_READERS)}')
+        raise ValueError(
+            f'class_weight file {path!r}: cannot read {suffix or "no suffix"!r}, only {", ".join(_READERS)}'
+        )
     try:
         content = fileio.get(path)
     except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import warnings
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ def apply() -> None:
     """Apply every fix that this environment needs. Safe to call more than once."""
     _let_mmcv_lite_import()
     _let_checkpoints_load_safely()
+    _silence_pkg_resources()
 
 
 def _let_mmcv_lite_import() -> None:
@@ -81,6 +83,15 @@ def _history_statistic(owner: type, name: str):
     if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
         raise pickle.UnpicklingError(f'a checkpoint may not ask for attribute {name!r} of {owner!r}')
     return getattr(owner, name)
+
+
+def _silence_pkg_resources() -> None:
+    """mmengine imports pkg_resources for every `mmseg::` config, which warns three times about what no user can change.
+
+    Condition: setuptools < 82, which still has pkg_resources (newer ones do not, and mmengine needs it).
+    """
+    if importlib.util.find_spec('pkg_resources') is not None:
+        warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
 
 
 def _mmengine_version() -> Version:

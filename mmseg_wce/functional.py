@@ -1,6 +1,6 @@
 """The mathematics of weighted cross-entropy with an ignored label, for any PyTorch model. Knows no mmseg.
 
-    loss = sum_i w[y_i] * nll_i / sum_i w[y_i]      over the pixels i with y_i != ignore_index
+loss = sum_i w[y_i] * nll_i / sum_i w[y_i]      over the pixels i with y_i != ignore_index
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def _check_logits_and_target(logits: Tensor, target: Tensor) -> None:
     if logits.dim() < 2:
         raise ValueError(f'logits must be (N, C) or (N, C, ...): got {both}')
     if target.dim() != logits.dim() - 1:
-        raise ValueError(f'target must be (N, ...) for logits (N, C, ...), one dimension less: got {both}{_hint(target)}')
+        raise ValueError(
+            f'target must be (N, ...) for logits (N, C, ...), one dimension less: got {both}{_hint(target)}'
+        )
     if target.shape[0] != logits.shape[0]:
         raise ValueError(f'logits and target differ in batch size: got {both}')
     if logits.shape[1] < 2:

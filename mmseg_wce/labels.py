@@ -68,7 +68,9 @@ def _valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
     if target.is_cuda:
         raise_pending(wait=False)
         if not torch.cuda.is_current_stream_capturing():
-            _pending.append(_InFlight.send(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index))
+            _pending.append(
+                _InFlight.send(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)
+            )
     elif bad.any():
         raise ValueError(explain(_read(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)))
     return in_range & counted
@@ -163,7 +165,7 @@ def raise_pending(wait: bool = True) -> None:
 
 
 def explain(findings: LabelFindings) -> str:
-    """The message for a refused target: which values, how many pixels of each, where the first is, the likely causes."""
+    """Message for a refused target: which values, how many pixels of each, where the first is, the likely causes."""
     f = findings
     shown = sorted(f.bad_counts.items(), key=lambda item: -item[1])[:8]
     rest = f.num_bad - sum(n for _, n in shown)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from mmengine.logging import print_log
 from mmseg.registry import MODELS
 from torch import Tensor, nn
@@ -31,8 +30,8 @@ def _normalizer(normalize_by: str | None, avg_non_ignore: bool | None, weighted:
         )
     if weighted and not avg_non_ignore and normalize_by is None:
         print_log(
-            "WeightedCrossEntropyLoss: avg_non_ignore=False with class_weight divides by the class weights of the "
-            "pixels that are not ignored, as avg_non_ignore=True does; mmseg defines no other value for label 255",
+            'WeightedCrossEntropyLoss: avg_non_ignore=False with class_weight divides by the class weights of the '
+            'pixels that are not ignored, as avg_non_ignore=True does; mmseg defines no other value for label 255',
             logger='current',
             level=logging.WARNING,
         )

@@ -1,4 +1,4 @@
-"""What can be known to fail before a model is built: wrong paths, missing data, an impossible option. In one line each."""
+"""What can be known to fail before a model is built, in one line each: wrong paths, missing data, options."""
 
 from __future__ import annotations
 

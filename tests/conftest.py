@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
 from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency, load_class_weight
 
 WEIGHTS = [0.5, 1.25, 2.0]
 
 
 @pytest.mark.parametrize(
-    'form', [WEIGHTS, tuple(WEIGHTS), np.array(WEIGHTS), np.array(WEIGHTS, np.float16), torch.tensor(WEIGHTS), [1, 2, 3]]
+    'form',
+    [WEIGHTS, tuple(WEIGHTS), np.array(WEIGHTS), np.array(WEIGHTS, np.float16), torch.tensor(WEIGHTS), [1, 2, 3]],
 )
 def test_lists_arrays_and_tensors(form):
     weights = load_class_weight(form)
@@ -88,7 +90,7 @@ def test_object_array_in_npy_is_refused(tmp_path):
 def test_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    with pytest.raises(ValueError, match='missing.json') as caught:
+    with pytest.raises(ValueError, match=r'missing\.json') as caught:
         load_class_weight('missing.json')
 
     assert str(tmp_path) in str(caught.value)

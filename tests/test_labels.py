@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from mmseg_wce import labels
 from mmseg_wce.functional import weighted_cross_entropy
 from mmseg_wce.labels import valid_pixels

@@ -4,20 +4,20 @@ import json
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
-import mmseg_wce  # noqa: F401  (registers the data set and the loss)
 from demo_report import Result, draw_report, print_table
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model, init_model
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS
-from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency
-from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+import mmseg_wce  # noqa: F401  (registers the data set and the loss)
+from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency
+from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_ROOT = ROOT / 'data' / 'demo_scenes'
@@ -86,7 +86,6 @@ def evaluate(name: str, checkpoint: Path, validation) -> Result:
 
 
 def main() -> None:
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     init_default_scope('mmseg')
     console.print(f'[bold]1/3[/] Drawing scenes into {DATA_ROOT.relative_to(ROOT)}')
     generate_demo_scenes(DATA_ROOT)

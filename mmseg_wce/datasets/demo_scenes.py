@@ -121,7 +121,11 @@ def _house(canvas: _Canvas, horizon: float) -> None:
     x, width, height = rng.uniform(0, 200), rng.uniform(30, 60), rng.uniform(22, 42)
     y = horizon + rng.uniform(5, 30)
     canvas.box('house', (190, 130, 100), x, y - height, width, height)
-    canvas.fill('house', (150, 70, 55), np.array([[x - 3, y - height], [x + width + 3, y - height], [x + width / 2, y - 1.6 * height]]))
+    canvas.fill(
+        'house',
+        (150, 70, 55),
+        np.array([[x - 3, y - height], [x + width + 3, y - height], [x + width / 2, y - 1.6 * height]]),
+    )
 
 
 def _tree(canvas: _Canvas, horizon: float) -> None:
@@ -171,5 +175,7 @@ def generate_demo_scenes(root: str | Path, num_training: int = 160, num_validati
     for split, i in track(scenes, 'Drawing scenes'):
         image, labels = draw_scene(np.random.default_rng([seed, split == 'validation', i]))
         stem = f'demo_{split}_{i:04d}'
-        cv2.imwrite(str(Path(root) / 'images' / split / f'{stem}.jpg'), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+        cv2.imwrite(
+            str(Path(root) / 'images' / split / f'{stem}.jpg'), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]
+        )
         cv2.imwrite(str(Path(root) / 'annotations' / split / f'{stem}.png'), labels)

@@ -37,7 +37,7 @@ def pixel_nll(
 
 
 def _is_arg_max(z: Tensor, y: Tensor) -> Tensor:
-    """Whether y is the lowest class with the highest logit, (N, ...) bool. argmax over a strided axis is slow on CPU."""
+    """If y is the lowest class with the highest logit, (N, ...) bool; argmax over a strided axis is slow on CPU."""
     z_y = z.gather(1, y)
     index = torch.arange(z.shape[1], device=z.device).view(-1, *[1] * (z.dim() - 2))
     return ((z < z_y) | ((z == z_y) & (index >= y))).all(1)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from cases import Case, cases
 from hypothesis import given, settings
+
 from mmseg_wce.kernels import pixel_nll
 
 

@@ -1,0 +1,206 @@
+"""Every config is built and trained for an iteration; its logged loss is PyTorch's on the same logits."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.models.utils import resize
+from mmseg.registry import DATASETS, MODELS
+from mmseg.structures import SegDataSample
+
+from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency
+from mmseg_wce.losses import WeightedCrossEntropyLoss
+
+WEIGHTED = {
+    'demo/fast_scnn_1xb4-wce-400_demo-192x256.py': 'demo/fast_scnn_1xb4-400_demo-192x256.py',
+    'camvid/fast_scnn_1xb8-wce-4k_camvid-352x480.py': 'camvid/fast_scnn_1xb8-4k_camvid-352x480.py',
+    'ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py': None,  # over mmseg's own baseline
+}
+ALL = [*WEIGHTED, *filter(None, WEIGHTED.values())]
+
+
+@pytest.fixture
+def load(root, tmp_path, monkeypatch):
+    """Read a config; class weights of the demo lie in a file that ``make demo`` writes, so give it one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data/demo_scenes').mkdir(parents=True)
+    (tmp_path / 'data/demo_scenes/class_weight.json').write_text(json.dumps([0.5 + c for c in range(10)]))
+    init_default_scope('mmseg')
+    return lambda name: Config.fromfile(root / 'configs' / name)
+
+
+def heads(model) -> list:
+    auxiliary = model.auxiliary_head if getattr(model, 'auxiliary_head', None) is not None else []
+    return [model.decode_head, *auxiliary]
+
+
+def build(config: Config, size: tuple[int, int] = (64, 64)):
+    """The model as the Runner would build it without distributed training, for small inputs, without a download."""
+    config.model.data_preprocessor.size = size
+    config.model.backbone.init_cfg = None
+    config.model.pretrained = None
+    return revert_sync_batchnorm(MODELS.build(config.model))
+
+
+def batch(num_classes: int, size: int = 64, number: int = 2):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (number, 3, size, size), generator=generator, dtype=torch.uint8)
+    samples = []
+    for _ in range(number):
+        label = torch.randint(0, num_classes, (1, size, size), generator=generator)
+        label[:, : size // 4] = 255
+        sample = SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size)))
+        sample.set_data(dict(gt_sem_seg=PixelData(data=label)))
+        samples.append(sample)
+    return dict(inputs=list(inputs), data_samples=samples)
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_every_config_is_listed(root, name):
+    found = {str(p.relative_to(root / 'configs')) for p in (root / 'configs').glob('[!_]*/*.py')}
+
+    assert found == set(ALL)
+    assert name in found
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_reduce_zero_label_everywhere(load, name):
+    config = load(name)
+
+    for split in ('train', 'val', 'test'):
+        dataset = config[f'{split}_dataloader'].dataset
+        steps = [step for step in dataset.pipeline if step.type == 'LoadAnnotations']
+        assert [step.get('reduce_zero_label') for step in steps] == [True]
+
+
+@pytest.mark.parametrize(('name', 'baseline'), [(name, baseline) for name, baseline in WEIGHTED.items() if baseline])
+def test_weighted_config_differs_from_its_baseline_in_the_losses_only(load, name, baseline):
+    ours, baseline = load(name), load(baseline)
+    for config in (ours, baseline):
+        for head in (config.model.decode_head, *config.model.auxiliary_head):
+            loss = head.pop('loss_decode')
+            assert loss.use_sigmoid is False
+            assert loss.type == ('WeightedCrossEntropyLoss' if config is ours else 'CrossEntropyLoss')
+
+    assert ours.model == baseline.model
+    assert ours.train_dataloader == baseline.train_dataloader
+    assert ours.optim_wrapper == baseline.optim_wrapper
+    assert ours.param_scheduler == baseline.param_scheduler
+
+
+@pytest.mark.parametrize('name', WEIGHTED)
+def test_loss_is_pytorchs_and_predict_runs(load, name, monkeypatch):
+    torch.manual_seed(0)
+    model = build(load(name))
+    data = model.data_preprocessor(batch(model.num_classes), training=True)
+    seen = []
+    forward = WeightedCrossEntropyLoss.forward
+    monkeypatch.setattr(
+        WeightedCrossEntropyLoss,
+        'forward',
+        lambda self, z, y, **k: seen.append((self, z, y)) or forward(self, z, y, **k),
+    )
+
+    losses = model.loss(data['inputs'], data['data_samples'])
+    model.parse_losses(losses)[0].backward()
+
+    logged = [value for key, value in losses.items() if key.endswith('loss_ce')]
+    assert len(logged) == len(seen) == len(heads(model))
+    for value, (loss, logits, label) in zip(logged, seen, strict=True):
+        expected = loss.loss_weight * F.cross_entropy(logits, label, loss.class_weight, ignore_index=255)
+        torch.testing.assert_close(value, expected)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in model.decode_head.parameters() if p.requires_grad
+    )
+
+    model.eval()
+    with torch.no_grad():
+        predicted = model.predict(data['inputs'])
+    assert predicted[0].pred_sem_seg.data.shape == (1, 64, 64)
+
+
+def test_head_upsamples_before_the_loss(load, monkeypatch):
+    """The low-resolution logits given to our functional are the same loss: the fused path rests on it."""
+    from mmseg_wce.functional import weighted_cross_entropy
+
+    torch.manual_seed(0)
+    model = build(load('ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py'))
+    model.decode_head.dropout = None
+    data = model.data_preprocessor(batch(model.num_classes), training=True)
+    logits = model.decode_head.forward(model.eval().extract_feat(data['inputs']))
+    label = torch.stack([sample.gt_sem_seg.data for sample in data['data_samples']]).squeeze(1)
+    full_size = resize(logits, size=label.shape[1:], mode='bilinear', align_corners=model.align_corners)
+
+    assert logits.shape[2:] != label.shape[1:]
+    torch.testing.assert_close(
+        weighted_cross_entropy(logits, label, align_corners=model.align_corners),
+        model.decode_head.loss_decode(full_size, label, ignore_index=255),
+    )
+
+
+def test_camvid_weights_are_those_of_its_training_labels(load, shared_data):
+    config = load('camvid/fast_scnn_1xb8-wce-4k_camvid-352x480.py')
+    dataset = DATASETS.build(
+        {
+            **config.train_dataloader.dataset,
+            'data_root': str(shared_data / 'camvid'),
+            'pipeline': [dict(type='LoadAnnotations', reduce_zero_label=True)],
+        }
+    )
+
+    counts = count_pixels((dataset[i]['gt_seg_map'] for i in range(len(dataset))), 11)
+
+    assert config.class_weight == [round(float(w), 4) for w in inverse_sqrt_frequency(counts)]
+
+
+def segformer_on_ade20k(load, shared_data, tmp_path, **changes) -> Config:
+    config = load('ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py')
+    crop = (64, 64)
+    config.merge_from_dict({'model.data_preprocessor.size': crop, 'model.backbone.init_cfg': None, **changes})
+    config.model.pretrained = None
+    prefix = dict(img_path='images/validation', seg_map_path='annotations/validation')
+    for split in ('train', 'val', 'test'):
+        loader = config[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.update(data_root=str(shared_data / 'ade20k_sample'), data_prefix=prefix)
+    for step in config.train_dataloader.dataset.pipeline:
+        if step.type == 'RandomCrop':
+            step.crop_size = crop
+    for split in ('val', 'test'):
+        for step in config[f'{split}_dataloader'].dataset.pipeline:
+            if step.type == 'Resize':
+                step.scale = (128, 128)
+    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4, val_interval=4)
+    config.default_hooks.checkpoint.update(interval=2)
+    config.default_hooks.logger.update(interval=1)
+    config.merge_from_dict(dict(work_dir=str(tmp_path / 'work'), randomness=dict(seed=0), log_level='WARNING'))
+    config.experiment_name = tmp_path.name
+    return config
+
+
+def test_segformer_trains_validates_and_resumes_on_real_ade20k(load, shared_data, tmp_path):
+    class_weight = [1.0 + c % 3 for c in range(150)]
+    changes = {'model.decode_head.loss_decode.class_weight': class_weight}
+    runner = Runner.from_cfg(segformer_on_ade20k(load, shared_data, tmp_path, **changes))
+    runner.train()
+
+    assert runner.iter == 4
+    assert runner.message_hub.get_scalar('train/decode.loss_ce').current() > 0
+    assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
+
+    config = segformer_on_ade20k(load, shared_data, tmp_path, **changes)
+    config.resume = True
+    config.train_cfg.max_iters = 5
+    config.experiment_name += '_resumed'
+    resumed = Runner.from_cfg(config)
+    resumed.train()
+
+    assert resumed.iter == 5
+    history = resumed.message_hub.get_scalar('train/decode.loss_ce').data[0]
+    assert len(history) == 5

@@ -1,0 +1,62 @@
+import ast
+import subprocess
+import sys
+
+import pytest
+
+import mmseg_wce
+
+
+def run(code: str) -> str:
+    process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout + process.stderr
+
+
+def test_works_without_openmmlab():
+    output = run(
+        'import sys\n'
+        "for name in ('mmseg', 'mmengine', 'mmcv'): sys.modules[name] = None\n"
+        'import torch, mmseg_wce\n'
+        'loss = mmseg_wce.functional.weighted_cross_entropy(torch.zeros(1, 4, 2, 2), torch.zeros(1, 8, 8).long())\n'
+        "print(round(loss.item(), 4), hasattr(mmseg_wce, 'losses'), 'mmseg_wce.losses' in sys.modules)"
+    )
+
+    assert output.split() == ['1.3863', 'False', 'False']
+
+
+def test_broken_mmseg_does_not_take_the_functional_down():
+    output = run(
+        'import sys\n'
+        "sys.modules['mmcv'] = None\n"
+        'import mmseg_wce\n'
+        'print(mmseg_wce.functional.weighted_cross_entropy.__name__)'
+    )
+
+    assert 'weighted_cross_entropy' in output
+    assert 'mmseg is installed but cannot be imported' in output
+
+
+def test_importing_registers_with_mmseg():
+    output = run(
+        'import mmseg_wce\n'
+        'from mmseg.registry import DATASETS, MODELS\n'
+        "print(MODELS.get('WeightedCrossEntropyLoss'))\n"
+        "print(DATASETS.get('CamVidDataset'), DATASETS.get('DemoScenesDataset'))"
+    )
+
+    assert 'None' not in output
+
+
+@pytest.mark.parametrize('module', ['functional.py', 'labels.py', 'kernels/__init__.py', 'kernels/reference.py'])
+def test_the_core_knows_no_openmmlab(root, module):
+    tree = ast.parse((root / 'mmseg_wce' / module).read_text())
+    imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    imported += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+
+    assert imported
+    assert not [name for name in imported if name.split('.')[0] in ('mmseg', 'mmengine', 'mmcv')]
+
+
+def test_version_is_in_the_changelog(root):
+    assert f'## {mmseg_wce.__version__}' in (root / 'CHANGELOG.md').read_text()
