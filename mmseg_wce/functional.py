@@ -9,10 +9,9 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor
-
 from mmseg_wce.kernels import pixel_nll
 from mmseg_wce.labels import valid_pixels
+from torch import Tensor
 
 __all__ = ['NORMALIZERS', 'REDUCTIONS', 'weighted_cross_entropy']
 

@@ -12,7 +12,6 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-
 from mmseg_wce.preflight import PreflightError, load_config
 
 __all__ = ['add_run_arguments', 'build_runner', 'config_from']

@@ -6,10 +6,9 @@ import logging
 
 from mmengine.logging import print_log
 from mmseg.registry import MODELS
-from torch import Tensor, nn
-
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
 from mmseg_wce.functional import NORMALIZERS, REDUCTIONS, Normalizer, Reduction, weighted_cross_entropy
+from torch import Tensor, nn
 
 __all__ = ['WeightedCrossEntropyLoss']
 

@@ -1,9 +1,8 @@
 import os
 from pathlib import Path
 
-import pytest
-
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 

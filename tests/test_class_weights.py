@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-
 from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency, load_class_weight
 
 WEIGHTS = [0.5, 1.25, 2.0]

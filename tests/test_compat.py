@@ -9,7 +9,6 @@ import pytest
 import torch
 from mmcv.utils import ext_loader
 from mmengine.logging.history_buffer import HistoryBuffer
-
 from mmseg_wce import compat
 
 lite_only = pytest.mark.skipif(

@@ -13,7 +13,6 @@ from mmengine.structures import PixelData
 from mmseg.models.utils import resize
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
-
 from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from cases import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from mmseg_wce.functional import weighted_cross_entropy
 
 SEED_LOGITS = [[-0.7795, -1.7373, 0.3856], [0.4031, -0.5632, -0.2389], [-2.3908, 0.7452, 0.7748]]

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from mmseg_wce import labels
 from mmseg_wce.functional import weighted_cross_entropy
 from mmseg_wce.labels import valid_pixels

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
-from torch import nn
-
 from mmseg_wce.losses import WeightedCrossEntropyLoss
+from torch import nn
 
 WEIGHTS = [0.1, 3.0, 1.0, 0.3]
 

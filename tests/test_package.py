@@ -2,9 +2,8 @@ import ast
 import subprocess
 import sys
 
-import pytest
-
 import mmseg_wce
+import pytest
 
 
 def run(code: str) -> str:

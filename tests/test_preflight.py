@@ -1,6 +1,5 @@
 import pytest
 from mmengine.config import Config
-
 from mmseg_wce import preflight
 from mmseg_wce.preflight import PreflightError, check_amp, check_checkpoint, check_data, load_config
 

@@ -1,69 +1,70 @@
 """Make a long-tailed data set, train FastSCNN on it with the built-in loss and with ours, and show the difference."""
 
+import argparse
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import mmseg_wce  # noqa: F401  (registers the data set and the loss)
 from demo_report import Result, draw_report, print_table
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model, init_model
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS
+from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency
+from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-import mmseg_wce  # noqa: F401  (registers the data set and the loss)
-from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency
-from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
-
 ROOT = Path(__file__).resolve().parent.parent
-DATA_ROOT = ROOT / 'data' / 'demo_scenes'
-WORK_DIR = ROOT / 'work_dirs' / 'demo'
+DATA_ROOT = Path('data/demo_scenes')  # where the configs look
+WORK_DIR = Path('work_dirs/demo')
 CONFIGS = {
     'built-in': ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-400_demo-192x256.py',
     'weighted': ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py',
 }
-ITERATION = re.compile(r'Iter\(train\) \[\s*(\d+)/(\d+)\].*? loss: (\S+)')
+ITERATION = re.compile(r'Iter\(train\) \[\s*(\d+)/\d+\].*? loss: (\S+)')
 
 console = Console()
 
 
-def training_labels(config: Config):
-    """Label maps of the training set as the loss gets them, through the config's own ``LoadAnnotations``."""
-    load = next(step for step in config.train_dataloader.dataset.pipeline if step.type == 'LoadAnnotations')
-    dataset = DATASETS.build({**config.train_dataloader.dataset, 'pipeline': [load]})
-    return (dataset[i]['gt_seg_map'] for i in track(range(len(dataset)), 'Counting pixels', console=console))
+def labels_of(dataset: dict):
+    """The data set with label maps as the loss gets them, (H, W), through the config's own ``LoadAnnotations``."""
+    load = next(step for step in dataset.pipeline if step.type == 'LoadAnnotations')
+    return DATASETS.build({**dataset, 'pipeline': [load]})
 
 
 def write_class_weights(config: Config, num_classes: int) -> tuple[list[float], list[float]]:
     """Save the weights where the config looks for them. Returns the classes' shares of pixels and their weights."""
-    counts = count_pixels(training_labels(config), num_classes)
+    training = labels_of(config.train_dataloader.dataset)
+    indices = track(range(len(training)), 'Counting pixels', console=console)
+    counts = count_pixels((training[i]['gt_seg_map'] for i in indices), num_classes)
     weights = [round(float(w), 4) for w in inverse_sqrt_frequency(counts)]
     (DATA_ROOT / 'class_weight.json').write_text(json.dumps(weights))
     return (counts / counts.sum()).tolist(), weights
 
 
-def train(name: str) -> Path:
+def train(name: str, iterations: int) -> Path:
     """Run tools/train.py; return the last checkpoint."""
     work_dir = WORK_DIR / name
     work_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(CONFIGS[name]), '--work-dir', str(work_dir)]
+    command += ['--cfg-options', f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}']
     log_file = work_dir / 'train.log'
     columns = (TextColumn('Training {task.description:8}'), BarColumn(), TextColumn('{task.completed}/{task.total}'))
     with (
         Progress(*columns, TextColumn('loss {task.fields[loss]}'), TimeRemainingColumn(), console=console) as progress,
         log_file.open('w') as log,
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
     ):
-        task = progress.add_task(name, total=None, loss='-')
+        task = progress.add_task(name, total=iterations, loss='-')
         for line in process.stdout:
             log.write(line)
             if match := ITERATION.search(line):
-                done, total, loss = match.groups()
-                progress.update(task, completed=int(done), total=int(total), loss=loss)
+                progress.update(task, completed=int(match[1]), loss=match[2])
     if process.returncode != 0:
         sys.exit(f'error: training failed, see {log_file}:\n{"".join(log_file.read_text().splitlines(True)[-5:])}')
     return Path((work_dir / 'last_checkpoint').read_text().strip())
@@ -85,26 +86,31 @@ def evaluate(name: str, checkpoint: Path, validation) -> Result:
     return Result(name, predictions, iou=metrics['IoU'] * 100, accuracy=metrics['Acc'] * 100)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--iterations', type=int, default=400, help='of each training [%(default)s]')
+    parser.add_argument(
+        '--images', type=int, default=160, help='for training; a fifth as many to validate [%(default)s]'
+    )
+    args = parser.parse_args(arguments)
     init_default_scope('mmseg')
-    console.print(f'[bold]1/3[/] Drawing scenes into {DATA_ROOT.relative_to(ROOT)}')
-    generate_demo_scenes(DATA_ROOT)
+
+    console.print(f'[bold]1/3[/] Drawing scenes into {DATA_ROOT}')
+    generate_demo_scenes(DATA_ROOT, num_training=args.images, num_validation=args.images // 5)
     config = Config.fromfile(CONFIGS['weighted'])
-    config.train_dataloader.dataset.data_root = config.val_dataloader.dataset.data_root = str(DATA_ROOT)
-    load_labels = dict(type='LoadAnnotations', reduce_zero_label=True)
-    validation = DATASETS.build({**config.val_dataloader.dataset, 'pipeline': [load_labels]})
+    validation = labels_of(config.val_dataloader.dataset)
     classes, palette = validation.metainfo['classes'], validation.metainfo['palette']
     shares, weights = write_class_weights(config, len(classes))
 
     console.print('[bold]2/3[/] Training the same model twice: only the loss differs')
-    checkpoints = {name: train(name) for name in CONFIGS}
+    checkpoints = {name: train(name, args.iterations) for name in CONFIGS}
 
     console.print('[bold]3/3[/] Comparing on the validation images')
     results = [evaluate(name, checkpoint, validation) for name, checkpoint in checkpoints.items()]
     print_table(console, classes, shares, weights, results)
     report = WORK_DIR / 'report.png'
     draw_report(report, validation, classes, palette, shares, results)
-    console.print(f'Picture: [bold]{report.relative_to(ROOT)}[/]')
+    console.print(f'Picture: [bold]{report}[/]')
 
 
 if __name__ == '__main__':

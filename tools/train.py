@@ -3,9 +3,8 @@
 import argparse
 import sys
 
-from mmengine.config import Config
-
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
+from mmengine.config import Config
 from mmseg_wce.launch import add_run_arguments, build_runner, config_from
 from mmseg_wce.preflight import PreflightError, check_amp, check_data
 

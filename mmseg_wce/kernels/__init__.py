@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from mmseg_wce.kernels import reference
+from torch import Tensor
 
 __all__ = ['pixel_nll']
 

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-
 from mmseg_wce.class_weights import count_pixels
 from mmseg_wce.datasets.demo_scenes import DemoScenesDataset, draw_scene, generate_demo_scenes
 

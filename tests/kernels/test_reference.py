@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from cases import Case, cases
 from hypothesis import given, settings
-
 from mmseg_wce.kernels import pixel_nll
 
 

@@ -1,0 +1,30 @@
+import importlib.util
+import json
+import sys
+
+import pytest
+from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+
+
+@pytest.fixture
+def demo_folder(tmp_path, monkeypatch):
+    """A working folder with a small demo data set, where the demo configs look for it."""
+    generate_demo_scenes(tmp_path / 'data/demo_scenes', num_training=8, num_validation=2)
+    (tmp_path / 'data/demo_scenes/class_weight.json').write_text(json.dumps([0.5 + c for c in range(10)]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def import_tool(root, monkeypatch):
+    """Import a script of tools/ as it is imported when it is run."""
+
+    def load(name: str):
+        monkeypatch.syspath_prepend(str(root / 'tools'))
+        spec = importlib.util.spec_from_file_location(name, root / 'tools' / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,0 +1,125 @@
+"""tools/train.py and tools/test.py as a user runs them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+WEIGHTED = 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py'
+SMALL = [
+    'train_dataloader.batch_size=2',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'default_hooks.logger.interval=1',
+    # resuming is exact without dropout only: mmengine stores no random state
+    'model.decode_head.dropout_ratio=0',
+    'model.auxiliary_head.0.dropout_ratio=0',
+    'model.auxiliary_head.1.dropout_ratio=0',
+]
+
+
+def command(root, tool: str, *arguments: str, options: list[str] = ()) -> list[str]:
+    return [sys.executable, str(root / 'tools' / tool), *arguments, '--cfg-options', *SMALL, *options]
+
+
+def run(arguments: list[str]) -> str:
+    process = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    return process.stdout + process.stderr
+
+
+def losses(work_dir) -> dict[int, float]:
+    """Loss of each iteration in the newest log of a work dir."""
+    file = max(work_dir.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {line['step']: line['loss'] for line in lines if 'loss' in line}
+
+
+def test_killed_training_resumes_where_it_was(root, demo_folder):
+    options = ['train_cfg.max_iters=30', 'train_cfg.val_interval=30', 'default_hooks.checkpoint.interval=5']
+    config = str(root / WEIGHTED)
+    run(command(root, 'train.py', config, '--work-dir', 'unbroken', options=options))
+    killed = subprocess.Popen(
+        command(root, 'train.py', config, '--work-dir', 'killed', options=options),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    pointer = demo_folder / 'killed/last_checkpoint'
+    while not pointer.exists() or not pointer.read_text():
+        assert killed.poll() is None, 'the training ended before it could be killed'
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    last = int(pointer.read_text().rsplit('_', 1)[1].removesuffix('.pth'))
+    assert last < 30
+
+    output = run(command(root, 'train.py', config, '--work-dir', 'killed', '--resume', options=options))
+
+    assert f'resumed epoch: 0, iter: {last}' in output
+    resumed, unbroken = losses(demo_folder / 'killed'), losses(demo_folder / 'unbroken')
+    assert sorted(resumed) == list(range(last + 1, 31))
+    assert resumed == {step: unbroken[step] for step in resumed}
+
+    output = run(command(root, 'test.py', config, pointer.read_text(), '--work-dir', 'tested', '--out', 'predictions'))
+
+    assert 'mIoU' in output
+    predictions = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (demo_folder / 'predictions').glob('*.png')]
+    assert len(predictions) == 2
+    assert set(np.unique(predictions)) <= set(range(1, 11))  # the files' convention: classes start at 1
+
+
+def test_two_processes_on_cpu(root, demo_folder):
+    if torch.cuda.is_available():
+        pytest.skip('a machine with CUDA devices trains on them')
+    options = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3']
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    arguments = command(
+        root, 'train.py', str(root / WEIGHTED), '--work-dir', 'two', '--launcher', 'pytorch', options=options
+    )
+
+    output = run([arguments[0], *torchrun, *arguments[1:]])
+
+    assert 'SyncBN does not exist on CPU' in output
+    assert sorted(losses(demo_folder / 'two')) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'words'),
+    [
+        ('train', ['nowhere.py'], "config file 'nowhere.py' does not exist"),
+        (
+            'train',
+            [WEIGHTED, '--cfg-options', 'train_dataloader.dataset.data_root=no'],
+            "data_root 'no' does not exist",
+        ),
+        ('train', [WEIGHTED, '--launcher', 'pytorch'], 'needs torchrun'),
+        ('test', [WEIGHTED, 'nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
+        ('test', ['nowhere.py', 'nowhere.pth'], "config file 'nowhere.py' does not exist"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(root, demo_folder, import_tool, monkeypatch, tool, arguments, words):
+    arguments = [str(root / a) if a == WEIGHTED else a for a in arguments]
+    monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *arguments])
+    monkeypatch.delenv('RANK', raising=False)
+
+    with pytest.raises(SystemExit) as caught:
+        import_tool(tool).main()
+
+    assert caught.value.code.startswith('error: ')
+    assert words in caught.value.code
+    assert '\n' not in caught.value.code
+
+
+def test_amp_on_cpu_is_said_in_one_line(root, demo_folder, import_tool, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip('mixed precision works on CUDA devices')
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(root / WEIGHTED), '--amp'])
+
+    with pytest.raises(SystemExit, match='error: --amp needs an accelerator'):
+        import_tool('train').main()
