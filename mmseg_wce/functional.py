@@ -13,7 +13,7 @@ from mmseg_wce.kernels import pixel_nll
 from mmseg_wce.labels import valid_pixels
 from torch import Tensor
 
-__all__ = ['NORMALIZERS', 'REDUCTIONS', 'weighted_cross_entropy']
+__all__ = ['NORMALIZERS', 'REDUCTIONS', 'normalizer', 'weighted_cross_entropy']
 
 Reduction = Literal['mean', 'sum', 'none']
 Normalizer = Literal['class_weight', 'valid', 'all']
@@ -21,7 +21,7 @@ REDUCTIONS: tuple[Reduction, ...] = ('mean', 'sum', 'none')
 NORMALIZERS: tuple[Normalizer, ...] = ('class_weight', 'valid', 'all')
 
 _LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_SMALLEST_AVG_FACTOR = torch.finfo(torch.float32).eps
+_MMSEG_EPS = torch.finfo(torch.float32).eps  # what mmseg divides by for avg_factor=0
 
 
 def _check_logits_and_target(logits: Tensor, target: Tensor) -> None:
@@ -119,38 +119,71 @@ def _broadcast_pixel_weight(pixel_weight: Tensor, target: Tensor) -> Tensor:
     return pixel_weight.expand(target.shape)
 
 
+def _label_weight(target: Tensor, valid: Tensor, class_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Class weight of every pixel's label, 0 where the pixel does not count."""
+    if class_weight is None:
+        return valid.to(dtype)
+    return torch.where(valid, class_weight.detach().to(dtype)[torch.where(valid, target, 0)], 0)
+
+
 def _per_pixel(
     logits: Tensor,
     target: Tensor,
-    valid: Tensor,
     class_weight: Tensor | None,
+    label_weight: Tensor,
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,
-) -> tuple[Tensor, Tensor]:
-    """Loss of every pixel before any reduction, and the class weight of its label (0 where it does not count)."""
+) -> Tensor:
+    """Loss of every pixel before any reduction."""
     smoothing_weight = None
     if label_smoothing > 0:
-        smoothing_weight = logits.new_ones(logits.shape[1]) if class_weight is None else class_weight
+        smoothing_weight = logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
     nll, smooth, _ = pixel_nll(
         logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
     )
-    if class_weight is None:
-        weight, loss = valid.to(nll.dtype), nll
-    else:
-        weight = torch.where(valid, class_weight.detach().to(nll.dtype)[torch.where(valid, target, 0)], 0)
-        loss = weight * nll
+    loss = nll if class_weight is None else label_weight * nll
     if label_smoothing > 0:
         loss = (1 - label_smoothing) * loss + (label_smoothing / logits.shape[1]) * smooth
-    return loss, weight
+    return loss
 
 
-def _denominator(weight: Tensor, valid: Tensor, normalize_by: str) -> Tensor:
+def _sum_of(normalize_by: str, label_weight: Tensor, valid: Tensor) -> Tensor:
     if normalize_by == 'class_weight':
-        return weight.sum()
+        return label_weight.sum()
     if normalize_by == 'valid':
-        return valid.sum().to(weight.dtype)
-    return weight.new_full((), weight.numel())
+        return valid.sum().to(label_weight.dtype)
+    return label_weight.new_full((), label_weight.numel())
+
+
+def normalizer(
+    target: Tensor,
+    class_weight: Tensor | None = None,
+    *,
+    num_classes: int,
+    ignore_index: int = 255,
+    normalize_by: Normalizer = 'class_weight',
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """What :func:`weighted_cross_entropy` divides by: known from the labels alone, before any logits.
+
+    Args:
+        target: (N, ...), any integer dtype: classes in [0, num_classes) or ``ignore_index``.
+        class_weight: (num_classes,).
+        num_classes: C.
+        ignore_index: the label that does not count.
+        normalize_by: as in :func:`weighted_cross_entropy`.
+        dtype: of the result: float64 where the logits are, else float32.
+
+    Returns:
+        Scalar on the target's device.
+
+    Raises:
+        ValueError: a label outside [0, C) that is not ignored, as in :func:`weighted_cross_entropy`.
+    """
+    target = target.long()
+    valid = valid_pixels(target, num_classes, ignore_index)
+    return _sum_of(normalize_by, _label_weight(target, valid, class_weight, dtype), valid)
 
 
 def weighted_cross_entropy(
@@ -202,8 +235,8 @@ def weighted_cross_entropy(
         pixel_weight: shape of the target, or broadcastable to it with as many dimensions; enters the numerator.
         reduction: 'mean', 'sum', or 'none' for the map of the pixels' losses, 0 where ignored.
         normalize_by: what the mean divides by.
-        avg_factor: one number or one-element tensor that replaces the denominator of the mean. As in mmseg, a value
-            below 1.2e-7 (0, say) counts as 1.2e-7, 'none' does not look at it and 'sum' refuses it.
+        avg_factor: one number or one-element tensor that replaces the denominator of the mean. As in mmseg, 0 counts
+            as 1.2e-7, reduction 'none' does not look at it and 'sum' refuses it.
         align_corners: of the upsampling, as in :func:`torch.nn.functional.interpolate`.
 
     Returns:
@@ -228,7 +261,8 @@ def weighted_cross_entropy(
     _check_options(reduction, normalize_by, label_smoothing, avg_factor, ignore_index)
     target = target.long()
     valid = valid_pixels(target, logits.shape[1], ignore_index)
-    loss, weight = _per_pixel(logits, target, valid, class_weight, ignore_index, label_smoothing, align_corners)
+    label_weight = _label_weight(target, valid, class_weight, torch.promote_types(logits.dtype, torch.float32))
+    loss = _per_pixel(logits, target, class_weight, label_weight, ignore_index, label_smoothing, align_corners)
     if pixel_weight is not None:
         loss = loss * _broadcast_pixel_weight(pixel_weight, target).to(loss.dtype)
     loss = torch.where(valid, loss, 0)
@@ -237,9 +271,9 @@ def weighted_cross_entropy(
     if reduction == 'sum':
         return loss.sum()
     if avg_factor is None:
-        denominator = _denominator(weight, valid, normalize_by)
+        # x / inf is a zero that stays connected to the graph, and unlike x * 0 it does not hide a NaN
+        denominator, instead_of_zero = _sum_of(normalize_by, label_weight, valid), torch.inf
     else:
         denominator = torch.as_tensor(avg_factor, dtype=loss.dtype, device=loss.device).reshape(())
-        denominator = denominator.clamp(min=_SMALLEST_AVG_FACTOR)
-    # x / inf is a zero that stays connected to the graph, and unlike x * 0 it does not hide a NaN
-    return loss.sum() / torch.where(denominator > 0, denominator, torch.inf)
+        instead_of_zero = _MMSEG_EPS
+    return loss.sum() / torch.where(denominator == 0, instead_of_zero, denominator)

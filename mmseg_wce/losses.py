@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import torch
+import torch.distributed as dist
 from mmengine.logging import print_log
 from mmseg.registry import MODELS
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
-from mmseg_wce.functional import NORMALIZERS, REDUCTIONS, Normalizer, Reduction, weighted_cross_entropy
+from mmseg_wce.functional import NORMALIZERS, REDUCTIONS, Normalizer, Reduction, normalizer, weighted_cross_entropy
 from torch import Tensor, nn
 
 __all__ = ['WeightedCrossEntropyLoss']
@@ -15,7 +17,7 @@ __all__ = ['WeightedCrossEntropyLoss']
 _DEFAULT_IGNORE_INDEX = 255
 
 
-def _normalizer(normalize_by: str | None, avg_non_ignore: bool | None, weighted: bool) -> str:
+def _resolve_normalizer(normalize_by: str | None, avg_non_ignore: bool | None, weighted: bool) -> str:
     """mmseg's ``avg_non_ignore`` in terms of ``normalize_by``; an error where both are given and disagree."""
     if normalize_by is not None and normalize_by not in NORMALIZERS:
         raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
@@ -35,6 +37,10 @@ def _normalizer(normalize_by: str | None, avg_non_ignore: bool | None, weighted:
             level=logging.WARNING,
         )
     return meant
+
+
+def _gradients_are_averaged() -> bool:
+    return torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _check_option(condition: bool, message: str) -> None:
@@ -62,6 +68,9 @@ class WeightedCrossEntropyLoss(nn.Module):
         normalize_by: 'class_weight' (default), 'valid' or 'all': what the mean divides by.
         label_smoothing: in [0, 1], as in :class:`torch.nn.CrossEntropyLoss`.
         ignore_index: the label that does not count; by default what the decode head says, or 255.
+        sync_normalizer: in training on several ranks, divide by the mean over the ranks of their denominators, so that
+            the gradient averaged by DistributedDataParallel is that of the whole batch on one device. Sends one number
+            for each loss call; nothing with ``avg_factor``, reduction 'sum' or 'none', or without gradients.
 
     Raises:
         TypeError, ValueError: an argument that cannot be meant, when the model is built.
@@ -80,6 +89,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         normalize_by: Normalizer | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int | None = None,
+        sync_normalizer: bool = True,
     ) -> None:
         super().__init__()
         for name, value in (('use_sigmoid', use_sigmoid), ('use_mask', use_mask)):
@@ -93,11 +103,12 @@ class WeightedCrossEntropyLoss(nn.Module):
         weights = None if class_weight is None else load_class_weight(class_weight)
         self._class_weight_values = weights
         self.register_buffer('class_weight', weights, persistent=False)
-        self.normalize_by = _normalizer(normalize_by, avg_non_ignore, weights is not None)
+        self.normalize_by = _resolve_normalizer(normalize_by, avg_non_ignore, weights is not None)
         self.reduction = reduction
         self.loss_weight = loss_weight
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
+        self.sync_normalizer = sync_normalizer
         self._loss_name = loss_name
 
     def _apply(self, fn, recurse=True):
@@ -143,17 +154,34 @@ class WeightedCrossEntropyLoss(nn.Module):
             TypeError, ValueError: as :func:`mmseg_wce.functional.weighted_cross_entropy`; also where the head and the
                 constructor name different labels to ignore.
         """
-        return self.loss_weight * weighted_cross_entropy(
-            cls_score,
-            label,
-            self.class_weight,
+        reduction = reduction_override or self.reduction
+        options = dict(
             ignore_index=self._resolve_ignore_index(ignore_index),
             label_smoothing=self.label_smoothing,
             pixel_weight=weight,
-            reduction=reduction_override or self.reduction,
-            normalize_by=self.normalize_by,
-            avg_factor=avg_factor,
         )
+        if reduction == 'mean' and avg_factor is None and self.sync_normalizer and _gradients_are_averaged():
+            loss = self._synchronised_mean(cls_score, label, options)
+        else:
+            options.update(reduction=reduction, normalize_by=self.normalize_by, avg_factor=avg_factor)
+            loss = weighted_cross_entropy(cls_score, label, self.class_weight, **options)
+        return self.loss_weight * loss
+
+    def _synchronised_mean(self, cls_score: Tensor, label: Tensor, options: dict) -> Tensor:
+        """Sum of this rank over the mean of the ranks' denominators, which travels while the sum is computed."""
+        denominator = normalizer(
+            label,
+            self.class_weight,
+            num_classes=cls_score.shape[1],
+            ignore_index=options['ignore_index'],
+            normalize_by=self.normalize_by,
+            dtype=torch.promote_types(cls_score.dtype, torch.float32),
+        )
+        travelling = dist.all_reduce(denominator, async_op=True)
+        loss = weighted_cross_entropy(cls_score, label, self.class_weight, reduction='sum', **options)
+        travelling.wait()
+        denominator /= dist.get_world_size()
+        return loss / torch.where(denominator == 0, torch.inf, denominator)
 
     @property
     def loss_name(self) -> str:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from cases import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmseg_wce.functional import weighted_cross_entropy
+from mmseg_wce.functional import normalizer, weighted_cross_entropy
 
 SEED_LOGITS = [[-0.7795, -1.7373, 0.3856], [0.4031, -0.5632, -0.2389], [-2.3908, 0.7452, 0.7748]]
 
@@ -398,3 +398,30 @@ def test_cuda_equals_cpu():
     on_cuda = value_and_gradient(lambda z: weighted_cross_entropy(z, target.cuda(), weight.cuda()), logits.cuda())
 
     torch.testing.assert_close([x.cpu() for x in on_cuda], list(on_cpu))
+
+
+@given(case=cases(), normalize_by=st.sampled_from(('class_weight', 'valid', 'all')))
+@settings(max_examples=50, deadline=None)
+def test_normalizer_is_what_the_mean_divides_by(case: Case, normalize_by):
+    options = {**case.options(), 'label_smoothing': 0.0}
+    total, mean = (
+        weighted_cross_entropy(case.logits, case.target, reduction=reduction, normalize_by=normalize_by, **options)
+        for reduction in ('sum', 'mean')
+    )
+
+    denominator = normalizer(
+        case.target,
+        case.class_weight,
+        num_classes=case.logits.shape[1],
+        ignore_index=case.ignore_index,
+        normalize_by=normalize_by,
+        dtype=torch.float64,
+    )
+
+    torch.testing.assert_close(mean * denominator, total if denominator else torch.zeros_like(total))
+
+
+def test_nan_avg_factor_is_not_hidden():
+    loss = weighted_cross_entropy(**GOOD, avg_factor=torch.tensor(math.nan))
+
+    assert loss.isnan()

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import mmseg_wce  # noqa: F401  (registers the data set and the loss)
@@ -93,6 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         '--images', type=int, default=160, help='for training; a fifth as many to validate [%(default)s]'
     )
     args = parser.parse_args(arguments)
+    warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
     init_default_scope('mmseg')
 
     console.print(f'[bold]1/3[/] Drawing scenes into {DATA_ROOT}')

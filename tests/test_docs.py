@@ -1,0 +1,49 @@
+"""What README and docs show is run."""
+
+import json
+import re
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+
+
+def test_examples_of_the_semantics_print_what_they_say(root, capsys):
+    code = ''.join(python_blocks((root / 'docs/semantics.md').read_text()))
+    promised = re.findall(r'print\(.*\)  # (\S+)', code)
+
+    exec(code, {})
+
+    assert len(promised) == 2
+    assert capsys.readouterr().out.split() == promised
+
+
+def test_the_three_config_lines(root, tmp_path, monkeypatch):
+    (block,) = [b for b in python_blocks((root / 'README.md').read_text()) if '_base_' in b]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'my_config.py').write_text(block)
+    (tmp_path / 'weights.json').write_text(json.dumps([1.0 + c for c in range(150)]))
+    init_default_scope('mmseg')
+
+    config = Config.fromfile('my_config.py')
+    head = MODELS.build(config.model.decode_head)
+
+    assert len(block.strip().splitlines()) == 3
+    assert head.loss_decode.class_weight.tolist() == [1.0 + c for c in range(150)]
+
+
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'docs/semantics.md', 'docs/benchmarks.md'])
+def test_links_lead_somewhere(root, page):
+    text = (root / page).read_text()
+
+    for target in re.findall(r'\]\((?!https?://)([^)#]+)', text):
+        assert ((root / page).parent / target).exists(), target
+    for tool in re.findall(r'tools/\w+\.py', text):
+        assert (root / tool).exists() or tool in ('tools/train.py', 'tools/test.py'), tool
+    for test in re.findall(r'tests/[\w/]+\.py', text):
+        assert (root / test).exists(), test
