@@ -43,7 +43,5 @@ def test_links_lead_somewhere(root, page):
 
     for target in re.findall(r'\]\((?!https?://)([^)#]+)', text):
         assert ((root / page).parent / target).exists(), target
-    for tool in re.findall(r'tools/\w+\.py', text):
-        assert (root / tool).exists() or tool in ('tools/train.py', 'tools/test.py'), tool
-    for test in re.findall(r'tests/[\w/]+\.py', text):
-        assert (root / test).exists(), test
+    for file in re.findall(r'(?<![\w/])((?:tests|tools)/[\w/]+\.py)', text):
+        assert (root / file).exists(), file
