@@ -35,6 +35,6 @@ setup(
     ],
     packages=find_packages(include=['mmseg_wce', 'mmseg_wce.*']),
     python_requires='>=3.10',
-    install_requires=['torch>=2.4', 'numpy'],
+    install_requires=['torch>=2.4'],
     extras_require=EXTRAS,
 )

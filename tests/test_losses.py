@@ -3,12 +3,14 @@ import itertools
 import logging
 import math
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from mmseg.models.losses import CrossEntropyLoss
-from mmseg.registry import MODELS
+from mmseg.registry import MODELS, TRANSFORMS
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from torch import nn
 
@@ -288,3 +290,19 @@ def test_nan_logits_are_not_hidden():
     logits[0, 0, 0, 0] = math.nan
 
     assert WeightedCrossEntropyLoss()(logits, label).isnan()
+
+
+@pytest.mark.parametrize('raw', [151, 254])
+def test_raw_values_that_reduce_zero_label_does_not_ignore(tmp_path, raw):
+    """From the label file to the loss, as mmseg reads it: raw 0 and 255 become 255, raw 151..254 do not."""
+    labels = np.full((8, 8), 7, np.uint8)
+    labels[0, :4], labels[1], labels[2, 3] = 0, 255, raw
+    cv2.imwrite(str(tmp_path / 'label.png'), labels)
+    load = TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', reduce_zero_label=True))
+    sample = load(dict(seg_map_path=str(tmp_path / 'label.png'), reduce_zero_label=True, seg_fields=[]))
+    target = torch.from_numpy(sample['gt_seg_map'])[None]
+
+    with pytest.raises(
+        ValueError, match=rf'{raw - 1} \(1 px\).*\(0, 2, 3\).*raw {raw} in the label files became {raw - 1}'
+    ):
+        WeightedCrossEntropyLoss()(torch.randn(1, 150, 8, 8), target)
