@@ -57,7 +57,7 @@ def draw_report(
         results: of the built-in loss, then of ours.
     """
     plt.rcParams.update({'font.size': 9, 'font.family': 'DejaVu Sans'})
-    figure = plt.figure(figsize=(13, 7.2), layout='constrained')
+    figure = plt.figure(figsize=(11, 6.4), layout='constrained')
     scenes, bars = figure.subfigures(1, 2, width_ratios=[1.75, 1])
     colors = np.full((256, 3), 255, np.uint8)
     colors[: len(classes)] = palette
@@ -71,7 +71,7 @@ def draw_report(
         handlelength=1.2,
     )
     _draw_bars(bars, classes, shares, results)
-    figure.savefig(path, dpi=110, facecolor='white')
+    figure.savefig(path, dpi=130, facecolor='white')
     plt.close(figure)
 
 
@@ -98,7 +98,7 @@ def _draw_scenes(figure, validation, colors: np.ndarray, results: list[Result], 
             axis.set_yticks([])
             axis.spines[:].set_color('0.8')
     for axis, title in zip(axes[0], ('image', 'label', *TITLES), strict=True):
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=8)
 
 
 def _draw_bars(figure, classes: list[str], shares: list[float], results: list[Result]) -> None:
