@@ -425,3 +425,18 @@ def test_nan_avg_factor_is_not_hidden():
     loss = weighted_cross_entropy(**GOOD, avg_factor=torch.tensor(math.nan))
 
     assert loss.isnan()
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_no_gradient_flows_to_class_weights(smoothing):
+    weight = torch.ones(3, requires_grad=True)
+
+    loss = weighted_cross_entropy(**GOOD, class_weight=weight, label_smoothing=smoothing)
+
+    assert not loss.requires_grad
+
+
+def test_avg_factor_of_zero_is_mmsegs():
+    total = weighted_cross_entropy(**GOOD, reduction='sum')
+
+    torch.testing.assert_close(weighted_cross_entropy(**GOOD, avg_factor=0), total / torch.finfo(torch.float32).eps)
