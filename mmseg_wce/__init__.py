@@ -20,9 +20,9 @@ if importlib.util.find_spec('mmseg') is not None:
         from mmseg_wce import datasets, losses
 
         __all__ += ['datasets', 'losses']
-    except ImportError as error:
+    except Exception as error:  # mmseg asserts versions; a broken torchvision or CUDA library raises anything
         warnings.warn(
             f'mmseg is installed but cannot be imported, so mmseg_wce registered nothing with it; '
-            f'mmseg_wce.functional and mmseg_wce.kernels work. The cause: {error}',
+            f'mmseg_wce.functional and mmseg_wce.kernels work. The cause: {type(error).__name__}: {error}',
             stacklevel=2,
         )

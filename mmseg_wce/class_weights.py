@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmseg_wce.plain_arrays import STAND_INS
 from torch import Tensor
 
 __all__ = ['ClassWeight', 'check_class_weight', 'count_pixels', 'inverse_sqrt_frequency', 'load_class_weight']
@@ -21,20 +22,12 @@ ClassWeight = Sequence[float] | np.ndarray | Tensor | str | os.PathLike
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles lists, dicts, numbers and NumPy arrays; anything else could run code while it loads."""
 
-    _ALLOWED = frozenset(
-        {
-            ('_codecs', 'encode'),
-            ('numpy', 'dtype'),
-            ('numpy', 'ndarray'),
-            *((f'numpy.{core}.multiarray', name) for core in ('core', '_core') for name in ('_reconstruct', 'scalar')),
-            *((f'numpy.{core}.numeric', '_frombuffer') for core in ('core', '_core')),
-        }
-    )
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
+        if (module, name) == ('_codecs', 'encode'):  # how protocols before 3 write bytes
+            return lambda text, _: text.encode('latin1')
+        if f'{module}.{name}' not in STAND_INS:
             raise pickle.UnpicklingError(f'it asks for {module}.{name}; only numbers, lists and NumPy arrays are read')
-        return super().find_class(module, name)
+        return STAND_INS[f'{module}.{name}']
 
 
 def _read_yaml(content: bytes) -> Any:
@@ -57,12 +50,10 @@ def _read_file(path: str) -> Any:
 
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _READERS:
-        raise ValueError(
-            f'class_weight file {path!r}: cannot read {suffix or "no suffix"!r}, only {", ".join(_READERS)}'
-        )
+        raise ValueError(f'class_weight file {path!r} has the suffix {suffix!r}; these are read: {", ".join(_READERS)}')
     try:
         content = fileio.get(path)
-    except OSError as error:
+    except (OSError, ImportError, KeyError, ValueError) as error:  # the last three: no backend for its scheme
         raise ValueError(f'class_weight file {path!r} cannot be read from {os.getcwd()!r}: {error}') from error
     try:
         return _READERS[suffix](content)
@@ -100,24 +91,31 @@ def load_class_weight(class_weight: ClassWeight) -> Tensor:
 
     Raises:
         TypeError: it is none of these.
-        ValueError: the file is missing or does not hold a list of numbers, or a weight is negative, NaN or infinite,
-            or all are zero.
+        ValueError: the file is missing or does not hold a list of real numbers, or a weight is negative, NaN or
+            infinite, or all are zero.
     """
-    source = 'class_weight'
+    source, complaint = 'class_weight', TypeError
     if isinstance(class_weight, (str, os.PathLike)):
-        source = f'class_weight file {os.fspath(class_weight)!r}'
-        class_weight = _read_file(os.fspath(class_weight))
+        path = os.fspath(class_weight)
+        source, complaint, class_weight = f'class_weight file {path!r}', ValueError, _read_file(path)
     if not isinstance(class_weight, (Sequence, np.ndarray, Tensor)) or isinstance(class_weight, (str, bytes)):
-        raise TypeError(f'{source} must be a list of numbers, got {type(class_weight).__name__}: {class_weight!r:.80}')
-    if isinstance(class_weight, Tensor):
-        weights = class_weight.detach().to('cpu', torch.float32, copy=True)
-    else:
-        try:
-            weights = torch.from_numpy(np.array(class_weight, dtype=np.float32))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'{source} must be a flat list of numbers: {error}') from error
+        raise complaint(f'{source} must be a list of numbers, got {type(class_weight).__name__}: {class_weight!r:.80}')
+    weights = _as_float32(class_weight, source)
     check_class_weight(weights, source)
     return weights
+
+
+def _as_float32(class_weight: Sequence[float] | np.ndarray | Tensor, source: str) -> Tensor:
+    if isinstance(class_weight, Tensor):
+        class_weight = class_weight.detach().cpu().double().numpy()
+    try:
+        array = np.array(class_weight)
+    except ValueError as error:
+        raise ValueError(f'{source} must be a flat list of numbers: {error}') from error
+    if array.size and array.dtype.kind not in 'iuf':
+        raise ValueError(f'{source} must be a flat list of real numbers, got {class_weight!r:.200} ({array.dtype})')
+    with np.errstate(over='ignore'):  # too large for float32 is infinite, which is refused with its class
+        return torch.from_numpy(array.astype(np.float32))
 
 
 def count_pixels(label_maps: Iterable[np.ndarray], num_classes: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from importlib import metadata
 from types import SimpleNamespace
 
 import torch
+from mmseg_wce.plain_arrays import STAND_INS, PlainArray, PlainDtype
 from packaging.version import Version
 
 __all__ = ['apply']
@@ -57,22 +58,15 @@ def _missing_op(op: str):
 def _let_checkpoints_load_safely() -> None:
     """Let ``torch.load(weights_only=True)`` read the training state that mmengine stores in its checkpoints.
 
-    Condition: torch >= 2.6, where weights_only became the default, and mmengine < 0.11. The classes named here only
-    hold numbers; every other class is still refused.
+    Condition: torch >= 2.6, where weights_only became the default, and mmengine < 0.11. What is allowed here can only
+    hold numbers, see :mod:`mmseg_wce.plain_arrays`; every other class is still refused.
     """
     if torch.__version__ < torch.torch_version.TorchVersion('2.6') or _mmengine_version() >= Version('0.11'):
         return
-    import numpy as np
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    try:
-        from numpy._core.multiarray import _reconstruct, scalar
-    except ImportError:  # NumPy 1
-        from numpy.core.multiarray import _reconstruct, scalar
-
-    numeric = ('float64', 'float32', 'float16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
-    dtypes = {type(np.dtype(name)) for name in numeric}
-    torch.serialization.add_safe_globals([HistoryBuffer, _reconstruct, scalar, np.ndarray, np.dtype, *dtypes])
+    stand_ins = [(stand_in, name) for name, stand_in in STAND_INS.items()]
+    torch.serialization.add_safe_globals([HistoryBuffer, PlainArray, PlainDtype, *stand_ins])
     torch.serialization.add_safe_globals([(_history_statistic, 'builtins.getattr')])
 
 

@@ -5,7 +5,7 @@ loss = sum_i w[y_i] * nll_i / sum_i w[y_i]      over the pixels i with y_i != ig
 
 from __future__ import annotations
 
-import math
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from mmseg_wce.kernels import pixel_nll
 from mmseg_wce.labels import valid_pixels
 from torch import Tensor
 
-__all__ = ['NORMALIZERS', 'REDUCTIONS', 'normalizer', 'weighted_cross_entropy']
+__all__ = ['NORMALIZERS', 'REDUCTIONS', 'check_inputs', 'normalizer', 'weighted_cross_entropy']
 
 Reduction = Literal['mean', 'sum', 'none']
 Normalizer = Literal['class_weight', 'valid', 'all']
@@ -22,6 +22,12 @@ NORMALIZERS: tuple[Normalizer, ...] = ('class_weight', 'valid', 'all')
 
 _LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MMSEG_EPS = torch.finfo(torch.float32).eps  # what mmseg divides by for avg_factor=0
+
+
+def check_inputs(logits: Tensor, target: Tensor, class_weight: Tensor | None) -> None:
+    """Raise TypeError or ValueError where kinds, shapes, dtypes or devices do not fit; reads no values."""
+    _check_logits_and_target(logits, target)
+    _check_class_weight(class_weight, logits)
 
 
 def _check_logits_and_target(logits: Tensor, target: Tensor) -> None:
@@ -58,8 +64,9 @@ def _check_logits_and_target(logits: Tensor, target: Tensor) -> None:
 def _hint(target: Tensor) -> str:
     if target.dim() != 4:
         return ''
-    if target.shape[1] == 1:
-        return '. Remove the channel dimension: target.squeeze(1)'
+    for dim in (1, -1):
+        if target.shape[dim] == 1:
+            return f'. Remove the channel dimension: target.squeeze({dim})'
     if target.shape[-1] in (3, 4) or target.shape[1] in (3, 4):
         return (
             '. The labels have colour channels: they were read from RGB masks or from palette PNGs that the reader '
@@ -91,9 +98,11 @@ def _check_options(
         raise ValueError(f'reduction must be one of {REDUCTIONS}, got {reduction!r}')
     if normalize_by not in NORMALIZERS:
         raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
+    if not isinstance(label_smoothing, (int, float, torch.SymFloat)):
+        raise TypeError(f'label_smoothing must be a number, got {label_smoothing!r}')
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f'label_smoothing must be between 0 and 1, got {label_smoothing}')
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, torch.SymInt)):
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, Integral, torch.SymInt)):
         raise TypeError(f'ignore_index must be an int, got {ignore_index!r}')
     if avg_factor is None:
         return
@@ -102,11 +111,15 @@ def _check_options(
     if isinstance(avg_factor, Tensor):
         if avg_factor.numel() != 1:
             raise ValueError(f'avg_factor must be one number, got a tensor of shape {tuple(avg_factor.shape)}')
-    elif not (math.isfinite(avg_factor) and avg_factor >= 0):
+    elif not 0 <= avg_factor < torch.inf:
         raise ValueError(f'avg_factor must be finite and not negative, got {avg_factor}')
 
 
 def _broadcast_pixel_weight(pixel_weight: Tensor, target: Tensor) -> Tensor:
+    if not isinstance(pixel_weight, Tensor):
+        raise TypeError(f'pixel_weight must be a tensor, got {type(pixel_weight).__name__}')
+    if pixel_weight.device != target.device:
+        raise ValueError(f'pixel_weight is on {pixel_weight.device}, target is on {target.device}')
     fits = pixel_weight.dim() == target.dim() and all(
         p in (1, t) for p, t in zip(pixel_weight.shape, target.shape, strict=True)
     )
@@ -119,11 +132,16 @@ def _broadcast_pixel_weight(pixel_weight: Tensor, target: Tensor) -> Tensor:
     return pixel_weight.expand(target.shape)
 
 
-def _label_weight(target: Tensor, valid: Tensor, class_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Class weight of every pixel's label, 0 where the pixel does not count."""
+def _labels(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Target as int64, where it counts, and the class weight of every pixel's label: 0 where it does not count."""
+    target = target.long()
+    valid = valid_pixels(target, logits.shape[1], ignore_index)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     if class_weight is None:
-        return valid.to(dtype)
-    return torch.where(valid, class_weight.detach().to(dtype)[torch.where(valid, target, 0)], 0)
+        return target, valid, valid.to(dtype)
+    return target, valid, torch.where(valid, class_weight.detach().to(dtype)[torch.where(valid, target, 0)], 0)
 
 
 def _per_pixel(
@@ -157,33 +175,32 @@ def _sum_of(normalize_by: str, label_weight: Tensor, valid: Tensor) -> Tensor:
 
 
 def normalizer(
+    logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None = None,
     *,
-    num_classes: int,
     ignore_index: int = 255,
     normalize_by: Normalizer = 'class_weight',
-    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """What :func:`weighted_cross_entropy` divides by: known from the labels alone, before any logits.
+    """What :func:`weighted_cross_entropy` divides by: known from the labels alone, no logit is read.
 
     Args:
-        target: (N, ...), any integer dtype: classes in [0, num_classes) or ``ignore_index``.
-        class_weight: (num_classes,).
-        num_classes: C.
+        logits: (N, C, ...); their shape and dtype matter.
+        target: (N, ...), any integer dtype: classes in [0, C) or ``ignore_index``.
+        class_weight: (C,).
         ignore_index: the label that does not count.
         normalize_by: as in :func:`weighted_cross_entropy`.
-        dtype: of the result: float64 where the logits are, else float32.
 
     Returns:
-        Scalar on the target's device.
+        Scalar on the target's device, float32, or float64 for float64 logits.
 
     Raises:
-        ValueError: a label outside [0, C) that is not ignored, as in :func:`weighted_cross_entropy`.
+        TypeError, ValueError: as :func:`weighted_cross_entropy`.
     """
-    target = target.long()
-    valid = valid_pixels(target, num_classes, ignore_index)
-    return _sum_of(normalize_by, _label_weight(target, valid, class_weight, dtype), valid)
+    check_inputs(logits, target, class_weight)
+    _check_options('mean', normalize_by, 0.0, None, ignore_index)
+    _, valid, label_weight = _labels(logits, target, class_weight, ignore_index)
+    return _sum_of(normalize_by, label_weight, valid)
 
 
 def weighted_cross_entropy(
@@ -236,7 +253,7 @@ def weighted_cross_entropy(
         reduction: 'mean', 'sum', or 'none' for the map of the pixels' losses, 0 where ignored.
         normalize_by: what the mean divides by.
         avg_factor: one number or one-element tensor that replaces the denominator of the mean. As in mmseg, 0 counts
-            as 1.2e-7, reduction 'none' does not look at it and 'sum' refuses it.
+            as 1.2e-7, reduction 'none' does not look at it and 'sum' refuses it. The value of a tensor is not checked.
         align_corners: of the upsampling, as in :func:`torch.nn.functional.interpolate`.
 
     Returns:
@@ -256,12 +273,9 @@ def weighted_cross_entropy(
     >>> print(f'{weighted_cross_entropy(logits, target, weight, ignore_index=2):.4f}')
     1.5824
     """
-    _check_logits_and_target(logits, target)
-    _check_class_weight(class_weight, logits)
+    check_inputs(logits, target, class_weight)
     _check_options(reduction, normalize_by, label_smoothing, avg_factor, ignore_index)
-    target = target.long()
-    valid = valid_pixels(target, logits.shape[1], ignore_index)
-    label_weight = _label_weight(target, valid, class_weight, torch.promote_types(logits.dtype, torch.float32))
+    target, valid, label_weight = _labels(logits, target, class_weight, ignore_index)
     loss = _per_pixel(logits, target, class_weight, label_weight, ignore_index, label_smoothing, align_corners)
     if pixel_weight is not None:
         loss = loss * _broadcast_pixel_weight(pixel_weight, target).to(loss.dtype)

@@ -8,8 +8,9 @@ call raises it; until then the bad pixels are simply not valid, and enter no sum
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ __all__ = ['LabelFindings', 'explain', 'raise_pending', 'valid_pixels']
 
 # Bins of a finding: values below 0, the values 0..255 that a mask file can hold, values above.
 _FIRST_BIN, _LAST_BIN = -1, 256
-_NUM_BINS = _LAST_BIN - _FIRST_BIN + 1
+_BINS = (-math.inf, *range(256), math.inf)
+_NUM_BINS = len(_BINS)
 # Pixels with nothing to report are spread over this many more bins, where they do not queue for the same atomic.
 _NUM_SPARE_BINS = 4096
 
@@ -28,7 +30,8 @@ class LabelFindings:
     """Labels outside [0, num_classes) that are not ignored, and what helps to explain them.
 
     Attributes:
-        bad_counts: pixels for each bad value; -1 stands for every negative one, 256 for every one above 255.
+        bad_counts: pixels for each bad value. Counted on a CUDA device, -inf stands for all below 0, inf for all
+            above 255.
         first_value: the first bad value in memory order, exact.
         first_index: its index in the target.
         num_zero: pixels with label 0.
@@ -39,7 +42,7 @@ class LabelFindings:
         ignore_index: the label that does not count.
     """
 
-    bad_counts: dict[int, int]
+    bad_counts: dict[float, int]
     first_value: int
     first_index: tuple[int, ...]
     num_zero: int
@@ -66,13 +69,16 @@ def _valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
         return in_range
     bad = counted & ~in_range
     if target.is_cuda:
-        raise_pending(wait=False)
-        if not torch.cuda.is_current_stream_capturing():
+        if not torch.cuda.is_current_stream_capturing():  # asking an event would end the capture
+            raise_pending(wait=False)
             _pending.append(
                 _InFlight.send(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)
             )
     elif bad.any():
-        raise ValueError(explain(_read(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)))
+        findings = _read(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)
+        values, counts = target[bad].unique(return_counts=True)
+        exact = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        raise ValueError(explain(replace(findings, bad_counts=exact)))
     return in_range & counted
 
 
@@ -105,7 +111,7 @@ def _read(measured: Tensor, shape: torch.Size, num_classes: int, ignore_index: i
         first, remainder = divmod(first, size)
         first_index.insert(0, remainder)
     return LabelFindings(
-        bad_counts={_FIRST_BIN + i: n for i, n in enumerate(values[:_NUM_BINS]) if n},
+        bad_counts={_BINS[i]: n for i, n in enumerate(values[:_NUM_BINS]) if n},
         first_value=first_value,
         first_index=tuple(first_index),
         num_zero=num_zero,
@@ -177,13 +183,13 @@ def explain(findings: LabelFindings) -> str:
     )
 
 
-def _bin_name(value: int) -> str:
-    return {_FIRST_BIN: 'below 0', _LAST_BIN: 'above 255'}.get(value, str(value))
+def _bin_name(value: float) -> str:
+    return {-math.inf: 'below 0', math.inf: 'above 255'}.get(value, str(value))
 
 
 def _likely_causes(f: LabelFindings) -> list[str]:
     """From the most to the least likely."""
-    bad, num_classes = set(f.bad_counts), f.num_classes
+    bad, num_classes = {*f.bad_counts, f.first_value}, f.num_classes
     beyond = sorted(v for v in bad if num_classes <= v <= 253)
     causes = []
     if 255 in bad and num_classes == 2 and f.num_zero + f.bad_counts[255] + f.num_ignored == f.num_pixels:
@@ -193,17 +199,20 @@ def _likely_causes(f: LabelFindings) -> list[str]:
             f'255 marks pixels without a class (reduce_zero_label=True and padding write it), but ignore_index is '
             f'{f.ignore_index}: set ignore_index=255 in the head and in the loss'
         )
-    if 254 in bad or f.first_value == -1:
+    if 254 in bad or -1 in bad:
         causes.append(
-            'masks that were already shifted by one on disk are shifted again (255 - 1 = 254, 0 - 1 = -1): '
-            'set reduce_zero_label=False for them'
+            'masks were shifted by code that does not keep 255 (255 - 1 = 254, 0 - 1 = -1), perhaps a second time '
+            'after they had been shifted on disk: shift once, by reduce_zero_label=True, or not at all'
         )
-    if _FIRST_BIN in bad and f.first_value != -1:
-        causes.append(f'negative labels mark pixels without a class, but ignore_index is {f.ignore_index}')
+    if min(bad) < 0:
+        causes.append(
+            f'negative labels mark pixels without a class (-1 is also 255 read as int8), but ignore_index is '
+            f'{f.ignore_index}'
+        )
     if beyond:
         causes += _causes_of_too_large(f, beyond)
-    if beyond or _LAST_BIN in bad:
-        largest = max(*beyond, f.first_value) if beyond else f.first_value
+    if beyond or max(bad) > 255:
+        largest = max(v for v in bad if v < math.inf)
         causes.append(f'num_classes={num_classes} is too small: these labels need at least {largest + 1}')
     return causes
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+from functools import lru_cache
+from numbers import Integral, Real
 
 import torch
 import torch.distributed as dist
@@ -30,22 +33,52 @@ def _resolve_normalizer(normalize_by: str | None, avg_non_ignore: bool | None, w
             f'normalize_by={meant!r}, which contradicts normalize_by={normalize_by!r}: give one of the two'
         )
     if weighted and not avg_non_ignore and normalize_by is None:
-        print_log(
+        _warn_once(
             'WeightedCrossEntropyLoss: avg_non_ignore=False with class_weight divides by the class weights of the '
-            'pixels that are not ignored, as avg_non_ignore=True does; mmseg defines no other value for label 255',
-            logger='current',
-            level=logging.WARNING,
+            'pixels that are not ignored, as avg_non_ignore=True does; mmseg defines no other value for label 255'
         )
     return meant
 
 
-def _gradients_are_averaged() -> bool:
-    return torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+@lru_cache
+def _warn_once(message: str) -> None:
+    """A model has a loss in every head."""
+    print_log(message, logger='current', level=logging.WARNING)
 
 
-def _check_option(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(f'WeightedCrossEntropyLoss: {message}')
+def _gradients_are_averaged(logits: Tensor) -> bool:
+    trains = torch.is_grad_enabled() and logits.requires_grad
+    return trains and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _check_options(
+    reduction: str,
+    loss_weight: float,
+    loss_name: str,
+    avg_non_ignore: bool | None,
+    label_smoothing: float,
+    ignore_index: int | None,
+) -> None:
+    numbers = (('loss_weight', loss_weight), ('label_smoothing', label_smoothing))
+    for name, value, kind in (
+        *((name, value, Real) for name, value in numbers),
+        ('loss_name', loss_name, str),
+        ('avg_non_ignore', avg_non_ignore, bool | None),
+        ('ignore_index', ignore_index, Integral | None),
+    ):
+        if not isinstance(value, kind) or (isinstance(value, bool) and name != 'avg_non_ignore'):
+            raise TypeError(f'WeightedCrossEntropyLoss: {name} may not be {value!r}')
+    for condition, message in (
+        (reduction in REDUCTIONS, f'reduction must be one of {REDUCTIONS}, got {reduction!r}'),
+        (math.isfinite(loss_weight), f'loss_weight must be finite, got {loss_weight}'),
+        (0.0 <= label_smoothing <= 1.0, f'label_smoothing must be between 0 and 1, got {label_smoothing}'),
+        (
+            loss_name.startswith('loss_'),
+            f"loss_name={loss_name!r} has to start with 'loss_', or mmengine does not add it to the total loss",
+        ),
+    ):
+        if not condition:
+            raise ValueError(f'WeightedCrossEntropyLoss: {message}')
 
 
 @MODELS.register_module()
@@ -93,16 +126,14 @@ class WeightedCrossEntropyLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (('use_sigmoid', use_sigmoid), ('use_mask', use_mask)):
-            _check_option(not value, f"{name}=True is another loss: use mmseg's type='CrossEntropyLoss' for it")
-        _check_option(reduction in REDUCTIONS, f'reduction must be one of {REDUCTIONS}, got {reduction!r}')
-        _check_option(0.0 <= label_smoothing <= 1.0, f'label_smoothing must be in [0, 1], got {label_smoothing}')
-        _check_option(
-            loss_name.startswith('loss_'),
-            f"loss_name={loss_name!r} has to start with 'loss_', or mmengine does not add it to the total loss",
-        )
+            if value:
+                raise ValueError(
+                    f"WeightedCrossEntropyLoss: {name}=True is another loss: use mmseg's type='CrossEntropyLoss' for it"
+                )
+        _check_options(reduction, loss_weight, loss_name, avg_non_ignore, label_smoothing, ignore_index)
         weights = None if class_weight is None else load_class_weight(class_weight)
         self._class_weight_values = weights
-        self.register_buffer('class_weight', weights, persistent=False)
+        self.register_buffer('class_weight', None if weights is None else weights.clone(), persistent=False)
         self.normalize_by = _resolve_normalizer(normalize_by, avg_non_ignore, weights is not None)
         self.reduction = reduction
         self.loss_weight = loss_weight
@@ -113,10 +144,20 @@ class WeightedCrossEntropyLoss(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Follow the module to its device, but keep float32: ``.half()`` would round the weights."""
+        weights = self.class_weight
+        if weights is not None and weights.dtype == torch.float32 and not weights.is_meta:
+            self._class_weight_values = weights.detach().to('cpu', copy=True)
         super()._apply(fn, recurse)
         if self.class_weight is not None:
-            self.class_weight = self._class_weight_values.to(self.class_weight.device)
+            self.class_weight = self._class_weight_values.to(self.class_weight.device, copy=True)
         return self
+
+    def _float32_class_weight(self) -> Tensor | None:
+        """Wrappers that shard a model cast its buffers without asking the module."""
+        weights = self.class_weight
+        if weights is None or weights.dtype == torch.float32:
+            return weights
+        return self._class_weight_values.to(weights.device)
 
     def _resolve_ignore_index(self, from_head: int | None) -> int:
         if from_head is None:
@@ -154,31 +195,33 @@ class WeightedCrossEntropyLoss(nn.Module):
             TypeError, ValueError: as :func:`mmseg_wce.functional.weighted_cross_entropy`; also where the head and the
                 constructor name different labels to ignore.
         """
-        reduction = reduction_override or self.reduction
+        reduction, class_weight = reduction_override or self.reduction, self._float32_class_weight()
         options = dict(
             ignore_index=self._resolve_ignore_index(ignore_index),
             label_smoothing=self.label_smoothing,
             pixel_weight=weight,
         )
-        if reduction == 'mean' and avg_factor is None and self.sync_normalizer and _gradients_are_averaged():
-            loss = self._synchronised_mean(cls_score, label, options)
+        averaged = _gradients_are_averaged(cls_score)
+        if reduction == 'mean' and avg_factor is None and self.sync_normalizer and averaged:
+            loss = self._synchronised_mean(cls_score, label, class_weight, options)
         else:
             options.update(reduction=reduction, normalize_by=self.normalize_by, avg_factor=avg_factor)
-            loss = weighted_cross_entropy(cls_score, label, self.class_weight, **options)
+            loss = weighted_cross_entropy(cls_score, label, class_weight, **options)
         return self.loss_weight * loss
 
-    def _synchronised_mean(self, cls_score: Tensor, label: Tensor, options: dict) -> Tensor:
+    def _synchronised_mean(
+        self, cls_score: Tensor, label: Tensor, class_weight: Tensor | None, options: dict
+    ) -> Tensor:
         """Sum of this rank over the mean of the ranks' denominators, which travels while the sum is computed."""
         denominator = normalizer(
+            cls_score,
             label,
-            self.class_weight,
-            num_classes=cls_score.shape[1],
+            class_weight,
             ignore_index=options['ignore_index'],
             normalize_by=self.normalize_by,
-            dtype=torch.promote_types(cls_score.dtype, torch.float32),
         )
         travelling = dist.all_reduce(denominator, async_op=True)
-        loss = weighted_cross_entropy(cls_score, label, self.class_weight, reduction='sum', **options)
+        loss = weighted_cross_entropy(cls_score, label, class_weight, reduction='sum', **options)
         travelling.wait()
         denominator /= dist.get_world_size()
         return loss / torch.where(denominator == 0, torch.inf, denominator)

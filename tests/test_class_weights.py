@@ -65,18 +65,30 @@ class Malicious:
         ('weights.json', b'[1.0, "two"]', ['two']),
         ('weights.npy', b'not an array', ['not a valid .npy']),
         ('weights.pth', b'', ['.pth', '.npy']),
-        ('weights', b'', ['no suffix']),
+        ('weights', b'', ["suffix ''", '.npy']),
+        ('weights.yaml', b'', ['NoneType']),
+        ('weights.json', b'[1e400, 1.0]', ['class 0: inf']),
+        ('weights.json', b'[1' + 400 * b'0' + b', 1]', ['real numbers']),
+        ('weights.json', b'[true, false]', ['real numbers']),
     ],
 )
 def test_bad_files(tmp_path, name, content, words):
     path = tmp_path / name
     path.write_bytes(content)
 
-    with pytest.raises((ValueError, TypeError)) as caught:
+    with pytest.raises(ValueError, match=r'\S') as caught:
         load_class_weight(str(path))
 
     for word in (name, *words):
         assert word in str(caught.value)
+
+
+def test_tensors_are_copied():
+    tensor = torch.tensor(WEIGHTS)
+
+    load_class_weight(tensor).fill_(7)
+
+    assert tensor.tolist() == WEIGHTS
 
 
 def test_object_array_in_npy_is_refused(tmp_path):
@@ -107,6 +119,9 @@ def test_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
         ([1.0], ['(1,)']),
         (np.ones((2, 2)), ['(2, 2)']),
         ([[1.0], [2.0, 3.0]], ['flat list']),
+        (['1.0', '2.0'], ['real numbers']),
+        (np.array([1.0, 2.0j]), ['complex128']),
+        ('nowhere://weights.json', ['nowhere://weights.json']),
     ],
 )
 def test_bad_values(weights, words):

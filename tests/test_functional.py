@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -331,6 +332,16 @@ def test_compiles_whole(smoothing, reduction):
     )
 
 
+@pytest.mark.parametrize('dynamic', [None, True])
+def test_compiles_whole_with_an_avg_factor_that_changes(dynamic):
+    compiled = torch.compile(weighted_cross_entropy, fullgraph=True, dynamic=dynamic)
+
+    for avg_factor in (3.0, 4.0, 5.0):
+        torch.testing.assert_close(
+            compiled(**GOOD, avg_factor=avg_factor), weighted_cross_entropy(**GOOD, avg_factor=avg_factor)
+        )
+
+
 def test_compiled_refuses_bad_labels():
     logits, target = torch.randn(2, 5, 4, 4), torch.full((2, 4, 4), 7)
 
@@ -358,6 +369,7 @@ GOOD = dict(logits=torch.randn(2, 3, 4, 4), target=torch.zeros(2, 4, 4, dtype=to
         (dict(target=torch.zeros(2, 4, 4, 3, dtype=torch.long)), ValueError, ['(2, 4, 4, 3)', 'RGB', 'palette PNG']),
         (dict(target=torch.zeros(2, 3, 4, 4, dtype=torch.long)), ValueError, ['(2, 3, 4, 4)', 'RGB']),
         (dict(target=torch.zeros(2, 1, 4, 4, dtype=torch.long)), ValueError, ['(2, 1, 4, 4)', 'squeeze(1)']),
+        (dict(target=torch.zeros(2, 4, 4, 1, dtype=torch.long)), ValueError, ['(2, 4, 4, 1)', 'squeeze(-1)']),
         (dict(target=torch.zeros(2, 4, dtype=torch.long)), ValueError, ['(2, 3, 4, 4)', '(2, 4)']),
         (dict(target=torch.zeros(3, 4, 4, dtype=torch.long)), ValueError, ['batch', '(3, 4, 4)', '(2, 3, 4, 4)']),
         (dict(logits=torch.randn(2, 3, 4), target=torch.zeros(2, 5).long()), ValueError, ['(2, 3, 4)', '(2, 5)']),
@@ -366,6 +378,13 @@ GOOD = dict(logits=torch.randn(2, 3, 4, 4), target=torch.zeros(2, 4, 4, dtype=to
         (dict(logits=torch.randn(2, 1, 4, 4)), ValueError, ['use_sigmoid=True', 'out_channels=2']),
         (dict(class_weight=[1.0, 2.0, 3.0]), TypeError, ['class_weight', 'list']),
         (dict(class_weight=torch.tensor([1, 2, 3])), TypeError, ['class_weight', 'int64']),
+        (dict(class_weight=torch.ones(3).bool()), TypeError, ['class_weight', 'bool']),
+        (dict(class_weight=torch.ones(3, device='meta')), ValueError, ['class_weight', 'meta', 'cpu']),
+        (dict(target=torch.zeros(2, 4, 4, dtype=torch.long, device='meta')), ValueError, ['target', 'meta', 'cpu']),
+        (dict(pixel_weight=[1.0]), TypeError, ['pixel_weight', 'list']),
+        (dict(pixel_weight=torch.ones(2, 4, 4, device='meta')), ValueError, ['pixel_weight', 'meta', 'cpu']),
+        (dict(pixel_weight=torch.ones(2, 4, 4, dtype=torch.complex64)), TypeError, ['pixel_weight', 'complex64']),
+        (dict(label_smoothing='0.1'), TypeError, ['label_smoothing', "'0.1'"]),
         (dict(class_weight=torch.ones(4)), ValueError, ['class_weight', '3 channels', '(4,)']),
         (dict(pixel_weight=torch.ones(2, 4)), ValueError, ['pixel_weight', '(2, 4)', '(2, 4, 4)']),
         (dict(pixel_weight=torch.ones(2, 5, 4)), ValueError, ['pixel_weight', '(2, 5, 4)']),
@@ -410,15 +429,35 @@ def test_normalizer_is_what_the_mean_divides_by(case: Case, normalize_by):
     )
 
     denominator = normalizer(
+        case.logits,
         case.target,
         case.class_weight,
-        num_classes=case.logits.shape[1],
         ignore_index=case.ignore_index,
         normalize_by=normalize_by,
-        dtype=torch.float64,
     )
 
     torch.testing.assert_close(mean * denominator, total if denominator else torch.zeros_like(total))
+
+
+@pytest.mark.parametrize('change', [dict(target=torch.zeros(2, 4, 4)), dict(class_weight=torch.ones(4))])
+def test_normalizer_refuses_what_the_loss_refuses(change):
+    with pytest.raises((TypeError, ValueError), match=r'target must hold|class_weight must hold'):
+        normalizer(**{**GOOD, **change})
+    with pytest.raises(ValueError, match='pixels'):
+        normalizer(**GOOD, normalize_by='pixels')
+
+
+def test_pixel_weight_of_length_one_is_broadcast():
+    per_row = torch.rand(2, 4, 1)
+    expected = weighted_cross_entropy(**GOOD, pixel_weight=per_row.expand(2, 4, 4))
+
+    assert torch.equal(weighted_cross_entropy(**GOOD, pixel_weight=per_row), expected)
+
+
+def test_numpys_integers_are_integers():
+    assert torch.equal(
+        weighted_cross_entropy(**GOOD, ignore_index=np.int64(1)), weighted_cross_entropy(**GOOD, ignore_index=1)
+    )
 
 
 def test_nan_avg_factor_is_not_hidden():

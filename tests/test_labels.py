@@ -36,7 +36,7 @@ def test_message_names_values_counts_place_and_shape():
     assert '3 of 40 pixels' in message
     assert '(2, 4, 5)' in message
     assert '151 (2 px)' in message
-    assert 'above 255 (1 px)' in message
+    assert '7000 (1 px)' in message
     assert 'The first is 151 at index (1, 2, 3)' in message
     assert 'ignore_index=255' in message
 
@@ -57,12 +57,14 @@ def ade_like(*values: int) -> torch.Tensor:
         (ade_like(150, 201, 253), 150, 255, 'raw 151..254 in the label files became 150..253'),
         (ade_like(255), 150, -100, '255 marks pixels without a class'),
         (ade_like(255), 150, 0, '255 marks pixels without a class'),
-        (ade_like(254), 150, 255, 'already shifted by one'),
-        (ade_like(-1), 150, 255, 'already shifted by one'),
+        (ade_like(254), 150, 255, '255 - 1 = 254'),
+        (ade_like(-1), 150, 255, '0 - 1 = -1'),
         (ade_like(-100), 150, 255, 'negative labels mark pixels without a class'),
         (ade_like(12, 14), 11, -1, 'num_classes=11 is too small: these labels need at least 15'),
         (torch.tensor([[0, 255, 255, 0]]), 2, -100, 'masks of 0 and 255'),
-        (ade_like(1000), 150, 255, 'num_classes=150 is too small: these labels need at least 1001'),
+        (ade_like(1000, 3000), 150, 255, 'num_classes=150 is too small: these labels need at least 3001'),
+        (ade_like(150), 150, -1, 'raw labels 0..150'),
+        (ade_like(150), 150, 255, 'raw labels 0..150'),
     ],
 )
 def test_likely_cause(target, num_classes, ignore_index, cause):
@@ -85,6 +87,19 @@ def test_no_index_out_of_bounds_whatever_the_label():
         target[0, 1, 1] = bad
         with pytest.raises(ValueError, match=f'The first is {bad} at index'):
             weighted_cross_entropy(torch.randn(1, 150, 4, 4), target)
+
+
+def test_every_value_is_counted_the_most_frequent_first():
+    message = refusal(ade_like(2000, -5, -5, -7, 2000, 2000), 150)
+
+    assert '2000 (3 px), -5 (2 px), -7 (1 px)' in message
+
+
+def test_on_a_device_values_outside_a_byte_are_counted_together(pending):
+    pending.append(in_flight(torch.tensor([[0, 1000, 2000, -5]]), arrived=True))
+
+    with pytest.raises(ValueError, match=r'above 255 \(2 px\), below 0 \(1 px\)\. The first is 1000'):
+        labels.raise_pending()
 
 
 def test_many_different_values_are_summed_up():

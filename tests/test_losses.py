@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS, TRANSFORMS
+from mmseg_wce import losses
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from torch import nn
 
@@ -138,10 +139,12 @@ def test_contradicting_normalisers(avg_non_ignore, weights, normalize_by):
 
 
 def test_one_log_line_where_mmseg_defines_no_value(caplog):
+    losses._warn_once.cache_clear()
     logger = MMLogger.get_instance('mmseg_wce_test')
     logger.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING, 'mmseg_wce_test'):
-        WeightedCrossEntropyLoss(avg_non_ignore=False, class_weight=WEIGHTS)
+        for _ in range(3):  # the heads of FastSCNN
+            WeightedCrossEntropyLoss(avg_non_ignore=False, class_weight=WEIGHTS)
         WeightedCrossEntropyLoss(avg_non_ignore=True, class_weight=WEIGHTS)
     logger.removeHandler(caplog.handler)
 
@@ -180,6 +183,7 @@ def test_label_smoothing_is_pytorchs():
         (dict(reduction='average'), ["'average'"]),
         (dict(normalize_by='pixels'), ["'pixels'"]),
         (dict(label_smoothing=2.0), ['2.0']),
+        (dict(loss_weight=math.nan), ['loss_weight', 'nan']),
         (dict(class_weight=[1.0, -1.0]), ['class 1: -1.0']),
         (dict(class_weight='nowhere.json'), ['nowhere.json']),
     ],
@@ -190,6 +194,25 @@ def test_bad_arguments_when_it_is_built(arguments, words):
 
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'argument',
+    [
+        dict(loss_weight='1'),
+        dict(loss_weight=None),
+        dict(label_smoothing='0.1'),
+        dict(loss_name=None),
+        dict(avg_non_ignore='False'),
+        dict(ignore_index='255'),
+        dict(ignore_index=255.0),
+    ],
+)
+def test_kinds_that_cannot_be_meant(argument):
+    ((name, value),) = argument.items()
+
+    with pytest.raises(TypeError, match=f'{name} may not be {value!r}'):
+        WeightedCrossEntropyLoss(**argument)
 
 
 def test_wrong_number_of_weights_names_both():
@@ -239,6 +262,15 @@ def test_class_weights_follow_the_device():
     assert torch.equal(copy.deepcopy(loss).half().class_weight, torch.tensor(WEIGHTS))
 
 
+def test_class_weights_that_were_set_later_stay():
+    loss = WeightedCrossEntropyLoss(class_weight=WEIGHTS)
+    loss.class_weight = torch.tensor([5.0, 6.0, 7.0, 8.0])
+    loss.half().class_weight[0] = 4.0
+
+    assert loss.double().to('cpu').class_weight.tolist() == [4.0, 6.0, 7.0, 8.0]
+    assert loss.class_weight.dtype == torch.float32
+
+
 def test_class_weights_under_half_and_autocast_are_not_rounded():
     logits, label = batch(ignored=True, dtype=torch.float32)
     precise = [0.1, 1.0 + 2**-20, 3.0001, 1.0]
@@ -250,6 +282,17 @@ def test_class_weights_under_half_and_autocast_are_not_rounded():
 
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, expected)
+
+
+def test_class_weights_cast_behind_its_back_are_not_used():
+    """As wrappers do that shard a model: they replace the data of its buffers."""
+    logits, label = batch(ignored=True, dtype=torch.float32)
+    loss = WeightedCrossEntropyLoss(class_weight=WEIGHTS)
+    expected = loss(logits, label)
+
+    loss.class_weight.data = loss.class_weight.data.bfloat16()
+
+    assert torch.equal(loss(logits, label), expected)
 
 
 def test_existing_checkpoints_load_strictly():

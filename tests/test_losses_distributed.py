@@ -38,6 +38,64 @@ def model_and_loss(arguments: dict) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(3, 4, 3, padding=1).double(), WeightedCrossEntropyLoss(**arguments)
 
 
+def bad_calls() -> list[tuple[dict, torch.Tensor, torch.Tensor, type[Exception], str]]:
+    """Arguments, logits, label, and the error that one process alone gives too."""
+    logits, label = torch.randn(1, 4, 2, 2, requires_grad=True), torch.zeros(1, 2, 2).long()
+    return [
+        (dict(class_weight=[1.0, 2.0, 3.0]), logits, label, ValueError, '4 channels'),
+        (dict(), logits[:, :1], label, ValueError, 'out_channels=2'),
+        (dict(), logits, label.float(), TypeError, 'integer dtype'),
+        (dict(), logits, label.unsqueeze(-1).expand(1, 2, 2, 3), ValueError, 'colour channels'),
+        (dict(), logits, label + 7, ValueError, r'7 \(4 px\)'),
+    ]
+
+
+def special_calls(normalize: bool) -> torch.Tensor:
+    """What must not depend on the other ranks, and what must be finite though nothing counts anywhere."""
+    from mmseg_wce.losses import WeightedCrossEntropyLoss
+
+    torch.manual_seed(0)
+    logits, label = torch.randn(1, 4, 2, 2, requires_grad=True), torch.randint(0, 4, (1, 2, 2))
+    weight = torch.rand(1, 2, 2)
+    loss = WeightedCrossEntropyLoss(class_weight=CLASS_WEIGHT, loss_weight=0.4, sync_normalizer=normalize)
+    ignored = loss(logits, torch.full_like(label, 255))
+    ignored.backward()
+    return torch.stack(
+        [
+            loss(logits, label, weight=weight),  # the same on both ranks: so is the mean
+            loss(logits, label, avg_factor=3.0),
+            loss(logits, label, reduction_override='sum'),
+            loss(logits, label, reduction_override='none').sum(),
+            loss(logits.detach(), label),
+            ignored,
+            logits.grad.abs().sum(),
+        ]
+    )
+
+
+def special_main(rank: int, folder: str) -> None:
+    dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
+    import mmseg_wce  # noqa: F401
+    from mmseg_wce.losses import WeightedCrossEntropyLoss
+
+    torch.save(special_calls(True).detach(), f'{folder}/special_{rank}.pt')
+    for arguments, logits, label, error, words in bad_calls():
+        with pytest.raises(error, match=words):
+            WeightedCrossEntropyLoss(**arguments)(logits, label)
+    if rank == 0:  # without gradient nothing is averaged: the other rank does not take part
+        WeightedCrossEntropyLoss()(torch.randn(1, 4, 2, 2), torch.zeros(1, 2, 2).long())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_calls_that_are_those_of_one_process(tmp_path):
+    mp.spawn(special_main, (str(tmp_path),), nprocs=2)
+
+    expected = special_calls(False).detach()
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f'special_{rank}.pt'), expected)
+
+
 def rank_main(rank: int, folder: str, arguments: dict) -> None:
     dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
     model, loss = model_and_loss(arguments)

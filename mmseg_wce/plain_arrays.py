@@ -1,0 +1,88 @@
+"""NumPy arrays out of pickles that nobody vouches for: plain numbers only, in memory that NumPy owns.
+
+``numpy.ndarray`` and ``numpy.dtype`` are no safe names for a restricted unpickler: together they lay an array of
+object pointers over bytes of the file. The stand-ins here rebuild exactly what NumPy writes for arrays and scalars of
+numbers, and refuse everything else.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+__all__ = ['STAND_INS', 'PlainArray', 'PlainDtype']
+
+
+class PlainDtype:
+    """``numpy.dtype`` as a pickle describes it, of numbers only."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r'[biuf]\d', code):
+            raise pickle.UnpicklingError(f'it holds an array of {code!r}; only integers, floats and bools are read')
+        self._code, self._order = code, '='
+
+    def __setstate__(self, state: tuple) -> None:
+        self._order = state[1] if state[1] in ('<', '>', '=', '|') else '='
+
+    @property
+    def numpy(self) -> np.dtype:
+        return np.dtype(self._code).newbyteorder(self._order)
+
+
+class PlainArray(np.ndarray):
+    """An array of numbers that only its own state can fill. Pickles again as the ``numpy.ndarray`` that it is."""
+
+    def __new__(cls, *_: Any) -> PlainArray:
+        raise pickle.UnpicklingError('it makes an array over memory of its own choice')
+
+    def __setstate__(self, state: tuple) -> None:
+        version, shape, dtype, fortran_order, content = state
+        super().__setstate__((version, shape, _checked(dtype), fortran_order, content))
+
+    def __reduce__(self) -> tuple:
+        return self.view(np.ndarray).__reduce__()
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return self.view(np.ndarray).__reduce_ex__(protocol)
+
+
+def _checked(dtype: PlainDtype) -> np.dtype:
+    if not isinstance(dtype, PlainDtype):
+        raise pickle.UnpicklingError(f'it holds an array of {dtype!r}')
+    return dtype.numpy
+
+
+def _ndarray(*_: Any) -> PlainArray:
+    return PlainArray()
+
+
+def _reconstruct(*_: Any) -> PlainArray:
+    return np.ndarray.__new__(PlainArray, (0,), 'b')
+
+
+def _scalar(dtype: PlainDtype, content: bytes) -> np.generic:
+    return np.frombuffer(content, _checked(dtype), count=1)[0]
+
+
+def _frombuffer(content: bytes, dtype: PlainDtype, shape: tuple, order: str) -> np.ndarray:
+    return np.frombuffer(content, _checked(dtype)).reshape(shape, order=order).copy(order)
+
+
+# by the names of NumPy 1 and 2
+STAND_INS: dict[str, Callable] = {
+    'numpy.dtype': PlainDtype,
+    'numpy.ndarray': _ndarray,
+    **{
+        f'numpy.{core}.{name}': stand_in
+        for core in ('core', '_core')
+        for name, stand_in in (
+            ('multiarray._reconstruct', _reconstruct),
+            ('multiarray.scalar', _scalar),
+            ('numeric._frombuffer', _frombuffer),
+        )
+    },
+}
