@@ -12,23 +12,37 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmseg_wce.preflight import PreflightError, load_config
+from mmseg_wce.preflight import PreflightError, check_checkpoint, check_losses, check_work_dir, load_config
 
 __all__ = ['add_run_arguments', 'build_runner', 'config_from']
+
+
+class _Options(DictAction):
+    """mmengine's, with a usage error where a word is no ``key=value``."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for word in values:
+            if '=' not in word:
+                parser.error(f'{option_string}: {word!r} is not key=value')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that mmseg's tools have in common."""
     parser.add_argument('--work-dir', help='folder for logs and results [work_dirs/<config name>]')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings that override the config: key=value ...'
+        '--cfg-options', nargs='+', action=_Options, help='settings that override the config: key=value ...'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
 
 
 def config_from(args: argparse.Namespace) -> Config:
-    """The config file that ``args.config`` names, with the common options merged into it."""
+    """The config file that ``args.config`` names, with the common options merged into it and its files looked for.
+
+    Raises:
+        PreflightError: a file is missing or cannot be used.
+    """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher
@@ -37,6 +51,9 @@ def config_from(args: argparse.Namespace) -> Config:
         config.work_dir = args.work_dir
     elif config.get('work_dir') is None:
         config.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    check_work_dir(config.work_dir)
+    check_losses(config)
+    check_checkpoint(config.get('load_from'))
     return config
 
 
@@ -59,12 +76,13 @@ def _join_cpu_processes(config: Config) -> None:
         raise PreflightError(f'--launcher {config.launcher} needs accelerators; on CPU use --launcher pytorch')
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
-    config.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=config.get('find_unused_parameters', False),
-    )
+    if config.get('model_wrapper_cfg') is None:
+        config.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=config.get('find_unused_parameters', False),
+        )
     if _replace_sync_bn(config.model):
         print_log('SyncBN does not exist on CPU: every process keeps BatchNorm statistics of its own', logger='current')
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os.path as osp
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.fileio import list_dir_or_file
+from mmengine.registry import init_default_scope
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS
+from mmseg_wce.class_weights import load_class_weight
 
-__all__ = ['PreflightError', 'check_amp', 'check_checkpoint', 'check_data', 'load_config']
+__all__ = [
+    'PreflightError',
+    'check_amp',
+    'check_checkpoint',
+    'check_data',
+    'check_losses',
+    'check_work_dir',
+    'load_config',
+]
 
 
 class PreflightError(Exception):
@@ -21,16 +34,39 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """Read a config and merge the command line's options into it.
 
     Raises:
-        PreflightError: the file, or one it is based on, is missing.
+        PreflightError: the file, or one it is based on, is missing or is no config; an option does not fit it.
     """
-    if not osp.isfile(path):
-        raise PreflightError(f'config file {path!r} does not exist (looked in {osp.abspath(".")})')
+    _check_file(path, 'config file')
     try:
         config = Config.fromfile(path)
-    except FileNotFoundError as error:
-        raise PreflightError(f'config file {path!r} cannot be read: {error}') from error
-    config.merge_from_dict(options or {})
+    except Exception as error:  # a config is code: anything can be wrong with it
+        raise PreflightError(f'config file {path!r} cannot be read: {_in_one_line(error)}') from error
+    for key, value in (options or {}).items():
+        try:
+            config.merge_from_dict({key: value})
+        except Exception as error:
+            raise PreflightError(
+                f'--cfg-options {key}={value} does not fit the config: {_in_one_line(error)}'
+            ) from error
     return config
+
+
+def _check_file(path: str, what: str) -> None:
+    if osp.isdir(path):
+        raise PreflightError(f'{what} {path!r} is a folder')
+    if not osp.isfile(path):
+        raise PreflightError(f'{what} {path!r} does not exist (looked in {osp.abspath(".")})')
+
+
+def _in_one_line(error: Exception) -> str:
+    words = ' '.join(str(error).split())
+    return f'{type(error).__name__}: {words[:200]}{"..." if len(words) > 200 else ""}'
+
+
+def check_work_dir(path: str) -> None:
+    """Raise PreflightError where a file stands in the place of the folder for logs and results."""
+    if osp.exists(path) and not osp.isdir(path):
+        raise PreflightError(f'--work-dir {path!r} is a file, not a folder')
 
 
 def check_amp() -> None:
@@ -39,10 +75,34 @@ def check_amp() -> None:
         raise PreflightError('--amp needs an accelerator and this machine shows none: leave it out to train on CPU')
 
 
-def check_checkpoint(path: str) -> None:
-    """Raise PreflightError unless a local checkpoint exists; addresses with a scheme are left to mmengine."""
-    if '://' not in path and not osp.isfile(path):
-        raise PreflightError(f'checkpoint {path!r} does not exist (looked in {osp.abspath(".")})')
+def check_checkpoint(path: str | None) -> None:
+    """Raise PreflightError unless a local checkpoint can be read; addresses with a scheme are left to mmengine."""
+    if path is None or '://' in path:
+        return
+    _check_file(path, 'checkpoint')
+    if not zipfile.is_zipfile(path):  # what torch.save writes; older files are read whole to find out
+        try:
+            torch.load(path, map_location='cpu', weights_only=True)
+        except Exception as error:
+            raise PreflightError(f'checkpoint {path!r} cannot be read: it is damaged, or no checkpoint') from error
+
+
+def check_losses(config: Config) -> None:
+    """Raise PreflightError where a loss of the config names class weights that cannot be used."""
+    for loss in _nodes(config.get('model', {})):
+        if str(loss.get('type')).split('.')[-1] == 'WeightedCrossEntropyLoss' and loss.get('class_weight') is not None:
+            try:
+                load_class_weight(loss['class_weight'])
+            except (TypeError, ValueError) as error:
+                raise PreflightError(_in_one_line(error).split(': ', 1)[1]) from error
+
+
+def _nodes(node: Any) -> Iterator[dict]:
+    """Every dict in a config."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        yield from _nodes(child)
 
 
 def check_data(config: Config, *splits: str) -> None:
@@ -55,13 +115,17 @@ def check_data(config: Config, *splits: str) -> None:
     Raises:
         PreflightError: a folder or list is missing or empty.
     """
-    for split in splits:
-        loader = config.get(f'{split}_dataloader')
-        if loader is None:
-            continue
+    loaders = {f'{split}_dataloader': config.get(f'{split}_dataloader') for split in splits}
+    loaders = {name: loader for name, loader in loaders.items() if loader is not None}
+    init_default_scope(config.get('default_scope', 'mmseg'))
+    for name, loader in loaders.items():
         for dataset in _datasets(loader['dataset']):
             if dataset.get('backend_args') is None:  # other storages are the file backend's business
-                _check_dataset(dataset, f'{split}_dataloader')
+                _check_dataset(dataset, name, [n for n, other in loaders.items() if _root(other) == _root(loader)])
+
+
+def _root(loader: dict) -> str | None:
+    return loader['dataset'].get('data_root')
 
 
 def _datasets(dataset: dict) -> Iterator[dict]:
@@ -75,12 +139,13 @@ def _datasets(dataset: dict) -> Iterator[dict]:
         yield dataset
 
 
-def _check_dataset(dataset: dict, where: str) -> None:
+def _check_dataset(dataset: dict, where: str, loaders: list[str]) -> None:
     root = dataset.get('data_root') or ''
     if root and not osp.isdir(root):
+        options = ' '.join(f'{name}.dataset.data_root=PATH' for name in loaders)
         raise PreflightError(
             f'{where}: data_root {root!r} does not exist (looked in {osp.abspath(".")}); '
-            f'point to the data with --cfg-options {where}.dataset.data_root=PATH'
+            f'point to the data with --cfg-options {options}'
         )
     ann_file = dataset.get('ann_file')
     if ann_file and not osp.exists(osp.join(root, ann_file)):
@@ -91,10 +156,23 @@ def _check_dataset(dataset: dict, where: str) -> None:
             continue
         folder = osp.join(root, prefix)
         if not osp.isdir(folder):
-            raise PreflightError(f'{where}: {kind} {folder!r} does not exist')
-        if not _holds_a_file(folder):
-            raise PreflightError(f'{where}: {kind} {folder!r} holds no files')
+            raise PreflightError(f'{where}: {kind} {folder!r} does not exist, or is no folder')
+    _check_samples(dataset, where)
 
 
-def _holds_a_file(folder: str) -> bool:
-    return next(iter(list_dir_or_file(folder, list_dir=False, recursive=True)), None) is not None
+def _check_samples(dataset: dict, where: str) -> None:
+    """Let the data set list its samples, and look whether the first one's files are there."""
+    kind = DATASETS.get(dataset['type'])
+    if not (isinstance(kind, type) and issubclass(kind, BaseSegDataset)):  # mmengine says what is wrong with its type
+        return
+    try:
+        built = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
+        samples = built.load_data_list()
+    except Exception as error:
+        raise PreflightError(f'{where}: the data set cannot be read: {_in_one_line(error)}') from error
+    if not samples:
+        raise PreflightError(f'{where}: img_path {built.data_prefix["img_path"]!r} holds no files *{built.img_suffix}')
+    for name in ('img_path', 'seg_map_path'):
+        path = samples[0].get(name)
+        if path is not None and not osp.isfile(path):
+            raise PreflightError(f'{where}: {name} {path!r} of the first sample does not exist')

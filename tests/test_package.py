@@ -24,12 +24,17 @@ def test_works_without_openmmlab():
     assert output.split() == ['1.3863', 'False', 'False']
 
 
-def test_broken_mmseg_does_not_take_the_functional_down():
+@pytest.mark.parametrize(
+    'breakage',
+    [
+        "sys.modules['mmcv'] = None",
+        # mmseg asserts on the version of mmcv
+        "import mmcv; mmcv.__version__ = '2.2.0'",
+    ],
+)
+def test_broken_mmseg_does_not_take_the_functional_down(breakage):
     output = run(
-        'import sys\n'
-        "sys.modules['mmcv'] = None\n"
-        'import mmseg_wce\n'
-        'print(mmseg_wce.functional.weighted_cross_entropy.__name__)'
+        f'import sys\n{breakage}\nimport mmseg_wce\nprint(mmseg_wce.functional.weighted_cross_entropy.__name__)'
     )
 
     assert 'weighted_cross_entropy' in output

@@ -1,15 +1,26 @@
 import pytest
+import torch
 from mmengine.config import Config
 from mmseg_wce import preflight
-from mmseg_wce.preflight import PreflightError, check_amp, check_checkpoint, check_data, load_config
+from mmseg_wce.preflight import (
+    PreflightError,
+    check_amp,
+    check_checkpoint,
+    check_data,
+    check_losses,
+    check_work_dir,
+    load_config,
+)
 
 
 @pytest.fixture
 def dataset(tmp_path):
     for kind in ('images', 'annotations'):
         (tmp_path / kind).mkdir()
-        (tmp_path / kind / 'one.png').touch()
-    return dict(data_root=str(tmp_path), data_prefix=dict(img_path='images', seg_map_path='annotations'))
+        (tmp_path / kind / ('one.jpg' if kind == 'images' else 'one.png')).touch()
+    return dict(
+        type='CamVidDataset', data_root=str(tmp_path), data_prefix=dict(img_path='images', seg_map_path='annotations')
+    )
 
 
 def config(dataset) -> Config:
@@ -31,7 +42,9 @@ def test_good_data_passes(dataset):
     check_data(config(dict(type='ConcatDataset', datasets=[dataset, dataset])), 'train')
 
 
-@pytest.mark.parametrize('wrap', [lambda d: d, lambda d: dict(dataset=d), lambda d: dict(datasets=[d])])
+@pytest.mark.parametrize(
+    'wrap', [lambda d: d, lambda d: dict(type='RepeatDataset', dataset=d), lambda d: dict(datasets=[d])]
+)
 def test_missing_data_root(dataset, wrap):
     dataset['data_root'] = 'no/such/folder'
 
@@ -45,9 +58,49 @@ def test_missing_folder(dataset):
 
 
 def test_empty_folder(dataset, tmp_path):
-    (tmp_path / 'images' / 'one.png').unlink()
+    (tmp_path / 'images' / 'one.jpg').unlink()
 
-    assert 'holds no files' in complaint(dataset)
+    assert f"img_path '{tmp_path}/images' holds no files *.jpg" in complaint(dataset)
+
+
+def test_files_of_another_suffix(dataset, tmp_path):
+    assert 'holds no files *.bmp' in complaint({**dataset, 'img_suffix': '.bmp'})
+    assert "one.tif' of the first sample does not exist" in complaint({**dataset, 'seg_map_suffix': '.tif'})
+
+
+def test_files_in_subfolders(dataset, tmp_path):
+    for kind in ('images', 'annotations'):
+        (file,) = (tmp_path / kind).iterdir()
+        (tmp_path / kind / 'city').mkdir()
+        file.rename(tmp_path / kind / 'city' / file.name)
+
+    check_data(config(dataset), 'train')
+
+
+def test_a_file_in_the_place_of_a_folder(dataset, tmp_path):
+    (tmp_path / 'masks').touch()
+    dataset['data_prefix']['seg_map_path'] = 'masks'
+
+    assert "masks' does not exist, or is no folder" in complaint(dataset)
+
+
+def test_a_data_set_without_root(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    del dataset['data_root']
+    check_data(config(dataset), 'train')
+
+    dataset['data_prefix']['img_path'] = 'pictures'
+    assert "img_path 'pictures' does not exist" in complaint(dataset)
+
+
+def test_the_option_names_every_loader_of_that_folder(dataset):
+    dataset['data_root'] = 'no/such/folder'
+    both = Config(dict(train_dataloader=dict(dataset=dataset), val_dataloader=dict(dataset=dataset)))
+
+    with pytest.raises(PreflightError) as caught:
+        check_data(both, 'train', 'val')
+
+    assert 'train_dataloader.dataset.data_root=PATH val_dataloader.dataset.data_root=PATH' in str(caught.value)
 
 
 def test_missing_list(dataset):
@@ -87,6 +140,75 @@ def test_amp_on_cpu(monkeypatch):
 
     monkeypatch.setattr(preflight, 'get_device', lambda: 'cuda')
     check_amp()
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('model = dict(', 'SyntaxError'),
+        ('model = 1 / 0', 'ZeroDivisionError'),
+        ("_base_ = 'mmseg::no/such/config.py'", 'no/such/config.py'),
+    ],
+)
+def test_broken_config(tmp_path, content, words):
+    (tmp_path / 'config.py').write_text(content)
+
+    with pytest.raises(PreflightError, match='cannot be read') as caught:
+        load_config(str(tmp_path / 'config.py'))
+
+    assert words in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_folder_and_file_are_told_apart(tmp_path):
+    with pytest.raises(PreflightError, match='is a folder'):
+        load_config(str(tmp_path))
+    with pytest.raises(PreflightError, match='is a folder'):
+        check_checkpoint(str(tmp_path))
+    (tmp_path / 'file').touch()
+    with pytest.raises(PreflightError, match='is a file'):
+        check_work_dir(str(tmp_path / 'file'))
+
+    check_work_dir(str(tmp_path))
+    check_work_dir(str(tmp_path / 'not yet'))
+
+
+def test_option_that_does_not_fit(tmp_path):
+    (tmp_path / 'config.py').write_text('model = dict(auxiliary_head=[dict(channels=8)])')
+
+    with pytest.raises(PreflightError, match=r'--cfg-options model\.auxiliary_head\.7\.channels=4 does not fit'):
+        load_config(str(tmp_path / 'config.py'), {'model.auxiliary_head.7.channels': 4})
+
+
+@pytest.mark.parametrize(
+    ('weights', 'words'),
+    [('nowhere.json', 'nowhere.json'), ([1.0, -1.0], 'class 1: -1.0'), (3.0, 'class_weight must be a list')],
+)
+def test_class_weights_that_cannot_be_used(weights, words):
+    loss = dict(type='WeightedCrossEntropyLoss', class_weight=weights)
+    model = dict(decode_head=dict(loss_decode=dict(type='CrossEntropyLoss')), auxiliary_head=[dict(loss_decode=[loss])])
+
+    with pytest.raises(PreflightError) as caught:
+        check_losses(Config(dict(model=model)))
+
+    assert words in str(caught.value)
+    assert '\n' not in str(caught.value)
+    loss['class_weight'] = [1.0, 2.0]
+    check_losses(Config(dict(model=model)))
+
+
+def test_damaged_checkpoint(tmp_path):
+    path = str(tmp_path / 'iter_1.pth')
+    torch.save(dict(state_dict={'weight': torch.ones(1000)}), path)
+    check_checkpoint(path)
+    torch.save(dict(state_dict={}), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    check_checkpoint(str(tmp_path / 'old.pth'))
+
+    with open(path, 'r+b') as file:
+        file.truncate(600)
+
+    with pytest.raises(PreflightError, match=r'iter_1\.pth.*damaged'):
+        check_checkpoint(path)
 
 
 def test_missing_checkpoint(tmp_path):

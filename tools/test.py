@@ -31,6 +31,8 @@ def build_config(args: argparse.Namespace) -> Config:
         if args.show_dir:
             config.visualizer.save_dir = args.show_dir
     if args.tta:
+        if 'tta_pipeline' not in config or 'tta_model' not in config:
+            raise PreflightError('--tta needs tta_pipeline and tta_model in the config')
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
         config.tta_model.module = config.model
         config.model = config.tta_model

@@ -5,6 +5,9 @@ import sys
 
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
 from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
+from mmseg_wce.labels import raise_pending
 from mmseg_wce.launch import add_run_arguments, build_runner, config_from
 from mmseg_wce.preflight import PreflightError, check_amp, check_data
 
@@ -21,6 +24,8 @@ def parse_args() -> argparse.Namespace:
 def build_config(args: argparse.Namespace) -> Config:
     config = config_from(args)
     config.resume = args.resume
+    if args.resume and find_latest_checkpoint(config.work_dir) is None and config.get('load_from') is None:
+        print_log(f'--resume: no checkpoint in {config.work_dir!r}: training starts from the beginning', 'current')
     if args.amp:
         check_amp()
         if config.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -38,6 +43,7 @@ def main() -> None:
     except PreflightError as error:
         sys.exit(f'error: {error}')
     runner.train()
+    raise_pending()  # bad labels of the last iterations on a CUDA device
 
 
 if __name__ == '__main__':

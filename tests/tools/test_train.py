@@ -99,6 +99,15 @@ def test_two_processes_on_cpu(root, demo_folder):
             "data_root 'no' does not exist",
         ),
         ('train', [WEIGHTED, '--launcher', 'pytorch'], 'needs torchrun'),
+        ('train', [WEIGHTED, '--cfg-options', 'load_from=nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
+        (
+            'train',
+            [WEIGHTED, '--cfg-options', 'model.decode_head.loss_decode.class_weight=no.json'],
+            "class_weight file 'no.json' cannot be read",
+        ),
+        ('train', [WEIGHTED, '--work-dir', 'file'], "--work-dir 'file' is a file"),
+        ('test', [WEIGHTED, 'file.pth', '--tta'], '--tta needs tta_pipeline'),
+        ('test', [WEIGHTED, 'file'], "checkpoint 'file' cannot be read"),
         ('test', [WEIGHTED, 'nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
         ('test', ['nowhere.py', 'nowhere.pth'], "config file 'nowhere.py' does not exist"),
     ],
@@ -107,6 +116,8 @@ def test_what_cannot_work_is_said_in_one_line(root, demo_folder, import_tool, mo
     arguments = [str(root / a) if a == WEIGHTED else a for a in arguments]
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *arguments])
     monkeypatch.delenv('RANK', raising=False)
+    (demo_folder / 'file').touch()
+    torch.save({}, demo_folder / 'file.pth')
 
     with pytest.raises(SystemExit) as caught:
         import_tool(tool).main()
@@ -114,6 +125,26 @@ def test_what_cannot_work_is_said_in_one_line(root, demo_folder, import_tool, mo
     assert caught.value.code.startswith('error: ')
     assert words in caught.value.code
     assert '\n' not in caught.value.code
+
+
+def test_option_without_a_value_is_a_usage_error(root, demo_folder, import_tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(root / WEIGHTED), '--cfg-options', 'train_cfg.max_iters'])
+
+    with pytest.raises(SystemExit, match='2'):
+        import_tool('train').main()
+
+    assert "'train_cfg.max_iters' is not key=value" in capsys.readouterr().err
+
+
+def test_nothing_to_resume_from_is_said(root, demo_folder, import_tool, monkeypatch):
+    train = import_tool('train')
+    said = []
+    monkeypatch.setattr(train, 'print_log', lambda message, _: said.append(message))
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(root / WEIGHTED), '--resume', '--work-dir', 'new'])
+
+    train.build_config(train.parse_args())
+
+    assert said == ["--resume: no checkpoint in 'new': training starts from the beginning"]
 
 
 def test_amp_on_cpu_is_said_in_one_line(root, demo_folder, import_tool, monkeypatch):
