@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 COLORS = ('#9aa5b1', '#d9480f')  # built-in, ours
-TITLES = ('built-in CrossEntropyLoss', 'WeightedCrossEntropyLoss')
+TITLES = ('CrossEntropyLoss', 'WeightedCrossEntropyLoss')
 OTHER = 255
 
 
@@ -56,23 +56,31 @@ def draw_report(
         shares: of each class in the pixels of the training labels.
         results: of the built-in loss, then of ours.
     """
-    plt.rcParams.update({'font.size': 9, 'font.family': 'DejaVu Sans'})
-    figure = plt.figure(figsize=(11, 6.4), layout='constrained')
-    scenes, bars = figure.subfigures(1, 2, width_ratios=[1.75, 1])
+    plt.rcParams.update({'font.size': 13, 'font.family': 'DejaVu Sans', 'hatch.color': '0.75', 'hatch.linewidth': 0.8})
+    figure = plt.figure(figsize=(15, 8.6), layout='constrained')
+    scenes, bars = figure.subfigures(1, 2, width_ratios=[1.9, 1], wspace=0.03)
     colors = np.full((256, 3), 255, np.uint8)
     colors[: len(classes)] = palette
     _draw_scenes(scenes, validation, colors, results, _most_telling(validation, shares, rows=4))
-    scenes.legend(
-        handles=[Patch(color=np.array(palette[c]) / 255, label=classes[c]) for c in np.argsort(shares)[::-1]]
-        + [Patch(facecolor='white', edgecolor='0.6', label='other (ignored)')],
+    _draw_legend(scenes, classes, palette, np.argsort(shares)[::-1])
+    _draw_bars(bars, classes, shares, results)
+    figure.savefig(path, dpi=110, facecolor='white')
+    plt.close(figure)
+
+
+def _draw_legend(figure, classes: list[str], palette: list[list[int]], order: np.ndarray) -> None:
+    """Classes in the order of their frequency, read line by line (matplotlib fills column by column)."""
+    patches = [Patch(color=np.array(palette[c]) / 255, label=classes[c]) for c in order]
+    patches.append(Patch(facecolor='white', edgecolor='0.6', hatch='////', label='other (ignored)'))
+    columns = 6
+    figure.legend(
+        handles=[patch for column in range(columns) for patch in patches[column::columns]],
         loc='outside lower center',
-        ncols=6,
+        ncols=columns,
         frameon=False,
         handlelength=1.2,
+        columnspacing=1.2,
     )
-    _draw_bars(bars, classes, shares, results)
-    figure.savefig(path, dpi=130, facecolor='white')
-    plt.close(figure)
 
 
 def _most_telling(validation, shares: list[float], rows: int) -> list[int]:
@@ -87,36 +95,41 @@ def _most_telling(validation, shares: list[float], rows: int) -> list[int]:
 
 
 def _draw_scenes(figure, validation, colors: np.ndarray, results: list[Result], chosen: list[int]) -> None:
+    """Pixels that do not count are hatched in the label and in the predictions: nothing can be right or wrong there."""
     axes = figure.subplots(len(chosen), 2 + len(results))
     for row, i in zip(axes, chosen, strict=True):
         sample = validation[i]
         label = sample['gt_seg_map']
-        pictures = [plt.imread(sample['img_path']), colors[label], *(colors[r.predictions[i]] for r in results)]
-        for axis, picture in zip(row, pictures, strict=True):
+        maps = [label, *(np.where(label == OTHER, OTHER, r.predictions[i]) for r in results)]
+        for axis, picture in zip(row, [plt.imread(sample['img_path']), *(colors[m] for m in maps)], strict=True):
             axis.imshow(picture, interpolation='nearest')
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_color('0.8')
-    for axis, title in zip(axes[0], ('image', 'label', *TITLES), strict=True):
-        axis.set_title(title, fontsize=8)
+        for axis in row[1:]:
+            axis.contourf(label == OTHER, levels=[0.5, 1.5], colors='none', hatches=['////'])
+    for axis, title in zip(axes[0], ('Image', 'Label', *TITLES), strict=True):
+        axis.set_title(title, fontsize=12)
 
 
 def _draw_bars(figure, classes: list[str], shares: list[float], results: list[Result]) -> None:
     axis = figure.subplots()
-    order = np.argsort(shares)  # the rarest at the bottom
-    rows = np.arange(len(order))[::-1]
+    order = np.argsort(shares)[::-1]
+    names = ['Mean', *(f'{classes[c]}  {100 * shares[c]:.1f} %' for c in order)]
+    rows = np.array([0, *(1.4 + np.arange(len(order)))])
     height = 0.38
     for k, (result, color, title) in enumerate(zip(results, COLORS, TITLES, strict=True)):
-        label = f'{title}: mIoU {np.nanmean(result.iou):.1f}, mAcc {np.nanmean(result.accuracy):.1f}'
-        y = rows[::-1] + (0.5 - k) * height
-        axis.barh(y, result.iou[order], height, color=color, label=label)
-        for position, value in zip(y, result.iou[order], strict=True):
-            axis.text(value + 1, position, f'{value:.0f}', va='center', fontsize=7.5, color='0.25')
-    axis.set_yticks(rows[::-1], [f'{classes[c]}  {100 * shares[c]:.1f} %' for c in order])
+        values = [np.nanmean(result.iou), *result.iou[order]]
+        axis.barh(rows + (k - 0.5) * height, values, height, color=color, label=title)
+        for row, value in zip(rows, values, strict=True):
+            weight = 'bold' if row == 0 else 'normal'
+            axis.text(value + 1, row + (k - 0.5) * height, f'{value:.0f}', va='center', fontsize=11.5, weight=weight)
+    axis.set_yticks(rows, names)
+    axis.get_yticklabels()[0].set_weight('bold')
     axis.set_xlim(0, 108)
-    axis.set_ylim(-0.6, len(order) - 0.4)
-    axis.set_xlabel('IoU on the validation images (%)')
-    axis.set_title('IoU per class, by share of training pixels', fontsize=10, loc='left')
+    axis.set_ylim(rows[-1] + 0.6, -0.6)  # the rarest at the bottom
+    axis.set_xlabel('IoU (%)')
+    axis.set_title('Validation IoU, by share of training pixels', fontsize=14, loc='left')
     axis.spines[['top', 'right']].set_visible(False)
     axis.tick_params(axis='y', length=0)
-    figure.legend(loc='outside lower left', frameon=False, fontsize=9)
+    figure.legend(loc='outside lower left', frameon=False, ncols=1)

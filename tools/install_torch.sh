@@ -11,6 +11,6 @@ elif ! nvidia-smi >/dev/null 2>&1 && "$python" -m pip install "$pin+cpu" 2>/dev/
     : # the configured index has a CPU build
 else
     # uv knows PyTorch's own indexes and chooses by the GPU driver that it finds, or the CPU build without one
-    "$python" -m pip install uv
+    "$python" -m pip install -r "$(dirname "$0")/../requirements/uv.txt"
     "$python" -m uv pip install --python "$python" --torch-backend=auto "$pin"
 fi
