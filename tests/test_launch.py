@@ -8,7 +8,7 @@ from mmseg_wce.preflight import PreflightError
 @pytest.fixture
 def on_cpu(monkeypatch):
     monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend: None)
     monkeypatch.setattr(launch.Runner, 'from_cfg', lambda config: config)
     monkeypatch.setenv('RANK', '0')
 
