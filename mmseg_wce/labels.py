@@ -63,11 +63,12 @@ class LabelFindings:
     schema='(Tensor target, int num_classes, int ignore_index) -> Tensor',
 )
 def _valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    in_range = (target >= 0) & (target < num_classes)
+    in_range = target.clamp(0, num_classes - 1) == target
     counted = target != ignore_index
+    valid = in_range & counted if 0 <= ignore_index < num_classes else in_range
     if target.numel() == 0:
-        return in_range
-    bad = counted & ~in_range
+        return valid
+    bad = valid != counted
     if target.is_cuda:
         if not torch.cuda.is_current_stream_capturing():  # asking an event would end the capture
             raise_pending(wait=False)
@@ -79,7 +80,7 @@ def _valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
         values, counts = target[bad].unique(return_counts=True)
         exact = dict(zip(values.tolist(), counts.tolist(), strict=True))
         raise ValueError(explain(replace(findings, bad_counts=exact)))
-    return in_range & counted
+    return valid
 
 
 @_valid_pixels.register_fake

@@ -92,9 +92,11 @@ def test_at_most_pytorchs_error_in_low_precision(case: Case):
     assert gradient.dtype == case.logits.dtype
     rounding = 4 * torch.finfo(torch.float32).eps * truth.abs().clamp(min=1.0) * case.target[0].numel() ** 0.5
     assert (ours - truth).abs() <= (eager - truth).abs() + rounding
-    last_digit = torch.finfo(case.logits.dtype).eps * truth_gradient.abs().max().clamp(min=1e-3)
+    last_digit = torch.finfo(case.logits.dtype).eps * truth_gradient.abs().max()
+    # any softmax in float32 has such an error, before its weights cancel
+    of_a_probability = torch.finfo(torch.float32).eps * (1.0 if case.class_weight is None else case.class_weight.max())
     error, eager_error = (gradient - truth_gradient).abs().max(), (eager_gradient - truth_gradient).abs().max()
-    assert error <= eager_error + last_digit
+    assert error <= eager_error + last_digit + of_a_probability
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.2])

@@ -1,0 +1,177 @@
+"""The one operation on logits that every weighted cross-entropy is made of, registered with ``torch.library``.
+
+The backward is an operation of its own without an autograd formula: double backward and forward-mode differentiation
+raise, and never give silent zeros.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from mmseg_wce.kernels import reference, strips
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'pixel_nll']
+
+BACKENDS = ('strips', 'reference')
+ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
+_FEW_PIXELS = 4096  # images smaller than this are worked on together where nothing is resized
+
+
+def _chosen(backend: str | None) -> str:
+    chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or 'strips'
+    if chosen not in BACKENDS:
+        origin = 'backend' if backend else ENVIRONMENT_VARIABLE
+        raise ValueError(f'{origin} must be one of {BACKENDS}, got {chosen!r}')
+    return chosen
+
+
+@torch.library.custom_op(
+    'mmseg_wce::pixel_nll',
+    mutates_args=(),
+    schema=(
+        '(Tensor logits, Tensor target, int ignore_index, Tensor? smoothing_weight, bool align_corners) '
+        '-> (Tensor nll, Tensor smooth, Tensor correct, Tensor total)'
+    ),
+)
+def _forward(
+    logits: Tensor, target: Tensor, ignore_index: int, smoothing_weight: Tensor | None, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if target.numel() == 0:
+        return _empty_maps(logits, target, ignore_index, smoothing_weight, align_corners)
+    nll, smooth, correct, total = strips.forward(logits, target, ignore_index, smoothing_weight, align_corners)
+    return nll, nll.new_empty(0) if smooth is None else smooth, correct, total
+
+
+@_forward.register_fake
+def _empty_maps(
+    logits: Tensor, target: Tensor, ignore_index: int, smoothing_weight: Tensor | None, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    nll, total = (logits.new_empty(target.shape, dtype=dtype) for _ in range(2))
+    smooth = logits.new_empty(0 if smoothing_weight is None else target.shape, dtype=dtype)
+    return nll, smooth, logits.new_empty(target.shape, dtype=torch.bool), total
+
+
+@torch.library.custom_op(
+    'mmseg_wce::pixel_nll_backward',
+    mutates_args=(),
+    schema=(
+        '(Tensor? grad_nll, Tensor? grad_smooth, Tensor logits, Tensor target, Tensor total, int ignore_index, '
+        'Tensor? smoothing_weight, bool align_corners) -> Tensor'
+    ),
+)
+def _backward(
+    grad_nll: Tensor | None,
+    grad_smooth: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    total: Tensor,
+    ignore_index: int,
+    smoothing_weight: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    if target.numel() == 0 or (grad_nll is None and grad_smooth is None):
+        return logits.new_zeros(logits.shape)
+    return strips.backward(grad_nll, grad_smooth, logits, target, total, ignore_index, smoothing_weight, align_corners)
+
+
+@_backward.register_fake
+def _(grad_nll, grad_smooth, logits, target, total, ignore_index, smoothing_weight, align_corners) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    logits, target, ctx.ignore_index, smoothing_weight, ctx.align_corners = inputs
+    ctx.save_for_backward(logits, target, output[3], smoothing_weight)
+    ctx.mark_non_differentiable(output[2], output[3])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, grad_nll, grad_smooth, *_) -> tuple:
+    logits, target, total, smoothing_weight = ctx.saved_tensors
+    if smoothing_weight is None:
+        grad_smooth = None
+    gradient = _backward(
+        grad_nll, grad_smooth, logits, target, total, ctx.ignore_index, smoothing_weight, ctx.align_corners
+    )
+    return gradient, None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
+
+
+def pixel_nll(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int,
+    smoothing_weight: Tensor | None = None,
+    align_corners: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Negative log-likelihood of every pixel's label, from logits of any size.
+
+    With ``z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=align_corners)`` and y the
+    target, for each pixel that is not ignored::
+
+        nll     = logsumexp_c(z_c) - z_y             # F.cross_entropy(z, target, reduction='none')
+        smooth  = sum_c w_c (logsumexp_k(z_k) - z_c) # with w = smoothing_weight, over classes with w_c > 0
+        correct = y is the arg-max of z              # at a tie: the lowest class
+
+    Differentiable once, with respect to ``logits``; a second time, or in forward mode, raises. Inside the transforms of
+    ``torch.func``, and with ``backend='reference'``, it is plain PyTorch and can do both.
+
+    Args:
+        logits: (N, C, h, w), or (N, C, ...) of the target's spatial size; float16, bfloat16, float32 or float64.
+        target: (N, H, W) or (N, ...), int64: a class in [0, C) or ``ignore_index``.
+        ignore_index: the label that does not count; may lie inside [0, C) or below zero.
+        smoothing_weight: (C,), weights of ``smooth``, which is all zeros without them.
+        align_corners: as in :func:`torch.nn.functional.interpolate`.
+        backend: 'strips' or 'reference'; by default what the environment variable ``MMSEG_WCE_BACKEND`` says, or
+            else 'strips'.
+
+    Returns:
+        ``nll`` and ``smooth``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's shape.
+        At ignored pixels: 0, 0 and False, with a gradient of exactly zero whatever their logits hold. A target outside
+        [0, C) that is not ignored is never used as an index: its ``nll`` and ``smooth`` are NaN.
+
+    Raises:
+        ValueError: an unknown back end.
+        NotImplementedError: forward-mode differentiation.
+    """
+    if _chosen(backend) == 'reference' or _is_transformed():
+        return reference.pixel_nll(
+            logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
+        )
+    _refuse_forward_mode(logits)
+    shape = target.shape
+    if logits.shape[2:] == shape[1:]:
+        logits, target = _as_images(logits, target)
+    if smoothing_weight is not None:
+        smoothing_weight = smoothing_weight.detach().to(torch.promote_types(logits.dtype, torch.float32)).clamp(min=0)
+    nll, smooth, correct, _ = _forward(logits, target, ignore_index, smoothing_weight, align_corners)
+    smooth = nll.new_zeros(()).expand(shape) if smoothing_weight is None else smooth.reshape(shape)
+    return nll.reshape(shape), smooth, correct.reshape(shape)
+
+
+def _is_transformed() -> bool:
+    """Inside ``torch.func``: operations registered with torch.library have no rules there, plain PyTorch has."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _refuse_forward_mode(logits: Tensor) -> None:
+    """An operation of torch.library drops tangents without a word."""
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(logits).tangent is not None:
+        raise NotImplementedError(
+            "pixel_nll has no forward-mode derivative: use torch.func.jvp, or backend='reference'"
+        )
+
+
+def _as_images(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C, ...) and (N, ...) of one size as (N, C, h, w) and (N, h, w); images of few pixels in a single one."""
+    if target.shape[1:].numel() < _FEW_PIXELS:
+        return logits.transpose(0, 1).flatten(1)[None, :, None], target.reshape(1, 1, -1)
+    return logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)

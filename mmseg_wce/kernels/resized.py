@@ -1,0 +1,170 @@
+"""Strips of logits that are upsampled on the way: a band of nodes, a few rows of pixels at a time.
+
+TorchScript, see :mod:`mmseg_wce.kernels.workers`.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmseg_wce.kernels.bilinear import Grid, at, expand, gather, reduce, spread, to_pixels, to_slots
+from mmseg_wce.kernels.maps import Factors, Image, apply, factors, finish, labels, nearly_tied, smooth_from, wins
+from mmseg_wce.kernels.tiles import LN_2, measure, shift
+from torch import Tensor
+
+# A sum of exponentials below this has lost digits: the shift is far above the largest logit.
+_SMALLEST_SUM = 2.0**-57
+
+
+def steps(grid: Grid, first: int, last: int, height: int) -> list[tuple[int, int, int, int]]:
+    """What a tile of at most ``height`` rows holds, for the rows of cells of a band.
+
+    Returns:
+        First row of cells and number of them, begin and end of the output rows: some output rows of one row of cells,
+        or all those of several rows of cells with equally many.
+    """
+    found: list[tuple[int, int, int, int]] = []
+    cell = first
+    while cell < last:
+        each, stop = grid.starts[cell + 1] - grid.starts[cell], cell + 1
+        while stop < last and grid.starts[stop + 1] - grid.starts[stop] == each and (stop + 1 - cell) * each <= height:
+            stop += 1
+        for row in range(grid.starts[cell], grid.starts[stop], height):
+            found.append((cell, stop - cell, row, min(row + height, grid.starts[stop])))
+        cell = stop
+    return found
+
+
+def fill_corners(logits: Tensor, grid: Grid, first: int, last: int, corners: Tensor) -> None:
+    """Nodes left and right of every cell, in the rows of nodes around a band.
+
+    Each node's maximum over the channels is subtracted. This interpolates to an upper bound of the maximum at every
+    pixel: no pass over the pixels, and no digits lost to a common offset.
+
+    Args:
+        logits: (C, h, w).
+        first, last: the rows of cells.
+        corners: (last - first + 1, 2, C, K), overwritten.
+    """
+    begin, end = max(first - 1, 0), min(last, grid.nodes[0])  # rows of nodes inside the image
+    nodes = torch.empty([end - begin, logits.shape[0], grid.nodes[1]], dtype=corners.dtype, device=corners.device)
+    nodes.copy_(logits[:, begin:end].transpose(0, 1))
+    shift(nodes)
+    offset = begin - (first - 1)
+    spread(nodes, grid, corners[offset : offset + end - begin])
+    if first == 0:
+        corners[0] = corners[1]
+    if last > grid.nodes[0]:
+        corners[-1] = corners[-2]
+
+
+def measure_band(
+    image: Image,
+    correct: Tensor,
+    grid: Grid,
+    first: int,
+    last: int,
+    height: int,
+    corners: Tensor,
+    tile: Tensor,
+    smallest_sum: float = _SMALLEST_SUM,
+    ln_2: float = LN_2,
+) -> None:
+    """Write the maps of one band.
+
+    Args:
+        image: whose maps are written.
+        correct: (H, W), bool, written.
+        first, last: the rows of cells of the band.
+        height: how many rows of pixels a tile may hold.
+        corners, tile: room for (last - first + 1, 2, C, K) and (height, S, C, K).
+    """
+    begin, end = grid.starts[first], grid.starts[last]
+    if begin == end:
+        return
+    fill_corners(image.logits, grid, first, last, corners)
+    y, valid = labels(image, begin, end)
+    y = to_slots(y, grid)
+    total = torch.empty(y.shape, dtype=corners.dtype, device=corners.device)
+    target_logit, rival, mean = torch.empty_like(total), torch.empty_like(total), torch.empty_like(total)
+    parts = steps(grid, first, last, height)
+    exact = False
+    for _ in range(2):
+        for cell, number, row, stop in parts:
+            z, a, b = tile[: stop - row], row - begin, stop - begin
+            expand(corners[cell - first : cell - first + number + 1], grid, row, stop, z)
+            measure(z, y[a:b], total[a:b], target_logit[a:b], rival[a:b], exact)
+        if exact or bool(total.amin() >= smallest_sum):
+            break
+        exact = True  # neighbours disagree violently, or there is a NaN
+    lse = total.log2()
+    if exact:
+        lse.add_(torch.maximum(target_logit, rival))
+        total.neg_()
+    to_pixels(total, grid, image.total[begin:end])
+
+    weight, smooth = image.smoothing_weight, image.smooth
+    if weight is not None and smooth is not None:
+        weighted = torch.matmul(weight, corners).unsqueeze(2)  # (rows, 2, 1, K)
+        for cell, number, row, stop in parts:
+            expand(
+                weighted[cell - first : cell - first + number + 1], grid, row, stop, mean[row - begin : stop - begin]
+            )
+        to_pixels(smooth_from(weight, lse, mean), grid, smooth[begin:end])
+    to_pixels(lse.sub_(target_logit).mul_(ln_2), grid, image.nll[begin:end])
+
+    right = target_logit > rival
+    tied = nearly_tied(target_logit, rival)
+    if bool(tied.any()):
+        index = tied.nonzero()
+        logits = at(corners, grid, first, index[:, 0] + begin, index[:, 1], index[:, 3])
+        right[tied] = wins(logits, y[tied])
+    to_pixels(right, grid, correct[begin:end])
+    finish(image, correct, valid, begin, end)
+
+
+def differentiate_band(
+    image: Image,
+    gradient: Tensor,
+    grid: Grid,
+    first: int,
+    last: int,
+    height: int,
+    corners: Tensor,
+    tile: Tensor,
+    corner_gradient: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of the rows of nodes that no other band shares; return that of the first and the last.
+
+    Args:
+        image: whose maps ``nll`` and ``smooth`` hold the gradient from above.
+        gradient: (C, h, w), written.
+        corner_gradient: room for (last - first + 1, 2, C, K); the rest as in :func:`measure_band`.
+    """
+    begin, end = grid.starts[first], grid.starts[last]
+    fill_corners(image.logits, grid, first, last, corners)
+    corner_gradient.zero_()
+    if begin < end:
+        y, valid = labels(image, begin, end)
+        of_pixels = factors(image, valid, begin, end)
+        one_hot, smooth = of_pixels.one_hot, of_pixels.smooth
+        of_slots = Factors(
+            to_slots(of_pixels.scale, grid),
+            to_slots(of_pixels.minus_total, grid),
+            None if one_hot is None else to_slots(one_hot, grid),
+            None if smooth is None else to_slots(smooth, grid),
+        )
+        y, ignored = to_slots(y, grid), torch.zeros(0)
+        poisoned = bool(image.total[begin:end].isnan().any())
+        if poisoned:
+            ignored = to_slots(valid.to(y.dtype), grid) == 0
+        exact = not bool(image.total[begin:end].amin() > 0)
+        for cell, number, row, stop in steps(grid, first, last, height):
+            z, a, b = tile[: stop - row], row - begin, stop - begin
+            expand(corners[cell - first : cell - first + number + 1], grid, row, stop, z)
+            apply(of_slots, z, y[a:b], image.smoothing_weight, exact, a, b)
+            if poisoned:
+                z.masked_fill_(ignored[a:b], 0)
+            reduce(z, grid, row, stop, corner_gradient[cell - first : cell - first + number + 1])
+    nodes = gather(corner_gradient, grid)
+    gradient[:, first : last - 1] = nodes[1:-1].transpose(0, 1)
+    return nodes[0].clone(), nodes[-1].clone()
