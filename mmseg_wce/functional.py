@@ -13,10 +13,18 @@ from mmseg_wce.kernels import pixel_nll
 from mmseg_wce.labels import valid_pixels
 from torch import Tensor
 
-__all__ = ['NORMALIZERS', 'REDUCTIONS', 'check_inputs', 'normalizer', 'weighted_cross_entropy']
+__all__ = [
+    'NORMALIZERS',
+    'REDUCTIONS',
+    'check_inputs',
+    'normalizer',
+    'smoothing_weight',
+    'weighted_cross_entropy',
+]
 
 Reduction = Literal['mean', 'sum', 'none']
 Normalizer = Literal['class_weight', 'valid', 'all']
+Pixels = tuple[Tensor, Tensor, Tensor]  # nll, smooth, correct
 REDUCTIONS: tuple[Reduction, ...] = ('mean', 'sum', 'none')
 NORMALIZERS: tuple[Normalizer, ...] = ('class_weight', 'valid', 'all')
 
@@ -141,28 +149,30 @@ def _labels(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if class_weight is None:
         return target, valid, valid.to(dtype)
-    return target, valid, torch.where(valid, class_weight.detach().to(dtype)[torch.where(valid, target, 0)], 0)
+    weight_or_zero = torch.nn.functional.pad(class_weight.detach().to(dtype), (0, 1))
+    index = torch.where(valid, target, logits.shape[1])
+    return target, valid, weight_or_zero.index_select(0, index.flatten()).view(target.shape)
+
+
+def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothing: float) -> Tensor | None:
+    """What :func:`mmseg_wce.kernels.pixel_nll` weights its map ``smooth`` by; None without smoothing."""
+    if label_smoothing == 0:
+        return None
+    return logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
 
 
 def _per_pixel(
-    logits: Tensor,
-    target: Tensor,
+    nll: Tensor,
+    smooth: Tensor,
     class_weight: Tensor | None,
     label_weight: Tensor,
-    ignore_index: int,
     label_smoothing: float,
-    align_corners: bool,
+    num_classes: int,
 ) -> Tensor:
     """Loss of every pixel before any reduction."""
-    smoothing_weight = None
-    if label_smoothing > 0:
-        smoothing_weight = logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
-    nll, smooth, _ = pixel_nll(
-        logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
-    )
     loss = nll if class_weight is None else label_weight * nll
     if label_smoothing > 0:
-        loss = (1 - label_smoothing) * loss + (label_smoothing / logits.shape[1]) * smooth
+        loss = (1 - label_smoothing) * loss + (label_smoothing / num_classes) * smooth
     return loss
 
 
@@ -215,6 +225,7 @@ def weighted_cross_entropy(
     normalize_by: Normalizer = 'class_weight',
     avg_factor: float | Tensor | None = None,
     align_corners: bool = False,
+    pixels: Pixels | None = None,
 ) -> Tensor:
     r"""Cross-entropy with class weights, an ignored label and logits of any size.
 
@@ -255,6 +266,8 @@ def weighted_cross_entropy(
         avg_factor: one number or one-element tensor that replaces the denominator of the mean. As in mmseg, 0 counts
             as 1.2e-7, reduction 'none' does not look at it and 'sum' refuses it. The value of a tensor is not checked.
         align_corners: of the upsampling, as in :func:`torch.nn.functional.interpolate`.
+        pixels: what :func:`mmseg_wce.kernels.pixel_nll` gave for these logits and this target, with
+            :func:`smoothing_weight`, where it is known already; by default it is computed.
 
     Returns:
         Scalar, or the target's shape for reduction 'none'. float32, or float64 for float64 logits.
@@ -276,7 +289,13 @@ def weighted_cross_entropy(
     check_inputs(logits, target, class_weight)
     _check_options(reduction, normalize_by, label_smoothing, avg_factor, ignore_index)
     target, valid, label_weight = _labels(logits, target, class_weight, ignore_index)
-    loss = _per_pixel(logits, target, class_weight, label_weight, ignore_index, label_smoothing, align_corners)
+    if pixels is None:
+        weight = smoothing_weight(logits, class_weight, label_smoothing)
+        pixels = pixel_nll(
+            logits, target, ignore_index=ignore_index, smoothing_weight=weight, align_corners=align_corners
+        )
+    nll, smooth, _ = pixels
+    loss = _per_pixel(nll, smooth, class_weight, label_weight, label_smoothing, logits.shape[1])
     if pixel_weight is not None:
         loss = loss * _broadcast_pixel_weight(pixel_weight, target).to(loss.dtype)
     loss = torch.where(valid, loss, 0)

@@ -12,7 +12,16 @@ import torch.distributed as dist
 from mmengine.logging import print_log
 from mmseg.registry import MODELS
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
-from mmseg_wce.functional import NORMALIZERS, REDUCTIONS, Normalizer, Reduction, normalizer, weighted_cross_entropy
+from mmseg_wce.functional import (
+    NORMALIZERS,
+    REDUCTIONS,
+    Normalizer,
+    Pixels,
+    Reduction,
+    normalizer,
+    smoothing_weight,
+    weighted_cross_entropy,
+)
 from torch import Tensor, nn
 
 __all__ = ['WeightedCrossEntropyLoss']
@@ -177,16 +186,19 @@ class WeightedCrossEntropyLoss(nn.Module):
         avg_factor: float | Tensor | None = None,
         reduction_override: Reduction | None = None,
         ignore_index: int | None = None,
+        *,
+        pixels: Pixels | None = None,
     ) -> Tensor:
         """Loss of a batch.
 
         Args:
-            cls_score: logits (N, C, H, W) or (N, C, ...), any floating dtype.
+            cls_score: logits (N, C, H, W) or (N, C, ...), any floating dtype; (N, C, h, w) is upsampled bilinearly.
             label: (N, H, W) or (N, ...), any integer dtype.
             weight: per-pixel weight of the label's shape, as mmseg's samplers pass it; enters the numerator only.
             avg_factor: replaces the denominator of the mean.
             reduction_override: instead of the constructor's ``reduction``.
             ignore_index: what the decode head says; None for the constructor's.
+            pixels: what :func:`mmseg_wce.kernels.pixel_nll` gave already, with :meth:`smoothing_weight`.
 
         Returns:
             Scalar, or the label's shape for reduction 'none', in float32 (float64 for float64 logits).
@@ -200,6 +212,7 @@ class WeightedCrossEntropyLoss(nn.Module):
             ignore_index=self._resolve_ignore_index(ignore_index),
             label_smoothing=self.label_smoothing,
             pixel_weight=weight,
+            pixels=pixels,
         )
         averaged = _gradients_are_averaged(cls_score)
         if reduction == 'mean' and avg_factor is None and self.sync_normalizer and averaged:
@@ -208,6 +221,10 @@ class WeightedCrossEntropyLoss(nn.Module):
             options.update(reduction=reduction, normalize_by=self.normalize_by, avg_factor=avg_factor)
             loss = weighted_cross_entropy(cls_score, label, class_weight, **options)
         return self.loss_weight * loss
+
+    def smoothing_weight(self, cls_score: Tensor) -> Tensor | None:
+        """Weights (C,) of the smoothing term for these logits; None without label smoothing."""
+        return smoothing_weight(cls_score, self._float32_class_weight(), self.label_smoothing)
 
     def _synchronised_mean(
         self, cls_score: Tensor, label: Tensor, class_weight: Tensor | None, options: dict

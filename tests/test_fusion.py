@@ -1,0 +1,244 @@
+import copy
+import json
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from mmseg.models.losses import CrossEntropyLoss
+from mmseg.registry import HOOKS, MODELS
+from mmseg.structures import SegDataSample
+from mmseg_wce.fusion import FusedLossHook, fuse_decode_heads
+from mmseg_wce.kernels import op
+from mmseg_wce.losses import WeightedCrossEntropyLoss
+from torch import nn
+
+WEIGHTS = [0.1, 3.0, 1.0, 0.3, 2.0]
+OURS = dict(type='WeightedCrossEntropyLoss', class_weight=WEIGHTS, loss_weight=0.4)
+BUILT_IN = dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True)
+DICE = dict(type='DiceLoss', loss_name='loss_dice')
+
+
+class Model(nn.Module):
+    """Heads where a segmentor has them."""
+
+    def __init__(self, decode_head, auxiliary_head=None):
+        super().__init__()
+        self.decode_head, self.auxiliary_head = decode_head, auxiliary_head
+
+
+def head(loss, kind='FCNHead', **options) -> nn.Module:
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    options = dict(num_classes=5, dropout_ratio=0, align_corners=False, **options)
+    return MODELS.build(
+        dict(type=kind, in_channels=6, channels=8, loss_decode=loss, norm_cfg=dict(type='BN'), **options)
+    ).double()
+
+
+def samples(height=32, width=40) -> list:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (2, 1, height, width), generator=generator)
+    labels[0, :, :9] = 255
+    return [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
+
+
+def sweep(head: nn.Module, data: list):
+    """Losses, and the gradient of all weights for their sum."""
+    features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(1)).double()
+    losses = head.loss([features], data, {})
+    sum(v for k, v in losses.items() if 'loss' in k).backward()
+    gradients = [p.grad.clone() for p in head.parameters() if p.grad is not None]
+    head.zero_grad()
+    return {k: v.detach() for k, v in losses.items()}, gradients
+
+
+@pytest.mark.parametrize(
+    ('loss', 'sampler', 'align_corners', 'line'),
+    [
+        (OURS, None, False, 'fused'),
+        (OURS, None, True, 'fused'),
+        (BUILT_IN, None, False, 'fused'),
+        (dict(BUILT_IN, avg_non_ignore=False, loss_weight=0.7), None, False, 'fused'),
+        (dict(BUILT_IN, reduction='sum', loss_name='loss_seg'), None, False, 'fused'),
+        (dict(OURS, label_smoothing=0.1, normalize_by='valid'), None, False, 'fused'),
+        ([OURS, BUILT_IN], None, False, 'fused'),
+        ([OURS, dict(OURS, class_weight=None, loss_name='loss_second')], None, False, 'fused'),
+        (
+            [dict(OURS, label_smoothing=0.1), dict(OURS, class_weight=None, label_smoothing=0.3, loss_name='loss_b')],
+            None,
+            False,
+            'fused',
+        ),
+        ([OURS, DICE], None, False, 'fused; full-size logits are still built for loss_dice'),
+        (OURS, dict(type='OHEMPixelSampler', min_kept=100), False, 'fused'),
+        (OURS, dict(type='OHEMPixelSampler', thresh=0.3, min_kept=100), False, 'fused'),
+        (OURS, dict(type='OHEMPixelSampler', thresh=0.01, min_kept=300), True, 'fused'),
+        ([OURS, BUILT_IN], dict(type='OHEMPixelSampler', min_kept=50), False, 'fused'),
+    ],
+)
+@pytest.mark.parametrize('size', [(32, 40), (29, 37)])
+def test_same_terms_and_gradients(loss, sampler, align_corners, line, size):
+    plain = head(loss, sampler=sampler)
+    plain.align_corners = align_corners
+    fused = copy.deepcopy(plain)
+
+    assert fuse_decode_heads(Model(fused), built_in=True) == [f'decode_head (FCNHead): {line}']
+
+    expected, found = sweep(plain, samples(*size)), sweep(fused, samples(*size))
+    assert list(found[0]) == list(expected[0])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_full_size_logits_are_never_built(monkeypatch):
+    fused = head(OURS)
+    fuse_decode_heads(Model(fused))
+    monkeypatch.setattr('mmseg_wce.fusion.resize', lambda *a, **k: pytest.fail('resized'))
+    monkeypatch.setattr('mmseg.models.decode_heads.decode_head.resize', lambda *a, **k: pytest.fail('resized'))
+    sweeps = []
+    forward = op._forward
+    monkeypatch.setattr(op, '_forward', lambda *a: sweeps.append(a[0].shape) or forward(*a))
+
+    sweep(fused, samples())
+
+    assert sweeps == [(2, 5, 8, 10)]  # once, at the head's own size
+
+
+def test_heads_in_lists_and_what_is_left_alone():
+    init_default_scope('mmseg')
+    sigmoid = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    own_way = head([OURS, OURS, OURS, OURS], kind='PIDHead')
+    model = Model(
+        nn.ModuleList([head(OURS), head(BUILT_IN)]),
+        nn.ModuleList([own_way, head(sigmoid, sampler=None), head(DICE)]),
+    )
+
+    lines = fuse_decode_heads(model)
+
+    assert lines[0] == 'decode_head[0] (FCNHead): fused'
+    assert 'decode_head[1] (FCNHead): left alone: none of its losses' in lines[1]
+    assert 'built_in=True' in lines[1]
+    assert 'auxiliary_head[0] (PIDHead): left alone: it computes its loss in a way of its own' in lines[2]
+    assert all('left alone' in line for line in lines[2:])
+    assert fuse_decode_heads(model, built_in=True)[1].endswith(': fused')
+    assert 'left alone' in fuse_decode_heads(model, built_in=True)[3]  # the sigmoid one
+
+
+def test_unknown_sampler():
+    special = head(OURS)
+    special.sampler = nn.Identity()
+
+    assert 'its sampler Identity needs full-size logits' in fuse_decode_heads(Model(special))[0]
+
+
+def test_twice_is_once_and_copies_use_their_own_weights():
+    fused = head(OURS)
+    fuse_decode_heads(Model(fused))
+    fuse_decode_heads(Model(fused))
+    twin = copy.deepcopy(fused)
+    twin.loss_decode.class_weight = torch.ones(5)
+    plain = head(dict(OURS, class_weight=[1.0] * 5))
+
+    torch.testing.assert_close(sweep(twin, samples()), sweep(plain, samples()), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(sweep(fused, samples()), sweep(head(OURS), samples()), rtol=1e-6, atol=1e-9)
+
+
+def test_bad_labels_are_refused_with_the_same_message():
+    fused = head(OURS)
+    fuse_decode_heads(Model(fused))
+    data = samples()
+    data[1].gt_sem_seg.data[0, 3, 4] = 77
+
+    with pytest.raises(ValueError, match=r'77 \(1 px\).*at index \(1, 3, 4\)'):
+        sweep(fused, data)
+
+
+def test_nothing_that_counts():
+    fused = head(OURS, sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=10))
+    fuse_decode_heads(Model(fused))
+    data = samples()
+    for sample in data:
+        sample.gt_sem_seg.data.fill_(255)
+
+    losses, gradients = sweep(fused, data)
+
+    assert losses['loss_ce'] == 0
+    assert all((g == 0).all() for g in gradients)
+
+
+def test_hook_fuses_before_a_run_and_logs(monkeypatch):
+    lines = []
+    model = Model(head(OURS), head(BUILT_IN))
+
+    class Wrapper(nn.parallel.DistributedDataParallel):
+        def __init__(self, module):
+            nn.Module.__init__(self)
+            self.module = module
+
+    class Runner:
+        logger = type('Logger', (), dict(info=staticmethod(lines.append)))
+
+    for runner_model in (model, Wrapper(Model(head(OURS), head(BUILT_IN)))):
+        Runner.model = runner_model
+        hook = HOOKS.build(dict(type='FusedLossHook'))
+        assert isinstance(hook, FusedLossHook)
+        hook.before_run(Runner())
+
+    assert len(lines) == 4
+    assert lines[0] == lines[2] == 'FusedLossHook: decode_head (FCNHead): fused'
+
+
+def test_stand_ins_are_mmsegs_loss():
+    """The value of the built-in, with ignored pixels counted as it counts them."""
+    fused = head(dict(BUILT_IN, avg_non_ignore=False, class_weight=None))
+    fuse_decode_heads(Model(fused), built_in=True)
+
+    assert type(fused.loss_decode) is CrossEntropyLoss  # checkpoints and configs see the model as it was
+    assert not [m for m in fused.modules() if isinstance(m, WeightedCrossEntropyLoss)]
+
+
+def test_training_with_the_hook_gives_the_same_curve(root, tmp_path, monkeypatch):
+    """The demo's model for some iterations from one seed, with and without the hook, and resumed."""
+    from mmengine.runner import Runner
+    from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+
+    monkeypatch.chdir(tmp_path)
+    generate_demo_scenes('data/demo_scenes', num_training=8, num_validation=1)
+    (tmp_path / 'data/demo_scenes/class_weight.json').write_text(json.dumps([0.5 + c for c in range(10)]))
+
+    def train(name: str, hooks: list, iterations: int, resume: bool = False) -> dict[int, float]:
+        config = Config.fromfile(root / 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py')
+        config.merge_from_dict(
+            {
+                'work_dir': name,
+                'custom_hooks': hooks,
+                'resume': resume,
+                'train_cfg.max_iters': iterations,
+                'train_cfg.val_interval': 1000,
+                'train_dataloader.batch_size': 2,
+                'train_dataloader.num_workers': 0,
+                'train_dataloader.persistent_workers': False,
+                'default_hooks.logger.interval': 1,
+                'default_hooks.checkpoint.interval': 6,
+                'optim_wrapper.optimizer.lr': 1e-4,
+                'model.decode_head.dropout_ratio': 0,
+                'model.auxiliary_head.0.dropout_ratio': 0,
+                'model.auxiliary_head.1.dropout_ratio': 0,
+            }
+        )
+        before = set((tmp_path / name).glob('*/vis_data/scalars.json'))
+        Runner.from_cfg(config).train()
+        (file,) = set((tmp_path / name).glob('*/vis_data/scalars.json')) - before
+        lines = map(json.loads, file.read_text().splitlines())
+        return {line['step']: line['loss'] for line in lines if 'loss' in line}
+
+    plain = train('plain', [], 12)
+    fused = train('fused', [dict(type='FusedLossHook')], 12)
+
+    assert fused == pytest.approx(plain, rel=1e-3)
+    assert list(fused) == list(range(1, 13))
+    assert fused[1] == pytest.approx(plain[1], rel=1e-6)
+    (tmp_path / 'fused/last_checkpoint').write_text(str(tmp_path / 'fused/iter_6.pth'))
+    resumed = train('fused', [dict(type='FusedLossHook')], 12, resume=True)
+    assert resumed == pytest.approx({step: fused[step] for step in range(7, 13)}, rel=1e-5)
