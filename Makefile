@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	if $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
 	echo $$p; break; fi; done)
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -28,6 +28,9 @@ demo: $(STAMP)  ## train on generated scenes with the built-in loss and with our
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP)  ## time and memory of the loss step against the built-in one; some 15 minutes
+	$(BIN)/python tools/benchmark.py $(ARGS)
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

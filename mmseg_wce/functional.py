@@ -29,6 +29,7 @@ REDUCTIONS: tuple[Reduction, ...] = ('mean', 'sum', 'none')
 NORMALIZERS: tuple[Normalizer, ...] = ('class_weight', 'valid', 'all')
 
 _LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST_TABLE = 1 << 16
 _MMSEG_EPS = torch.finfo(torch.float32).eps  # what mmseg divides by for avg_factor=0
 
 
@@ -142,16 +143,22 @@ def _broadcast_pixel_weight(pixel_weight: Tensor, target: Tensor) -> Tensor:
 
 def _labels(
     logits: Tensor, target: Tensor, class_weight: Tensor | None, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Target as int64, where it counts, and the class weight of every pixel's label: 0 where it does not count."""
-    target = target.long()
-    valid = valid_pixels(target, logits.shape[1], ignore_index)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    target, num_classes = target.long(), logits.shape[1]
+    valid = valid_pixels(target, num_classes, ignore_index)
     if class_weight is None:
-        return target, valid, valid.to(dtype)
-    weight_or_zero = torch.nn.functional.pad(class_weight.detach().to(dtype), (0, 1))
-    index = torch.where(valid, target, logits.shape[1])
-    return target, valid, weight_or_zero.index_select(0, index.flatten()).view(target.shape)
+        return target, valid, None
+    weight = class_weight.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    if target.device.type == 'cpu' and 0 <= ignore_index <= _LARGEST_TABLE:
+        # what passed valid_pixels on CPU is a class or ignore_index: one look-up, no index tensor of its own
+        weight = torch.nn.functional.pad(weight, (0, max(ignore_index + 1 - num_classes, 0)))
+        index = target
+    else:
+        weight = torch.nn.functional.pad(weight, (0, 1))
+        index = torch.where(valid, target, num_classes)
+    label_weight = weight.index_select(0, index.flatten()).view(target.shape)
+    return target, valid, label_weight * valid if 0 <= ignore_index < num_classes else label_weight
 
 
 def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothing: float) -> Tensor | None:
@@ -164,24 +171,23 @@ def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothin
 def _per_pixel(
     nll: Tensor,
     smooth: Tensor,
-    class_weight: Tensor | None,
-    label_weight: Tensor,
+    label_weight: Tensor | None,
     label_smoothing: float,
     num_classes: int,
 ) -> Tensor:
     """Loss of every pixel before any reduction."""
-    loss = nll if class_weight is None else label_weight * nll
+    loss = nll if label_weight is None else label_weight * nll
     if label_smoothing > 0:
         loss = (1 - label_smoothing) * loss + (label_smoothing / num_classes) * smooth
     return loss
 
 
-def _sum_of(normalize_by: str, label_weight: Tensor, valid: Tensor) -> Tensor:
-    if normalize_by == 'class_weight':
-        return label_weight.sum()
-    if normalize_by == 'valid':
-        return valid.sum().to(label_weight.dtype)
-    return label_weight.new_full((), label_weight.numel())
+def _sum_of(normalize_by: str, label_weight: Tensor | None, valid: Tensor, dtype: torch.dtype) -> Tensor:
+    if normalize_by == 'all':
+        return torch.full((), valid.numel(), dtype=dtype, device=valid.device)
+    if normalize_by == 'valid' or label_weight is None:
+        return valid.sum().to(dtype)
+    return label_weight.sum()
 
 
 def normalizer(
@@ -210,7 +216,7 @@ def normalizer(
     check_inputs(logits, target, class_weight)
     _check_options('mean', normalize_by, 0.0, None, ignore_index)
     _, valid, label_weight = _labels(logits, target, class_weight, ignore_index)
-    return _sum_of(normalize_by, label_weight, valid)
+    return _sum_of(normalize_by, label_weight, valid, torch.promote_types(logits.dtype, torch.float32))
 
 
 def weighted_cross_entropy(
@@ -295,17 +301,18 @@ def weighted_cross_entropy(
             logits, target, ignore_index=ignore_index, smoothing_weight=weight, align_corners=align_corners
         )
     nll, smooth, _ = pixels
-    loss = _per_pixel(nll, smooth, class_weight, label_weight, label_smoothing, logits.shape[1])
+    loss = _per_pixel(nll, smooth, label_weight, label_smoothing, logits.shape[1])
     if pixel_weight is not None:
         loss = loss * _broadcast_pixel_weight(pixel_weight, target).to(loss.dtype)
-    loss = torch.where(valid, loss, 0)
+    if pixel_weight is not None or target.is_cuda:  # 0 * NaN; and on CUDA a refused label's NaN is still here
+        loss = torch.where(valid, loss, 0)
     if reduction == 'none':
         return loss
     if reduction == 'sum':
         return loss.sum()
     if avg_factor is None:
         # x / inf is a zero that stays connected to the graph, and unlike x * 0 it does not hide a NaN
-        denominator, instead_of_zero = _sum_of(normalize_by, label_weight, valid), torch.inf
+        denominator, instead_of_zero = _sum_of(normalize_by, label_weight, valid, loss.dtype), torch.inf
     else:
         denominator = torch.as_tensor(avg_factor, dtype=loss.dtype, device=loss.device).reshape(())
         instead_of_zero = _MMSEG_EPS

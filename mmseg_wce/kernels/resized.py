@@ -85,7 +85,7 @@ def measure_band(
     y, valid = labels(image, begin, end)
     y = to_slots(y, grid)
     total = torch.empty(y.shape, dtype=corners.dtype, device=corners.device)
-    target_logit, rival, mean = torch.empty_like(total), torch.empty_like(total), torch.empty_like(total)
+    target_logit, rival = torch.empty_like(total), torch.empty_like(total)
     parts = steps(grid, first, last, height)
     exact = False
     for _ in range(2):
@@ -104,7 +104,7 @@ def measure_band(
 
     weight, smooth = image.smoothing_weight, image.smooth
     if weight is not None and smooth is not None:
-        weighted = torch.matmul(weight, corners).unsqueeze(2)  # (rows, 2, 1, K)
+        weighted, mean = torch.matmul(weight, corners).unsqueeze(2), torch.empty_like(lse)  # (rows, 2, 1, K)
         for cell, number, row, stop in parts:
             expand(
                 weighted[cell - first : cell - first + number + 1], grid, row, stop, mean[row - begin : stop - begin]

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def benchmark(import_tool, monkeypatch):
+    tool = import_tool('benchmark')
+    small = tool.Case('small', 1, 7, (8, 8), (32, 32))
+    monkeypatch.setitem(tool.CASES, 'binary', small)
+    return tool
+
+
+def test_table_results_and_pictures(benchmark, tmp_path, capsys):
+    arguments = ['--cases', 'binary', '--ways', 'built-in', 'checkpointed', 'mmseg_wce', '--rounds', '1']
+
+    benchmark.main([*arguments, '--models', '--crops', '64', '--out', str(tmp_path)])
+
+    results = json.loads((tmp_path / 'benchmark.json').read_text())
+    (case,) = results['cases']
+    assert list(case['ways']) == ['built-in', 'checkpointed', 'mmseg_wce']
+    for way in case['ways'].values():
+        assert way['both']['median'] > 0
+        assert way['megabytes'] is None or way['megabytes'] >= 0
+    assert results['environment']['torch'] == torch.__version__
+    assert results['crops'][0]['crop'] == 64
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ('times.png', 'memory.png'))
+    output = capsys.readouterr().out
+    assert 'against' in output
+    assert 'checkpointed'[:6] in output
+
+
+def test_all_ways_agree(import_tool):
+    ways = import_tool('benchmark_ways')
+    case = ways.Case('small', 2, 7, (8, 8), (30, 33))
+    found = {}
+    for name, way in ways.WAYS.items():
+        if way.runs('cpu') and name != 'compiled':  # compiled is plain, which needs a compiler
+            step = ways.Step(name, case, 'cpu')
+            step.forward()
+            step.backward()
+            found[name] = step.loss.detach(), step.logits.grad
+    logits, target = case.make('cpu')
+    plain_loss, plain_accuracy = ways.plain(logits, target, case)
+
+    for name in ('checkpointed', 'mmseg_wce'):
+        torch.testing.assert_close(found[name][0], plain_loss)
+    torch.testing.assert_close(found['mmseg_wce'][1], found['checkpointed'][1])
+    # mmseg's default mean counts ignored pixels
+    share = (target != 255).float().mean()
+    torch.testing.assert_close(found['built-in'][0], plain_loss * share)
+    torch.testing.assert_close(found['built-in'][1], found['mmseg_wce'][1] * share)
+    _, accuracy = ways.ours(logits, target, case)
+    torch.testing.assert_close(accuracy, plain_accuracy)
+
+
+def test_cuda_that_is_not_there(import_tool, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip('this machine has a CUDA device')
+
+    with pytest.raises(SystemExit, match='error: --device cuda needs a CUDA device'):
+        import_tool('benchmark').main(['--device', 'cuda', '--out', str(tmp_path)])

@@ -1,0 +1,93 @@
+"""The benchmark's results as tables for the terminal and as pictures."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+COLORS = {
+    'built-in': '#9aa5b1',
+    'compiled': '#c8b88a',
+    'checkpointed': '#8fb7a3',
+    'liger': '#7b8fc9',
+    'mmseg_wce': '#d9480f',
+    'mmseg_wce, weighted': '#f08c5a',
+}
+
+
+def print_table(console: Console, result: dict) -> None:
+    table = Table(title=result['case'])
+    for column in ('way', 'forward', 'backward', 'both', 'range', 'against built-in', 'extra memory'):
+        table.add_column(column, justify='left' if column == 'way' else 'right')
+    base = result['ways'].get('built-in')
+    for name, way in result['ways'].items():
+        both = way['both']
+        ratio = '' if base is None else f'{base["both"]["median"] / both["median"]:.1f} x'
+        table.add_row(
+            name,
+            *(f'{1e3 * way[part]["median"]:.1f} ms' for part in ('forward', 'backward', 'both')),
+            f'{1e3 * both["min"]:.1f} to {1e3 * both["max"]:.1f}',
+            ratio,
+            '' if way['megabytes'] is None else f'{way["megabytes"]:.0f} MB',
+        )
+    console.print(table)
+
+
+def draw_times(path: Path, results: dict) -> None:
+    """Bars: how many times faster than the built-in path each way is, case by case; a line at 1."""
+    cases = [result for result in results['cases'] if 'built-in' in result['ways']]
+    if not cases:
+        return
+    names = [name for name in COLORS if name != 'built-in' and any(name in result['ways'] for result in cases)]
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.62 * len(cases)), layout='constrained')
+    height = 0.8 / max(len(names), 1)
+    for k, name in enumerate(names):
+        rows = [i for i, result in enumerate(cases) if name in result['ways']]
+        ratios = [
+            cases[i]['ways']['built-in']['both']['median'] / cases[i]['ways'][name]['both']['median'] for i in rows
+        ]
+        y = np.array(rows) + (k - (len(names) - 1) / 2) * height
+        axis.barh(y, ratios, height, color=COLORS[name], label=name)
+        for position, ratio in zip(y, ratios, strict=True):
+            axis.text(ratio + 0.08, position, f'{ratio:.1f}', va='center', fontsize=7)
+    axis.axvline(1, color='0.3', linewidth=0.8)
+    axis.set_yticks(range(len(cases)), [result['case'] for result in cases])
+    axis.set_ylim(len(cases) - 0.4, -0.6)
+    axis.set_xlabel('times as fast as the built-in path, forward and backward (1: as fast)')
+    axis.set_title(
+        ', '.join((results['environment']['device'], f'torch {results["environment"]["torch"]}')), loc='left'
+    )
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(frameon=False, loc='lower right')
+    figure.savefig(path, dpi=110, facecolor='white')
+    plt.close(figure)
+
+
+def draw_memory(path: Path, results: dict) -> None:
+    """Extra memory over the crop size, of one image with 150 classes at stride 4."""
+    figure, axis = plt.subplots(figsize=(6.5, 4), layout='constrained')
+    for name in ('built-in', 'mmseg_wce'):
+        rows = [row for row in results['crops'] if row.get(name) is not None]
+        if rows:
+            axis.plot([row['crop'] for row in rows], [row[name] for row in rows], 'o-', color=COLORS[name], label=name)
+            for row in rows:
+                axis.annotate(
+                    f'{row[name]:.0f}', (row['crop'], row[name]), (4, 5), textcoords='offset points', fontsize=9
+                )
+    crops = np.array([row['crop'] for row in results['crops']])
+    axis.plot(crops, 150 * (crops / 4) ** 2 * 4 / 1e6, ':', color='0.4', label='the gradient of the logits alone')
+    axis.set_xscale('log', base=2)
+    axis.set_yscale('log')
+    axis.set_xticks(crops, [str(crop) for crop in crops])
+    axis.set_xlabel('crop size (pixels)')
+    axis.set_ylabel('extra peak memory, forward and backward (MB)')
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=110, facecolor='white')
+    plt.close(figure)

@@ -1,0 +1,216 @@
+"""The loss steps that the benchmark compares, each as a careful user of its kind would write it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from mmseg.models.losses import CrossEntropyLoss, accuracy
+from mmseg.models.utils import resize
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from mmseg_wce.functional import weighted_cross_entropy
+from mmseg_wce.fusion import fuse_decode_heads
+from mmseg_wce.kernels import pixel_nll
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class Case:
+    """Logits (N, C, h, w), normally distributed, for labels (N, H, W), 8 % of them ignored."""
+
+    title: str
+    images: int
+    classes: int
+    nodes: tuple[int, int]
+    pixels: tuple[int, int]
+    dtype: str = 'float32'
+    align_corners: bool = False
+    scale: float = 1.0
+
+    def make(self, device: str) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(self.images, self.classes, *self.nodes, generator=generator) * self.scale
+        target = torch.randint(0, self.classes, (self.images, *self.pixels), generator=generator)
+        target[torch.rand(target.shape, generator=generator) < 0.08] = 255
+        return logits.to(device, getattr(torch, self.dtype)), target.to(device)
+
+
+ADE20K = (2, 150, (128, 128), (512, 512))
+CITYSCAPES = (2, 19, (128, 256), (512, 1024))
+CASES = {
+    'ade20k': Case('ADE20K', *ADE20K),
+    'ade20k-bf16': Case('ADE20K, bfloat16', *ADE20K, dtype='bfloat16'),
+    'cityscapes': Case('Cityscapes', *CITYSCAPES),
+    'cityscapes-bf16': Case('Cityscapes, bfloat16', *CITYSCAPES, dtype='bfloat16'),
+    'coco-stuff': Case('COCO-Stuff 171, stride 8', 2, 171, (64, 64), (512, 512)),
+    'lvis': Case('1203 classes, stride 8', 1, 1203, (64, 64), (512, 512)),
+    'binary': Case('binary, nothing to resize', 2, 2, (512, 512), (512, 512)),
+    'binary-resized': Case('binary, stride 4', 2, 2, (128, 128), (512, 512)),
+    'align-corners': Case('ADE20K, align_corners', *ADE20K, align_corners=True),
+    'fractional': Case('ADE20K, scale 3.7', 2, 150, (128, 128), (474, 474)),
+    'same-size': Case('ADE20K, nothing to resize', 2, 150, (512, 512), (512, 512)),
+    'scale-10': Case('ADE20K, logits times 10', *ADE20K, scale=10.0),
+    'scale-40': Case('ADE20K, logits times 40', *ADE20K, scale=40.0),
+}
+
+Way = Callable[[Tensor, Tensor, Case], tuple[Tensor, Tensor]]
+
+
+def built_in(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """As ``BaseDecodeHead.loss_by_feat`` runs them."""
+    z = resize(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
+    return _built_in_loss()(z, target, ignore_index=255), accuracy(z.detach(), target, ignore_index=255)
+
+
+@cache
+def _built_in_loss() -> CrossEntropyLoss:
+    return CrossEntropyLoss(avg_non_ignore=False)
+
+
+def plain(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """The same mathematics in a form that torch.compile takes whole."""
+    z = logits
+    if logits.shape[2:] != target.shape[1:]:
+        z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
+    correct = (z.argmax(1) == target).sum() / (target != 255).sum()
+    return F.cross_entropy(z.float(), target, ignore_index=255), correct
+
+
+def compiled(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    return _compiled_plain()(logits, target, case)
+
+
+@cache
+def _compiled_plain() -> Way:
+    return torch.compile(plain)
+
+
+def checkpointed(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """Image by image, full-size logits thrown away and computed again in the backward."""
+
+    def total(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if z.shape[2:] != y.shape[1:]:
+            z = F.interpolate(z, size=y.shape[1:], mode='bilinear', align_corners=case.align_corners)
+        correct = (z.detach().argmax(1) == y).sum()
+        return F.cross_entropy(z.float(), y, ignore_index=255, reduction='sum'), correct
+
+    parts = [
+        checkpoint(total, z, y, use_reentrant=False) for z, y in zip(logits.split(1), target.split(1), strict=True)
+    ]
+    valid = (target != 255).sum()
+    return sum(loss for loss, _ in parts) / valid, sum(correct for _, correct in parts) / valid
+
+
+def liger(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """Liger-Kernel's cross-entropy on full-size logits."""
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
+    correct = (z.detach().argmax(1) == target).sum() / (target != 255).sum()
+    flat = z.permute(0, 2, 3, 1).reshape(-1, case.classes)
+    return liger_cross_entropy(flat, target.flatten(), ignore_index=255), correct
+
+
+def ours(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    pixels = pixel_nll(logits, target, ignore_index=255, align_corners=case.align_corners)
+    return weighted_cross_entropy(logits, target, pixels=pixels), pixels[2].sum() / (target != 255).sum()
+
+
+def ours_weighted(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    pixels = pixel_nll(logits, target, ignore_index=255, align_corners=case.align_corners)
+    weight = torch.linspace(0.5, 2, case.classes, device=logits.device)
+    return weighted_cross_entropy(logits, target, weight, pixels=pixels), pixels[2].sum() / (target != 255).sum()
+
+
+def _always(device: str) -> bool:
+    return True
+
+
+def _with_liger(device: str) -> bool:
+    from importlib.util import find_spec
+
+    return device == 'cuda' and find_spec('liger_kernel') is not None
+
+
+@dataclass(frozen=True)
+class Opponent:
+    step: Way
+    runs: Callable[[str], bool] = _always
+
+
+WAYS = {
+    'built-in': Opponent(built_in),
+    'compiled': Opponent(compiled),
+    'checkpointed': Opponent(checkpointed),
+    'liger': Opponent(liger, _with_liger),
+    'mmseg_wce': Opponent(ours),
+    'mmseg_wce, weighted': Opponent(ours_weighted),
+}
+
+
+class Step:
+    """One way on one case, forward and backward apart."""
+
+    def __init__(self, name: str, case: Case, device: str) -> None:
+        self.way, self.case = WAYS[name].step, case
+        self.logits, self.target = case.make(device)
+        self.logits.requires_grad_()
+
+    def forward(self) -> None:
+        self.logits.grad = None
+        self.loss, self.accuracy = self.way(self.logits, self.target, self.case)
+
+    def backward(self) -> None:
+        self.loss.backward()
+
+
+# mmseg's config, and the keys of its heads
+END_TO_END = {
+    'SegFormer-B0': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    'FCN-R50': 'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py',
+}
+
+
+class TrainingStep:
+    """Loss and gradients of a whole model on random images, with and without fused heads."""
+
+    def __init__(self, name: str, way: str, device: str, crop: int) -> None:
+        config = Config.fromfile(_config_path(END_TO_END[name]))
+        init_default_scope('mmseg')
+        config.model.data_preprocessor.size = (crop, crop)
+        config.model.backbone.init_cfg = config.model.pretrained = None
+        torch.manual_seed(0)
+        self.model = revert_sync_batchnorm(MODELS.build(config.model)).to(device).train()
+        if way == 'mmseg_wce':
+            lines = fuse_decode_heads(self.model, built_in=True)
+            assert all(line.endswith('fused') for line in lines), lines
+        labels = torch.randint(0, 150, (2, 1, crop, crop))
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=y)) for y in labels]
+        images = list(torch.randint(0, 256, (2, 3, crop, crop), dtype=torch.uint8))
+        self.data = self.model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+
+    def forward(self) -> None:
+        self.model.zero_grad()
+        self.loss = self.model.parse_losses(self.model.loss(self.data['inputs'], self.data['data_samples']))[0]
+
+    def backward(self) -> None:
+        self.loss.backward()
+
+
+def _config_path(name: str) -> str:
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    return str(Path(find_spec('mmseg').origin).parent / '.mim/configs' / name.removeprefix('mmseg::'))
+
+
+def end_to_end_step(name: str, way: str, device: str, crop: int) -> TrainingStep:
+    return TrainingStep(name, way, device, crop)

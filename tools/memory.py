@@ -1,0 +1,76 @@
+"""Extra peak memory of a benchmark step: of the allocator on CUDA, of a process made for it on CPU."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from benchmark_ways import Case, Step, end_to_end_step
+
+
+def extra_megabytes(way: str, case: Case | str, device: str, crop: int = 0) -> float | None:
+    """Peak of forward and backward above what was in use before, gradients included; None where it cannot be known.
+
+    Args:
+        way: of the benchmark.
+        case: of the benchmark, or the name of a model for a training iteration.
+        device: 'cpu' or 'cuda'.
+        crop: of the training iteration.
+    """
+    if device == 'cuda':
+        return _on_cuda(_step(way, case, device, crop))
+    if not Path('/proc/self/clear_refs').exists():
+        return None
+    question = dict(
+        way=way, case=case if isinstance(case, str) else asdict(case), crop=crop, threads=torch.get_num_threads()
+    )
+    process = subprocess.run(
+        [sys.executable, '-W', 'ignore', __file__],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def _step(way: str, case: Case | str, device: str, crop: int):
+    return end_to_end_step(case, way, device, crop) if isinstance(case, str) else Step(way, case, device)
+
+
+def _on_cuda(step) -> float:
+    step.forward(), step.backward()
+    step.logits.grad = step.loss = None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step.forward(), step.backward()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def _resident(key: str) -> float:
+    line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def _answer() -> float:
+    question = json.load(sys.stdin)
+    torch.set_num_threads(question['threads'])
+    way, case, crop = question['way'], question['case'], question['crop']
+    if isinstance(case, dict):
+        case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in case.items()})
+        small = Case('warm-up', 1, 5, (8, 8), (32, 32), case.dtype, case.align_corners)
+        warm_up = Step(way, small, 'cpu')  # threads, code and caches of PyTorch are not the step's
+        for _ in range(3):
+            warm_up.forward(), warm_up.backward()
+    step = _step(way, case, 'cpu', crop)
+    before = _resident('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # resets the high-water mark
+    step.forward(), step.backward()
+    return _resident('VmHWM') - before
+
+
+if __name__ == '__main__':
+    print(json.dumps(_answer()))
