@@ -37,7 +37,17 @@ def test_the_three_config_lines(root, tmp_path, monkeypatch):
     assert head.loss_decode.class_weight.tolist() == [1.0 + c for c in range(150)]
 
 
-@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'docs/semantics.md', 'docs/benchmarks.md'])
+@pytest.mark.parametrize(
+    'page',
+    [
+        'README.md',
+        'CONTRIBUTING.md',
+        'docs/semantics.md',
+        'docs/benchmarks.md',
+        'docs/fused_loss.md',
+        'docs/recipes.md',
+    ],
+)
 def test_links_lead_somewhere(root, page):
     text = (root / page).read_text()
 

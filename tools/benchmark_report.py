@@ -39,6 +39,25 @@ def print_table(console: Console, result: dict) -> None:
     console.print(table)
 
 
+def markdown(results: dict) -> str:
+    """The results as a table for docs/benchmarks.md: seconds of the built-in path, the others as times as fast."""
+    names = [name for name in COLORS if any(name in result['ways'] for result in results['cases'])]
+    lines = [
+        '| case | ' + ' | '.join(names) + ' | extra memory, built-in | mmseg_wce |',
+        '| --- ' * (len(names) + 3) + '|',
+    ]
+    for result in results['cases']:
+        ways, base = result['ways'], result['ways']['built-in']['both']
+        cells = [f'{base["median"]:.3f} s ({base["min"]:.3f} to {base["max"]:.3f})']
+        for name in names[1:]:
+            cells.append(f'{base["median"] / ways[name]["both"]["median"]:.1f} x' if name in ways else '')
+        for name in ('built-in', 'mmseg_wce'):
+            megabytes = ways.get(name, {}).get('megabytes')
+            cells.append('' if megabytes is None else f'{megabytes:.0f} MB')
+        lines.append(f'| {result["case"]} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
 def draw_times(path: Path, results: dict) -> None:
     """Bars: how many times faster than the built-in path each way is, case by case; a line at 1."""
     cases = [result for result in results['cases'] if 'built-in' in result['ways']]

@@ -20,8 +20,9 @@ ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
 _FEW_PIXELS = 4096  # images smaller than this are worked on together where nothing is resized
 
 
-def _chosen(backend: str | None) -> str:
-    chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or 'strips'
+def _chosen(backend: str | None, device: torch.device) -> str:
+    by_device = 'strips' if device.type == 'cpu' else 'reference'
+    chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or by_device
     if chosen not in BACKENDS:
         origin = 'backend' if backend else ENVIRONMENT_VARIABLE
         raise ValueError(f'{origin} must be one of {BACKENDS}, got {chosen!r}')
@@ -131,7 +132,7 @@ def pixel_nll(
         smoothing_weight: (C,), weights of ``smooth``, which is all zeros without them.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
         backend: 'strips' or 'reference'; by default what the environment variable ``MMSEG_WCE_BACKEND`` says, or
-            else 'strips'.
+            else 'strips' on CPU and 'reference' elsewhere.
 
     Returns:
         ``nll`` and ``smooth``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's shape.
@@ -142,7 +143,7 @@ def pixel_nll(
         ValueError: an unknown back end.
         NotImplementedError: forward-mode differentiation.
     """
-    if _chosen(backend) == 'reference' or _is_transformed():
+    if _chosen(backend, logits.device) == 'reference' or _is_transformed():
         return reference.pixel_nll(
             logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
         )

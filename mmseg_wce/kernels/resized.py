@@ -133,7 +133,7 @@ def differentiate_band(
     tile: Tensor,
     corner_gradient: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Write the gradient of the rows of nodes that no other band shares; return that of the first and the last.
+    """Write the gradient of the rows of nodes that no other band shares; return what it adds to those it does share.
 
     Args:
         image: whose maps ``nll`` and ``smooth`` hold the gradient from above.
@@ -166,5 +166,9 @@ def differentiate_band(
                 z.masked_fill_(ignored[a:b], 0)
             reduce(z, grid, row, stop, corner_gradient[cell - first : cell - first + number + 1])
     nodes = gather(corner_gradient, grid)
+    if first == 0:  # nodes outside the image repeat its edge
+        nodes[1].add_(nodes[0])
+    if last > grid.nodes[0]:
+        nodes[-2].add_(nodes[-1])
     gradient[:, first : last - 1] = nodes[1:-1].transpose(0, 1)
     return nodes[0].clone(), nodes[-1].clone()

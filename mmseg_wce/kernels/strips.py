@@ -153,13 +153,7 @@ def _room(logits: Tensor, plan: _Plan, band: Band) -> list[Tensor]:
 
 
 def _join(gradient: Tensor, bands: list[Band], edges: list[tuple[Tensor, Tensor]]) -> None:
-    """Add up the rows of nodes that two bands share, and those that repeat the edge of the image; in a fixed order."""
-    height = gradient.shape[2]
+    """Add up the rows of nodes that two bands share."""
     for (image, first, _), (top, _), (_, bottom) in zip(bands, edges, [edges[-1], *edges[:-1]], strict=True):
         if first > 0:
             gradient[image, :, first - 1] = top + bottom
-    for (image, first, last), (top, bottom) in zip(bands, edges, strict=True):
-        if first == 0:
-            gradient[image, :, 0] += top
-        if last == height + 1:
-            gradient[image, :, -1] += bottom

@@ -62,7 +62,12 @@ def script(function: Callable) -> Callable:
     """
     with _lock, warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
-        return torch.jit.script(function)
+        try:
+            return torch.jit.script(function)
+        except RuntimeError as error:
+            cause = str(error).strip().splitlines()[-1]
+    warnings.warn(f'TorchScript does not take {function.__name__}, which will be slower: {cause}', stacklevel=2)
+    return function
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from cases import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmseg_wce.kernels import pixel_nll
-from mmseg_wce.kernels.op import BACKENDS, ENVIRONMENT_VARIABLE
+from mmseg_wce.kernels.op import BACKENDS, ENVIRONMENT_VARIABLE, _chosen
 from torch.autograd import forward_ad
 
 backends = pytest.mark.parametrize('backend', BACKENDS)
@@ -237,6 +237,7 @@ def test_choice_of_the_back_end(monkeypatch):
         return list(used)
 
     assert chosen() == chosen(backend='strips') == ['op']
+    assert _chosen(None, torch.device('cuda')) == 'reference'
     assert chosen(backend='reference') == []
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, 'reference')
     assert chosen() == []

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from mmseg_wce.kernels.workers import run, scratch
+from mmseg_wce.kernels import resized, same_size
+from mmseg_wce.kernels.workers import run, scratch, script
 
 CPU = torch.device('cpu')
 
@@ -86,6 +87,26 @@ def test_scratch_is_kept_by_workers_only():
     assert len(set(run(address, range(4), CPU, spread=True))) <= torch.get_num_threads()
     first, second = (scratch('test', (2, 3), torch.float32, CPU) for _ in range(2))
     assert first.data_ptr() != second.data_ptr()
+
+
+def test_what_torchscript_does_not_take_runs_all_the_same():
+    def unscriptable(x):
+        return {'x': x}['x']
+
+    with pytest.warns(UserWarning, match='TorchScript does not take unscriptable'):
+        function = script(unscriptable)
+
+    assert function(3) == 3
+
+
+def test_all_of_the_strips_are_torchscript():
+    for function in (
+        resized.measure_band,
+        resized.differentiate_band,
+        same_size.measure_columns,
+        same_size.differentiate_columns,
+    ):
+        assert isinstance(script(function), torch.jit.ScriptFunction)
 
 
 LOSS = (

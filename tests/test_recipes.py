@@ -1,0 +1,60 @@
+"""Every recipe is run as it stands, and its loss is PyTorch's on upsampled logits."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+
+def recipe(root, title: str) -> dict:
+    section = (root / 'docs/recipes.md').read_text().split(f'## {title}')[1].split('\n## ')[0]
+    (code,) = re.findall(r'```python\n(.*?)```', section, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    return names
+
+
+def check(names: dict, logits: torch.Tensor) -> None:
+    assert logits.shape[2:] == (16, 16)
+    z = F.interpolate(logits, size=names['labels'].shape[1:], mode='bilinear')
+    torch.testing.assert_close(names['loss'], F.cross_entropy(z, names['labels'], ignore_index=255))
+    assert all(p.grad is not None for p in names['model'].parameters() if p.requires_grad)
+
+
+def test_plain_loop(root):
+    torch.manual_seed(0)
+    before = {}
+    sgd = torch.optim.SGD.step
+
+    def step(self, *args):  # the logits that the loss was computed from
+        before['logits'] = names['model'](names['images']).detach()
+        return sgd(self, *args)
+
+    section = (root / 'docs/recipes.md').read_text().split('## A plain PyTorch loop')[1].split('\n## ')[0]
+    (code,) = re.findall(r'```python\n(.*?)```', section, re.DOTALL)
+    names: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, 'step', step)
+        exec(code, names)
+
+    check(names, before['logits'])
+
+
+def test_segformer_of_transformers(root):
+    pytest.importorskip('transformers', reason='transformers is not installed')
+    torch.manual_seed(0)
+
+    names = recipe(root, 'SegFormer of `transformers`')
+
+    check(names, names['logits'])
+
+
+def test_segmentation_models_pytorch(root):
+    pytest.importorskip('segmentation_models_pytorch', reason='segmentation_models_pytorch is not installed')
+    torch.manual_seed(0)
+    names = recipe(root, 'A model of `segmentation_models_pytorch`')
+
+    model = names['model']
+    assert model(names['images']).shape[2:] == (16, 16)
+    assert names['loss'].isfinite()
