@@ -64,7 +64,7 @@ def script(function: Callable) -> Callable:
         warnings.simplefilter('ignore', DeprecationWarning)
         try:
             return torch.jit.script(function)
-        except RuntimeError as error:
+        except Exception as error:  # PyTorch has several kinds of error for what it cannot compile
             cause = str(error).strip().splitlines()[-1]
     warnings.warn(f'TorchScript does not take {function.__name__}, which will be slower: {cause}', stacklevel=2)
     return function
