@@ -7,8 +7,7 @@ pixel (:func:`mmseg_wce.kernels.pixel_nll`) instead: the same terms, names and v
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
-from types import MethodType
+from functools import cache, partial
 
 import torch
 from mmengine.hooks import Hook
@@ -19,7 +18,8 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.models.utils import resize
 from mmseg.registry import HOOKS
 from mmseg.structures.sampler import OHEMPixelSampler
-from mmseg_wce.functional import Pixels, check_inputs
+from mmseg_wce.class_weights import load_class_weight
+from mmseg_wce.functional import Pixels, check_inputs, weighted_cross_entropy
 from mmseg_wce.kernels import pixel_nll
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from torch import Tensor, nn
@@ -73,92 +73,105 @@ def _losses(head: BaseDecodeHead) -> list[nn.Module]:
 
 
 def _fuse(head: nn.Module, built_in: bool) -> str:
-    if not isinstance(head, BaseDecodeHead) or type(head).loss_by_feat is not BaseDecodeHead.loss_by_feat:
+    if _is_fused(head):
+        del head.loss_by_feat
+    standard = isinstance(head, BaseDecodeHead) and type(head).loss_by_feat is BaseDecodeHead.loss_by_feat
+    if not standard or 'loss_by_feat' in vars(head):
         return 'left alone: it computes its loss in a way of its own'
+    if head.out_channels == 1:
+        return 'left alone: it has one channel, which is no softmax'
     if head.sampler is not None and type(head.sampler) is not OHEMPixelSampler:
         return f'left alone: its sampler {type(head.sampler).__name__} needs full-size logits'
-    stand_ins = [_stand_in(loss, built_in) for loss in _losses(head)]
-    if not any(stand_ins):
-        advice = '' if built_in else ' (built_in=True would fuse the softmax CrossEntropyLoss)'
-        return f'left alone: none of its losses is a WeightedCrossEntropyLoss{advice}'
-    head.loss_by_feat = MethodType(_FusedLoss(stand_ins), head)
-    names = [loss.loss_name for loss, stand_in in zip(_losses(head), stand_ins, strict=True) if stand_in is None]
-    return f'fused; full-size logits are still built for {", ".join(names)}' if names else 'fused'
+    others = [(loss, reason) for loss in _losses(head) if (reason := _needs_full_size(loss, built_in))]
+    if len(others) == len(_losses(head)):
+        return 'left alone: ' + '; '.join(f'{loss.loss_name} is {reason}' for loss, reason in others)
+    head.loss_by_feat = partial(_loss_by_feat, head, built_in)
+    names = ', '.join(loss.loss_name for loss, _ in others)
+    return f'fused; full-size logits are still built for {names}' if names else 'fused'
 
 
-def _stand_in(loss: nn.Module, built_in: bool) -> WeightedCrossEntropyLoss | None:
-    """The loss itself, or one of the same value as mmseg's, or None where it needs full-size logits."""
+def _is_fused(head: nn.Module) -> bool:
+    own = vars(head).get('loss_by_feat')
+    return isinstance(own, partial) and own.func is _loss_by_feat
+
+
+def _needs_full_size(loss: nn.Module, built_in: bool) -> str:
+    """Why a loss cannot be computed from the maps; empty where it can."""
     if isinstance(loss, WeightedCrossEntropyLoss):
-        return loss
-    if not built_in or type(loss) is not CrossEntropyLoss or loss.use_sigmoid or loss.use_mask:
-        return None
-    return WeightedCrossEntropyLoss(
-        reduction=loss.reduction,
-        class_weight=loss.class_weight,
-        loss_weight=loss.loss_weight,
-        loss_name=loss.loss_name,
-        avg_non_ignore=loss.avg_non_ignore,
-        sync_normalizer=False,
+        return ''
+    if type(loss) is not CrossEntropyLoss:
+        return f'a {type(loss).__name__}'
+    if loss.use_sigmoid or loss.use_mask:
+        return 'a CrossEntropyLoss with use_sigmoid or use_mask'
+    return '' if built_in else 'a softmax CrossEntropyLoss, which built_in=True would fuse'
+
+
+def _loss_by_feat(
+    head: BaseDecodeHead, built_in: bool, seg_logits: Tensor, batch_data_samples: list
+) -> dict[str, Tensor]:
+    """Takes the place of ``BaseDecodeHead.loss_by_feat`` in one head."""
+    label = head._stack_batch_gt(batch_data_samples).squeeze(1)
+    losses = _losses(head)
+    pixels, smoothed = _sweep(head, seg_logits, label, losses)
+
+    @cache
+    def full_size() -> Tensor:
+        return resize(seg_logits, label.shape[1:], mode='bilinear', align_corners=head.align_corners)
+
+    def value(loss: nn.Module, **options) -> Tensor:
+        options['ignore_index'] = head.ignore_index
+        if _needs_full_size(loss, built_in):
+            return loss(full_size(), label, **options)
+        if isinstance(loss, CrossEntropyLoss):
+            return _built_in_value(loss, seg_logits, label, pixels, **options)
+        of_its_own = loss.label_smoothing > 0 and loss is not smoothed
+        options['pixels'] = _sweep(head, seg_logits, label, [loss])[0] if of_its_own else pixels
+        return loss(seg_logits, label, **options)
+
+    weight = None
+    if head.sampler is not None:
+        with torch.no_grad():
+            weight = _hard_pixels(
+                head, pixels, label, lambda: [value(loss, weight=None, reduction_override='none') for loss in losses]
+            )
+    terms: dict[str, Tensor] = {}
+    for loss in losses:
+        term = value(loss, weight=weight)
+        terms[loss.loss_name] = terms[loss.loss_name] + term if loss.loss_name in terms else term
+    terms['acc_seg'] = _accuracy(pixels[2], label, head.ignore_index)
+    return terms
+
+
+def _built_in_value(
+    loss: CrossEntropyLoss,
+    logits: Tensor,
+    label: Tensor,
+    pixels: Pixels,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction_override: str | None = None,
+) -> Tensor:
+    """What mmseg's softmax loss gives: its own normalisation, its attributes as they are now."""
+    class_weight = None if loss.class_weight is None else load_class_weight(loss.class_weight).to(logits.device)
+    return loss.loss_weight * weighted_cross_entropy(
+        logits,
+        label,
+        class_weight,
+        ignore_index=ignore_index,
+        pixel_weight=weight,
+        reduction=reduction_override or loss.reduction,
+        normalize_by='class_weight' if loss.avg_non_ignore or class_weight is not None else 'all',
+        pixels=pixels,
     )
 
 
-class _FusedLoss:
-    """Takes the place of ``BaseDecodeHead.loss_by_feat`` in one head."""
-
-    def __init__(self, stand_ins: list[WeightedCrossEntropyLoss | None]) -> None:
-        # Those that the head owns are found there, so that a copy of the head uses its own.
-        self.stand_ins = stand_ins
-
-    def __call__(self, head: BaseDecodeHead, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
-        label = head._stack_batch_gt(batch_data_samples).squeeze(1)
-        fused = [
-            loss if isinstance(loss, WeightedCrossEntropyLoss) else self._on_device(stand_in, seg_logits)
-            for loss, stand_in in zip(_losses(head), self.stand_ins, strict=True)
-        ]
-        pixels, smoothed = _sweep(head, seg_logits, label, [loss for loss in fused if loss is not None])
-
-        @cache
-        def full_size() -> Tensor:
-            return resize(seg_logits, label.shape[1:], mode='bilinear', align_corners=head.align_corners)
-
-        def value(loss: nn.Module, stand_in: WeightedCrossEntropyLoss | None, **options) -> Tensor:
-            options['ignore_index'] = head.ignore_index
-            if stand_in is None:
-                return loss(full_size(), label, **options)
-            of_its_own = stand_in.label_smoothing > 0 and stand_in is not smoothed
-            options['pixels'] = _sweep(head, seg_logits, label, [stand_in])[0] if of_its_own else pixels
-            return stand_in(seg_logits, label, **options)
-
-        pairs = list(zip(_losses(head), fused, strict=True))
-        weight = None
-        if head.sampler is not None:
-            with torch.no_grad():
-                weight = _hard_pixels(
-                    head,
-                    pixels,
-                    label,
-                    lambda: [value(*pair, weight=None, reduction_override='none') for pair in pairs],
-                )
-        losses: dict[str, Tensor] = {}
-        for loss, stand_in in pairs:
-            term = value(loss, stand_in, weight=weight)
-            losses[loss.loss_name] = losses[loss.loss_name] + term if loss.loss_name in losses else term
-        losses['acc_seg'] = _accuracy(pixels[2], label, head.ignore_index)
-        return losses
-
-    @staticmethod
-    def _on_device(loss: WeightedCrossEntropyLoss | None, logits: Tensor) -> WeightedCrossEntropyLoss | None:
-        if loss is not None and loss.class_weight is not None and loss.class_weight.device != logits.device:
-            loss.to(logits.device)
-        return loss
-
-
 def _sweep(
-    head: BaseDecodeHead, logits: Tensor, label: Tensor, losses: list[WeightedCrossEntropyLoss]
+    head: BaseDecodeHead, logits: Tensor, label: Tensor, losses: list[nn.Module]
 ) -> tuple[Pixels, WeightedCrossEntropyLoss | None]:
     """The maps that all losses share, and the loss whose smoothing they hold."""
     check_inputs(logits, label, None)
-    smoothed = next((loss for loss in losses if loss.label_smoothing > 0), None)
+    ours = [loss for loss in losses if isinstance(loss, WeightedCrossEntropyLoss)]
+    smoothed = next((loss for loss in ours if loss.label_smoothing > 0), None)
     pixels = pixel_nll(
         logits,
         label.long(),

@@ -1,5 +1,6 @@
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -118,12 +119,56 @@ def test_heads_in_lists_and_what_is_left_alone():
     lines = fuse_decode_heads(model)
 
     assert lines[0] == 'decode_head[0] (FCNHead): fused'
-    assert 'decode_head[1] (FCNHead): left alone: none of its losses' in lines[1]
-    assert 'built_in=True' in lines[1]
+    assert (
+        'decode_head[1] (FCNHead): left alone: loss_ce is a softmax CrossEntropyLoss, which built_in=True' in lines[1]
+    )
     assert 'auxiliary_head[0] (PIDHead): left alone: it computes its loss in a way of its own' in lines[2]
-    assert all('left alone' in line for line in lines[2:])
+    assert 'loss_ce is a CrossEntropyLoss with use_sigmoid' in lines[3]
+    assert 'loss_dice is a DiceLoss' in lines[4]
     assert fuse_decode_heads(model, built_in=True)[1].endswith(': fused')
     assert 'left alone' in fuse_decode_heads(model, built_in=True)[3]  # the sigmoid one
+
+
+def test_one_channel_is_left_alone():
+    binary = head(BUILT_IN)
+    binary.out_channels = 1
+
+    assert 'left alone: it has one channel' in fuse_decode_heads(Model(binary), built_in=True)[0]
+
+
+def test_somebody_elses_method_is_left_alone():
+    changed = head(OURS)
+    changed.loss_by_feat = theirs = lambda *_: {}
+
+    assert 'left alone' in fuse_decode_heads(Model(changed))[0]
+    assert changed.loss_by_feat is theirs
+
+
+def test_fusing_again_with_other_options_takes_the_first_back():
+    fused = head(BUILT_IN)
+    assert fuse_decode_heads(Model(fused), built_in=True)[0].endswith('fused')
+
+    assert 'left alone' in fuse_decode_heads(Model(fused))[0]
+    assert 'loss_by_feat' not in vars(fused)
+
+
+def test_attributes_of_the_built_in_loss_are_read_when_it_is_computed():
+    fused, plain = head(BUILT_IN), head(BUILT_IN)
+    fuse_decode_heads(Model(fused), built_in=True)
+    for each in (fused, plain):
+        each.loss_decode.loss_weight = 10.0
+
+    torch.testing.assert_close(sweep(fused, samples()), sweep(plain, samples()), rtol=1e-6, atol=1e-9)
+
+
+def test_fused_heads_can_be_pickled():
+    fused = head([OURS, BUILT_IN])
+    fuse_decode_heads(Model(fused), built_in=True)
+
+    again = pickle.loads(pickle.dumps(Model(fused))).decode_head
+
+    torch.testing.assert_close(sweep(again, samples()), sweep(fused, samples()))
+    assert again.loss_by_feat.args[0] is again
 
 
 def test_unknown_sampler():

@@ -140,9 +140,10 @@ def pixel_nll(
         [0, C) that is not ignored is never used as an index: its ``nll`` and ``smooth`` are NaN.
 
     Raises:
-        ValueError: an unknown back end.
+        ValueError: shapes that do not fit, an unknown back end.
         NotImplementedError: forward-mode differentiation.
     """
+    _check_shapes(logits, target, smoothing_weight)
     if _chosen(backend, logits.device) == 'reference' or _is_transformed():
         return reference.pixel_nll(
             logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
@@ -152,10 +153,25 @@ def pixel_nll(
     if logits.shape[2:] == shape[1:]:
         logits, target = _as_images(logits, target)
     if smoothing_weight is not None:
-        smoothing_weight = smoothing_weight.detach().to(torch.promote_types(logits.dtype, torch.float32)).clamp(min=0)
+        smoothing_weight = smoothing_weight.detach().to(torch.promote_types(logits.dtype, torch.float32))
     nll, smooth, correct, _ = _forward(logits, target, ignore_index, smoothing_weight, align_corners)
     smooth = nll.new_zeros(()).expand(shape) if smoothing_weight is None else smooth.reshape(shape)
     return nll.reshape(shape), smooth, correct.reshape(shape)
+
+
+def _check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None) -> None:
+    both = f'logits {tuple(logits.shape)} and target {tuple(target.shape)}'
+    if logits.dim() < 2 or logits.shape[:1] != target.shape[:1] or logits.dim() != target.dim() + 1:
+        raise ValueError(f'expected logits (N, C, ...) and target (N, ...), got {both}')
+    if logits.shape[2:] != target.shape[1:]:
+        if logits.dim() != 4:
+            raise ValueError(f'only (N, C, h, w) is resized, got {both}')
+        if 0 in logits.shape[2:] and target.numel() > 0:
+            raise ValueError(f'empty logits cannot be resized: {both}')
+    if logits.shape[1] == 0:
+        raise ValueError(f'there are no classes in {both}')
+    if smoothing_weight is not None and smoothing_weight.shape != logits.shape[1:2]:
+        raise ValueError(f'smoothing_weight {tuple(smoothing_weight.shape)} has not one weight per class of {both}')
 
 
 def _is_transformed() -> bool:

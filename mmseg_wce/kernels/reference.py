@@ -29,7 +29,7 @@ def pixel_nll(
     smooth = torch.zeros_like(nll)
     if smoothing_weight is not None:
         w = smoothing_weight.to(z.dtype).view(-1, *[1] * (z.dim() - 2))
-        smooth = -torch.where(w > 0, w * log_p, 0).sum(1)  # 0 * -inf of a masked class would be NaN
+        smooth = -torch.where(w == 0, 0, w * log_p).sum(1)  # 0 * -inf of a masked class would be NaN
 
     refused = counted & ~in_range
     nll, smooth = (torch.where(valid, x, 0).masked_fill(refused, torch.nan) for x in (nll, smooth))

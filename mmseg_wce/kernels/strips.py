@@ -76,7 +76,7 @@ def forward(
     plan = _plan(logits, target, align_corners)
     nll, total = (torch.empty(target.shape, dtype=plan.dtype, device=target.device) for _ in range(2))
     smooth = None if smoothing_weight is None else torch.empty_like(nll)
-    correct = torch.empty_like(target, dtype=torch.bool)
+    correct = torch.empty(target.shape, dtype=torch.bool, device=target.device)
     measure = script(same_size.measure_columns if plan.cells is None else resized.measure_band)
 
     def job(band: Band) -> None:

@@ -10,7 +10,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
 
@@ -21,8 +21,7 @@ Job = TypeVar('Job')
 Result = TypeVar('Result')
 
 _lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
+_pool: dict[int, ThreadPoolExecutor] = {}  # the one of as many threads as PyTorch uses
 _scratch = threading.local()
 
 
@@ -39,16 +38,22 @@ def run(function: Callable[[Job], Result], jobs: Iterable[Job], device: torch.de
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             return [function(job) for job in jobs]
     jobs = list(jobs)
-    results, index = [None] * len(jobs), itertools.count()
+    results, index, stopped = [None] * len(jobs), itertools.count(), threading.Event()
 
     def work() -> None:  # takes jobs until there are none: a result each would wake the calling thread each time
         with torch.inference_mode():  # a state of the thread, like grad mode
-            while (i := next(index)) < len(jobs):
-                results[i] = function(jobs[i])
+            while not stopped.is_set() and (i := next(index)) < len(jobs):
+                try:
+                    results[i] = function(jobs[i])
+                except BaseException:
+                    stopped.set()
+                    raise
 
-    pool, size = _threads()
-    for done in [pool.submit(work) for _ in range(min(size, len(jobs)))]:
-        done.result()
+    try:
+        for done in _submit(work, len(jobs)):
+            done.result()
+    finally:
+        stopped.set()  # an interrupted caller leaves no work behind
     return results
 
 
@@ -84,15 +89,17 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch
     return buffers[key][:size].view(shape)
 
 
-def _threads() -> tuple[ThreadPoolExecutor, int]:
-    global _pool, _pool_size
+def _submit(work: Callable[[], None], most: int) -> list[Future]:
+    """Have as many threads as PyTorch uses do ``work``, but not more than ``most``."""
     with _lock:
         size = torch.get_num_threads()
-        if _pool is None or _pool_size != size:
-            if _pool is not None:
-                _pool.shutdown(wait=False)
-            _pool, _pool_size = _start(size), size
-        return _pool, _pool_size
+        if size not in _pool:
+            new = _start(size)
+            for old in _pool.values():
+                old.shutdown(wait=False)  # finishes what it was given
+            _pool.clear()
+            _pool[size] = new
+        return [_pool[size].submit(work) for _ in range(min(size, most))]
 
 
 def _start(size: int) -> ThreadPoolExecutor:
@@ -107,17 +114,23 @@ def _start(size: int) -> ThreadPoolExecutor:
         all_started.wait()
 
     pool = ThreadPoolExecutor(size, thread_name_prefix='mmseg_wce', initializer=prepare)
-    for started in [pool.submit(int) for _ in range(size)]:
-        started.result()
-    torch.set_num_threads(size)  # set_num_threads(1) also holds for threads that start later
+    try:
+        for started in [pool.submit(int) for _ in range(size)]:
+            started.result()
+    except BaseException:
+        all_started.abort()  # a thread could not start: those that wait for it end
+        pool.shutdown(wait=False)
+        raise
+    finally:
+        torch.set_num_threads(size)  # set_num_threads(1) also holds for threads that start later
     return pool
 
 
 def _forget_threads() -> None:
-    """A forked child has the pool, the buffers and perhaps the lock, but not the threads."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    """A forked child has the pool and the lock, but not the threads."""
+    _pool.clear()
+    _lock.release()
 
 
 if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_forget_threads)
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget_threads)

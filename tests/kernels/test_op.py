@@ -149,6 +149,46 @@ def test_registration(layout, pixels, smoothing):
     torch.library.opcheck(torch.ops.mmseg_wce.pixel_nll.default, arguments)
 
 
+def test_registration_with_a_transposed_target():
+    logits, target, _ = problem(pixels=(14, 12), dtype=torch.float32)
+
+    for compiled in (False, True):
+        function = torch.compile(pixel_nll, fullgraph=True) if compiled else pixel_nll
+        found = function(logits, target.transpose(1, 2), ignore_index=255)
+        expected = pixel_nll(logits, target.transpose(1, 2).contiguous(), ignore_index=255)
+        torch.testing.assert_close(found, expected)
+    torch.library.opcheck(torch.ops.mmseg_wce.pixel_nll.default, (logits, target.transpose(1, 2), 255, None, False))
+
+
+@backends
+@pytest.mark.parametrize(
+    ('logits', 'target', 'weight'),
+    [
+        ((1, 5, 7, 9), (2, 20, 30), None),
+        ((1, 5, 7, 9), (2, 7, 9), None),
+        ((2, 5, 7, 9), (1, 7, 9), None),
+        ((1, 5, 80, 90), (2, 80, 90), None),
+        ((1, 5, 0, 9), (1, 7, 9), None),
+        ((2, 5, 7), (2, 14), None),
+        ((2, 5, 7, 9), (2, 63), None),
+        ((2, 0, 7, 9), (2, 7, 9), None),
+        ((5,), (), None),
+        ((2, 5, 7, 9), (2, 7, 9), (4,)),
+    ],
+)
+def test_shapes_that_do_not_fit(backend, logits, target, weight):
+    with pytest.raises(ValueError, match=r'\(.*\) and target \(') as caught:
+        pixel_nll(
+            torch.zeros(logits),
+            torch.zeros(target, dtype=torch.long),
+            ignore_index=255,
+            smoothing_weight=None if weight is None else torch.ones(weight),
+            backend=backend,
+        )
+
+    assert str(logits) in str(caught.value)
+
+
 @pytest.mark.parametrize('layout', ['channels_last', 'strided', 'expanded'])
 @pytest.mark.parametrize('pixels', [(12, 14), (6, 7), (64, 80)])
 def test_layouts_in_memory(layout, pixels):

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -78,6 +79,46 @@ def test_exceptions_arrive():
     with pytest.raises(KeyError):
         spread(job, range(8))
     assert spread(lambda i: i, range(3)) == [0, 1, 2]
+
+
+def test_an_exception_ends_the_other_jobs():
+    done = []
+
+    def job(i):
+        if i == 0:
+            raise KeyError(i)
+        time.sleep(0.01)
+        done.append(i)
+
+    with pytest.raises(KeyError):
+        spread(job, range(100))
+    spread(lambda i: i, range(4))
+    assert len(done) < 20
+
+
+def test_threads_that_cannot_start_leave_nothing_behind(monkeypatch):
+    before, start = torch.get_num_threads(), threading.Thread.start
+    started = []
+
+    def start_few(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    torch.set_num_threads(5)
+    try:
+        monkeypatch.setattr(threading.Thread, 'start', start_few)
+        with pytest.raises(RuntimeError, match='start new thread'):
+            spread(lambda i: i, range(8))
+        monkeypatch.undo()
+        for thread in started:
+            thread.join(timeout=10)
+        assert not any(thread.is_alive() for thread in started)
+        assert torch.get_num_threads() == 5
+        assert spread(lambda i: i, range(8)) == list(range(8))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_scratch_is_kept_by_workers_only():
