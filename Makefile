@@ -29,7 +29,7 @@ demo: $(STAMP)  ## train on generated scenes with the built-in loss and with our
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(STAMP)  ## time and memory of the loss step against the built-in one; some 15 minutes
+bench: $(STAMP)  ## time and memory of the loss step against the built-in one; some 20 minutes
 	$(BIN)/python tools/benchmark.py $(ARGS)
 
 lint: $(STAMP)  ## check style and formatting
