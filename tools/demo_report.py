@@ -129,7 +129,7 @@ def _draw_bars(figure, classes: list[str], shares: list[float], results: list[Re
     axis.set_xlim(0, 108)
     axis.set_ylim(rows[-1] + 0.6, -0.6)  # the rarest at the bottom
     axis.set_xlabel('IoU (%)')
-    axis.set_title('Validation IoU, by share of training pixels', fontsize=14, loc='left')
+    axis.set_title('IoU by share of training pixels', fontsize=14, loc='left')
     axis.spines[['top', 'right']].set_visible(False)
     axis.tick_params(axis='y', length=0)
     figure.legend(loc='outside lower left', frameon=False, ncols=1)
