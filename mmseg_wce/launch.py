@@ -12,7 +12,7 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmseg_wce.preflight import PreflightError, check_checkpoint, check_losses, check_work_dir, load_config
+from mmseg_wce.preflight import PreflightError, check_checkpoint, check_losses, check_work_dir, load_config, nodes
 
 __all__ = ['add_run_arguments', 'build_runner', 'config_from']
 
@@ -83,15 +83,8 @@ def _join_cpu_processes(config: Config) -> None:
             broadcast_buffers=False,
             find_unused_parameters=config.get('find_unused_parameters', False),
         )
-    if _replace_sync_bn(config.model):
-        print_log('SyncBN does not exist on CPU: every process keeps BatchNorm statistics of its own', logger='current')
-
-
-def _replace_sync_bn(node: object) -> int:
-    """Turn every ``type='SyncBN'`` below ``node`` into BN; return how many there were."""
-    children = list(node.values()) if isinstance(node, dict) else list(node) if isinstance(node, (list, tuple)) else []
-    replaced = sum(_replace_sync_bn(child) for child in children)
-    if isinstance(node, dict) and node.get('type') == 'SyncBN':
+    sync_bn = [node for node in nodes(config.model) if node.get('type') == 'SyncBN']
+    for node in sync_bn:
         node['type'] = 'BN'
-        replaced += 1
-    return replaced
+    if sync_bn:
+        print_log('SyncBN does not exist on CPU: every process keeps BatchNorm statistics of its own', logger='current')

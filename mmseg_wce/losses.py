@@ -68,9 +68,9 @@ def _check_options(
     label_smoothing: float,
     ignore_index: int | None,
 ) -> None:
-    numbers = (('loss_weight', loss_weight), ('label_smoothing', label_smoothing))
     for name, value, kind in (
-        *((name, value, Real) for name, value in numbers),
+        ('loss_weight', loss_weight, Real),
+        ('label_smoothing', label_smoothing, Real),
         ('loss_name', loss_name, str),
         ('avg_non_ignore', avg_non_ignore, bool | None),
         ('ignore_index', ignore_index, Integral | None),

@@ -23,6 +23,7 @@ __all__ = [
     'check_losses',
     'check_work_dir',
     'load_config',
+    'nodes',
 ]
 
 
@@ -89,7 +90,7 @@ def check_checkpoint(path: str | None) -> None:
 
 def check_losses(config: Config) -> None:
     """Raise PreflightError where a loss of the config names class weights that cannot be used."""
-    for loss in _nodes(config.get('model', {})):
+    for loss in nodes(config.get('model', {})):
         if str(loss.get('type')).split('.')[-1] == 'WeightedCrossEntropyLoss' and loss.get('class_weight') is not None:
             try:
                 load_class_weight(loss['class_weight'])
@@ -97,12 +98,12 @@ def check_losses(config: Config) -> None:
                 raise PreflightError(_in_one_line(error).split(': ', 1)[1]) from error
 
 
-def _nodes(node: Any) -> Iterator[dict]:
+def nodes(node: Any) -> Iterator[dict]:
     """Every dict in a config."""
     if isinstance(node, dict):
         yield node
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        yield from _nodes(child)
+        yield from nodes(child)
 
 
 def check_data(config: Config, *splits: str) -> None:

@@ -1,18 +1,15 @@
 """Every recipe is run as it stands, and its loss is PyTorch's on upsampled logits."""
 
-import re
-
 import pytest
 import torch
 import torch.nn.functional as F
+from test_docs import python_blocks
 
 
-def recipe(root, title: str) -> dict:
+def recipe(root, title: str, names: dict) -> None:
     section = (root / 'docs/recipes.md').read_text().split(f'## {title}')[1].split('\n## ')[0]
-    (code,) = re.findall(r'```python\n(.*?)```', section, re.DOTALL)
-    names: dict = {}
+    (code,) = python_blocks(section)
     exec(code, names)
-    return names
 
 
 def check(names: dict, logits: torch.Tensor) -> None:
@@ -24,19 +21,15 @@ def check(names: dict, logits: torch.Tensor) -> None:
 
 def test_plain_loop(root):
     torch.manual_seed(0)
-    before = {}
-    sgd = torch.optim.SGD.step
+    names, before, sgd = {}, {}, torch.optim.SGD.step
 
     def step(self, *args):  # the logits that the loss was computed from
         before['logits'] = names['model'](names['images']).detach()
         return sgd(self, *args)
 
-    section = (root / 'docs/recipes.md').read_text().split('## A plain PyTorch loop')[1].split('\n## ')[0]
-    (code,) = re.findall(r'```python\n(.*?)```', section, re.DOTALL)
-    names: dict = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.SGD, 'step', step)
-        exec(code, names)
+        recipe(root, 'A plain PyTorch loop', names)
 
     check(names, before['logits'])
 
@@ -45,7 +38,8 @@ def test_segformer_of_transformers(root):
     pytest.importorskip('transformers', reason='transformers is not installed')
     torch.manual_seed(0)
 
-    names = recipe(root, 'SegFormer of `transformers`')
+    names = {}
+    recipe(root, 'SegFormer of `transformers`', names)
 
     check(names, names['logits'])
 
@@ -53,7 +47,8 @@ def test_segformer_of_transformers(root):
 def test_segmentation_models_pytorch(root):
     pytest.importorskip('segmentation_models_pytorch', reason='segmentation_models_pytorch is not installed')
     torch.manual_seed(0)
-    names = recipe(root, 'A model of `segmentation_models_pytorch`')
+    names = {}
+    recipe(root, 'A model of `segmentation_models_pytorch`', names)
 
     model = names['model']
     assert model(names['images']).shape[2:] == (16, 16)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import mmseg_wce
 import torch
-from benchmark_report import draw_memory, draw_times, print_table
-from benchmark_ways import CASES, END_TO_END, WAYS, Case, Step, end_to_end_step
+from benchmark_report import draw_memory, draw_times, markdown, print_table
+from benchmark_ways import CASES, END_TO_END, WAYS, Case, Step, TrainingStep
 from memory import extra_megabytes
 from rich.console import Console
 from rich.progress import track
@@ -61,7 +61,7 @@ def measure_case(case: Case, args: argparse.Namespace) -> dict:
 
 
 def measure_end_to_end(name: str, args: argparse.Namespace) -> dict:
-    steps = {way: end_to_end_step(name, way, args.device, args.crop) for way in ('built-in', 'mmseg_wce')}
+    steps = {way: TrainingStep(name, way, args.device, args.crop) for way in ('built-in', 'mmseg_wce')}
     times = interleaved(steps, max(1, args.rounds // 2), args.device, f'Training iterations of {name}')
     ways = {way: {part: summary(values) for part, values in parts.items()} for way, parts in times.items()}
     for way in steps:
@@ -122,10 +122,11 @@ def main(arguments: list[str] | None = None) -> None:
         print_table(console, results['cases'][-1])
     results['crops'] = measure_crops(args)
     (args.out / 'benchmark.json').write_text(json.dumps(results, indent=1))
+    (args.out / 'benchmark.md').write_text(markdown(results))
     draw_times(args.out / 'times.png', results)
     if results['crops']:
         draw_memory(args.out / 'memory.png', results)
-    console.print(f'Results: [bold]{args.out}[/] (benchmark.json, times.png, memory.png)')
+    console.print(f'Results: [bold]{args.out}[/] (benchmark.json, benchmark.md, times.png, memory.png)')
 
 
 if __name__ == '__main__':

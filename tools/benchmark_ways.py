@@ -7,7 +7,7 @@ from functools import cache
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
@@ -122,15 +122,13 @@ def liger(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
     return liger_cross_entropy(flat, target.flatten(), ignore_index=255), correct
 
 
-def ours(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+def ours(logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     pixels = pixel_nll(logits, target, ignore_index=255, align_corners=case.align_corners)
-    return weighted_cross_entropy(logits, target, pixels=pixels), pixels[2].sum() / (target != 255).sum()
+    return weighted_cross_entropy(logits, target, weight, pixels=pixels), pixels[2].sum() / (target != 255).sum()
 
 
 def ours_weighted(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    pixels = pixel_nll(logits, target, ignore_index=255, align_corners=case.align_corners)
-    weight = torch.linspace(0.5, 2, case.classes, device=logits.device)
-    return weighted_cross_entropy(logits, target, weight, pixels=pixels), pixels[2].sum() / (target != 255).sum()
+    return ours(logits, target, case, torch.linspace(0.5, 2, case.classes, device=logits.device))
 
 
 def _always(device: str) -> bool:
@@ -167,15 +165,18 @@ class Step:
         self.logits, self.target = case.make(device)
         self.logits.requires_grad_()
 
+    def clear(self) -> None:
+        self.logits.grad = self.loss = None
+
     def forward(self) -> None:
-        self.logits.grad = None
+        self.clear()
         self.loss, self.accuracy = self.way(self.logits, self.target, self.case)
 
     def backward(self) -> None:
         self.loss.backward()
 
 
-# mmseg's config, and the keys of its heads
+# mmseg's configs of whole models
 END_TO_END = {
     'SegFormer-B0': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
     'FCN-R50': 'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py',
@@ -186,7 +187,7 @@ class TrainingStep:
     """Loss and gradients of a whole model on random images, with and without fused heads."""
 
     def __init__(self, name: str, way: str, device: str, crop: int) -> None:
-        config = Config.fromfile(_config_path(END_TO_END[name]))
+        config = get_config(END_TO_END[name])
         init_default_scope('mmseg')
         config.model.data_preprocessor.size = (crop, crop)
         config.model.backbone.init_cfg = config.model.pretrained = None
@@ -200,20 +201,13 @@ class TrainingStep:
         images = list(torch.randint(0, 256, (2, 3, crop, crop), dtype=torch.uint8))
         self.data = self.model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
 
-    def forward(self) -> None:
+    def clear(self) -> None:
         self.model.zero_grad()
+        self.loss = None
+
+    def forward(self) -> None:
+        self.clear()
         self.loss = self.model.parse_losses(self.model.loss(self.data['inputs'], self.data['data_samples']))[0]
 
     def backward(self) -> None:
         self.loss.backward()
-
-
-def _config_path(name: str) -> str:
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    return str(Path(find_spec('mmseg').origin).parent / '.mim/configs' / name.removeprefix('mmseg::'))
-
-
-def end_to_end_step(name: str, way: str, device: str, crop: int) -> TrainingStep:
-    return TrainingStep(name, way, device, crop)

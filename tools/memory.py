@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from benchmark_ways import Case, Step, end_to_end_step
+from benchmark_ways import Case, Step, TrainingStep
 
 
 def extra_megabytes(way: str, case: Case | str, device: str, crop: int = 0) -> float | None:
@@ -37,12 +37,12 @@ def extra_megabytes(way: str, case: Case | str, device: str, crop: int = 0) -> f
 
 
 def _step(way: str, case: Case | str, device: str, crop: int):
-    return end_to_end_step(case, way, device, crop) if isinstance(case, str) else Step(way, case, device)
+    return TrainingStep(case, way, device, crop) if isinstance(case, str) else Step(way, case, device)
 
 
 def _on_cuda(step) -> float:
     step.forward(), step.backward()
-    step.logits.grad = step.loss = None
+    step.clear()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
