@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Literal
 
 import torch
-from mmseg_wce.kernels import pixel_nll
+from mmseg_wce.kernels import check_shapes, pixel_nll
 from mmseg_wce.labels import valid_pixels
 from torch import Tensor
 
@@ -63,11 +63,7 @@ def _check_logits_and_target(logits: Tensor, target: Tensor) -> None:
             f'a softmax over {logits.shape[1]} channel(s) is constant and has no gradient: got {both}. For a binary '
             "task use two channels (out_channels=2), or one channel with mmseg's CrossEntropyLoss(use_sigmoid=True)"
         )
-    if logits.shape[2:] != target.shape[1:]:
-        if logits.dim() != 4:
-            raise ValueError(f'logits and target differ in size, and only (N, C, h, w) is upsampled: got {both}')
-        if logits[0:1, 0:1].numel() == 0 and target.numel() > 0 and logits.shape[0] > 0:
-            raise ValueError(f'empty logits cannot be upsampled to the target: got {both}')
+    check_shapes(logits, target)
 
 
 def _hint(target: Tensor) -> str:

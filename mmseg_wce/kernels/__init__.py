@@ -1,5 +1,5 @@
 """The one operation on logits that every weighted cross-entropy is made of. Knows neither mmseg nor mmengine."""
 
-from mmseg_wce.kernels.op import pixel_nll
+from mmseg_wce.kernels.op import check_shapes, pixel_nll
 
-__all__ = ['pixel_nll']
+__all__ = ['check_shapes', 'pixel_nll']

@@ -13,7 +13,7 @@ from mmseg_wce.kernels import reference, strips
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'pixel_nll']
+__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'check_shapes', 'pixel_nll']
 
 BACKENDS = ('strips', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
@@ -143,7 +143,7 @@ def pixel_nll(
         ValueError: shapes that do not fit, an unknown back end.
         NotImplementedError: forward-mode differentiation.
     """
-    _check_shapes(logits, target, smoothing_weight)
+    check_shapes(logits, target, smoothing_weight)
     if _chosen(backend, logits.device) == 'reference' or _is_transformed():
         return reference.pixel_nll(
             logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
@@ -159,15 +159,16 @@ def pixel_nll(
     return nll.reshape(shape), smooth, correct.reshape(shape)
 
 
-def _check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None) -> None:
+def check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None = None) -> None:
+    """Raise ValueError where shapes do not fit :func:`pixel_nll`."""
     both = f'logits {tuple(logits.shape)} and target {tuple(target.shape)}'
     if logits.dim() < 2 or logits.shape[:1] != target.shape[:1] or logits.dim() != target.dim() + 1:
         raise ValueError(f'expected logits (N, C, ...) and target (N, ...), got {both}')
     if logits.shape[2:] != target.shape[1:]:
         if logits.dim() != 4:
-            raise ValueError(f'only (N, C, h, w) is resized, got {both}')
+            raise ValueError(f'only (N, C, h, w) is upsampled, got {both}')
         if 0 in logits.shape[2:] and target.numel() > 0:
-            raise ValueError(f'empty logits cannot be resized: {both}')
+            raise ValueError(f'empty logits cannot be upsampled: {both}')
     if logits.shape[1] == 0:
         raise ValueError(f'there are no classes in {both}')
     if smoothing_weight is not None and smoothing_weight.shape != logits.shape[1:2]:
