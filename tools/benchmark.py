@@ -57,7 +57,17 @@ def measure_case(case: Case, args: argparse.Namespace) -> dict:
     ways = {name: {part: summary(values) for part, values in parts.items()} for name, parts in times.items()}
     for name in track(names, f'Memory, {case.title}', console=console, transient=True):
         ways[name]['megabytes'] = extra_megabytes(name, case, args.device)
-    return dict(case=case.title, ways=ways)
+    result = dict(case=case.title, ways=ways)
+    if args.device == 'cuda' and (rate := exponentials_per_second()):
+        result['floor'] = case.exponentials() / rate
+    return result
+
+
+def exponentials_per_second() -> float | None:
+    """Of the whole GPU, at 16 a clock and multiprocessor (CUDA C++ Programming Guide, arithmetic instructions)."""
+    properties = torch.cuda.get_device_properties()
+    kilohertz = getattr(properties, 'clock_rate', None)
+    return kilohertz and 16e3 * properties.multi_processor_count * kilohertz
 
 
 def measure_end_to_end(name: str, args: argparse.Namespace) -> dict:
@@ -98,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--rounds', type=int, default=7, help='interleaved rounds [%(default)s]')
     parser.add_argument('--threads', type=int, help="PyTorch's threads [all]")
-    parser.add_argument('--cases', nargs='+', choices=list(CASES), default=list(CASES), help='[all]')
+    parser.add_argument('--cases', nargs='+', choices=list(CASES), help='[all that are made for the device]')
     parser.add_argument('--ways', nargs='+', choices=list(WAYS), help='[all that run on the device]')
     parser.add_argument('--models', nargs='*', choices=END_TO_END, default=list(END_TO_END), help='end to end [all]')
     parser.add_argument('--crop', type=int, default=512, help='of the training iterations [%(default)s]')
@@ -114,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     results = dict(environment=environment(args.device), cases=[], crops=[])
     console.print(', '.join(f'{k} {v}' for k, v in results['environment'].items()))
-    for key in args.cases:
+    for key in args.cases or [key for key, case in CASES.items() if args.device in case.devices]:
         results['cases'].append(measure_case(CASES[key], args))
         print_table(console, results['cases'][-1])
     for model in args.models:

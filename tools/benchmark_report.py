@@ -22,17 +22,22 @@ COLORS = {
 
 
 def print_table(console: Console, result: dict) -> None:
-    table = Table(title=result['case'])
+    floor = result.get('floor')
+    table = Table(
+        title=result['case'],
+        caption=None if floor is None else f'The exponentials alone take this GPU {1e3 * floor:.2f} ms.',
+    )
     for column in ('way', 'forward', 'backward', 'both', 'range', 'against built-in', 'extra memory'):
         table.add_column(column, justify='left' if column == 'way' else 'right')
     base = result['ways'].get('built-in')
+    digits = 1 if floor is None else 2
     for name, way in result['ways'].items():
         both = way['both']
         ratio = '' if base is None else f'{base["both"]["median"] / both["median"]:.1f} x'
         table.add_row(
             name,
-            *(f'{1e3 * way[part]["median"]:.1f} ms' for part in ('forward', 'backward', 'both')),
-            f'{1e3 * both["min"]:.1f} to {1e3 * both["max"]:.1f}',
+            *(f'{1e3 * way[part]["median"]:.{digits}f} ms' for part in ('forward', 'backward', 'both')),
+            f'{1e3 * both["min"]:.{digits}f} to {1e3 * both["max"]:.{digits}f}',
             ratio,
             '' if way['megabytes'] is None else f'{way["megabytes"]:.0f} MB',
         )
@@ -49,7 +54,9 @@ def markdown(results: dict) -> str:
     ]
     for result in cases:
         ways, base = result['ways'], result['ways']['built-in']['both']
-        cells = [f'{base["median"]:.3f} s ({base["min"]:.3f} to {base["max"]:.3f})']
+        unit, factor = ('ms', 1e3) if 'floor' in result else ('s', 1)
+        median, low, high = (f'{factor * base[key]:.3f}' for key in ('median', 'min', 'max'))
+        cells = [f'{median} {unit} ({low} to {high})']
         for name in names[1:]:
             cells.append(f'{base["median"] / ways[name]["both"]["median"]:.1f} x' if name in ways else '')
         for name in ('built-in', 'mmseg_wce'):

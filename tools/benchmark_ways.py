@@ -34,6 +34,11 @@ class Case:
     dtype: str = 'float32'
     align_corners: bool = False
     scale: float = 1.0
+    devices: tuple[str, ...] = ('cpu', 'cuda')
+
+    def exponentials(self) -> int:
+        """Two for each logit of a pixel: what no way of computing the softmax and its gradient gets around."""
+        return 2 * self.images * self.classes * self.pixels[0] * self.pixels[1]
 
     def make(self, device: str) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -48,6 +53,8 @@ CITYSCAPES = (2, 19, (128, 256), (512, 1024))
 CASES = {
     'ade20k': Case('ADE20K', *ADE20K),
     'ade20k-bf16': Case('ADE20K, bfloat16', *ADE20K, dtype='bfloat16'),
+    'ade20k-8': Case('ADE20K, batch 8', 8, *ADE20K[1:], devices=('cuda',)),
+    'ade20k-8-bf16': Case('ADE20K, batch 8, bfloat16', 8, *ADE20K[1:], dtype='bfloat16', devices=('cuda',)),
     'cityscapes': Case('Cityscapes', *CITYSCAPES),
     'cityscapes-bf16': Case('Cityscapes, bfloat16', *CITYSCAPES, dtype='bfloat16'),
     'coco-stuff': Case('COCO-Stuff 171, stride 8', 2, 171, (64, 64), (512, 512)),

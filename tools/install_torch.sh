@@ -14,3 +14,6 @@ else
     "$python" -m pip install -r "$(dirname "$0")/../requirements/uv.txt"
     "$python" -m uv pip install --python "$python" --torch-backend=auto "$pin"
 fi
+
+# A CUDA build brings the triton it was made with. Beside the CPU build the tests run the kernels in its interpreter.
+"$python" -c 'import triton' 2>/dev/null || "$python" -m pip install --no-deps -r "$(dirname "$0")/../requirements/triton.txt"

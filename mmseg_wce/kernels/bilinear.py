@@ -49,6 +49,25 @@ def _cells_and_remainders(nodes: int, pixels: int, align_corners: bool) -> tuple
     return cell, torch.remainder(position, denominator), denominator
 
 
+class Axis(NamedTuple):
+    """The cells along one axis, as kernels look them up."""
+
+    cell: Tensor  # (pixels,), int32
+    fraction: Tensor  # (pixels,), float32, the weight of the second of its two nodes
+    start: Tensor  # (nodes + 2,), int32, first pixel of each cell
+
+
+@lru_cache(maxsize=64)
+def axis(nodes: int, pixels: int, align_corners: bool, device: torch.device) -> Axis:
+    """From nodes to pixels, made once per size."""
+    cell, remainder, denominator = _cells_and_remainders(nodes, pixels, align_corners)
+    return Axis(
+        cell.int().to(device),
+        (remainder.double() / denominator).float().to(device),
+        torch.searchsorted(cell, torch.arange(nodes + 2)).int().to(device),
+    )
+
+
 def _padded(cells: int) -> int:
     """More cells where that is cheaper than a remainder of channels reduced one by one."""
     remainder = cells % _VECTOR

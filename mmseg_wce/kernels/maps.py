@@ -7,7 +7,7 @@ from mmseg_wce.kernels.tiles import LN_2, add_smoothing, differentiate
 from torch import Tensor
 
 # Whoever's loss exceeds this met a masked class, if there is one.
-_ONLY_MASKED_EXCEED = 1e25
+ONLY_MASKED_EXCEED = 1e25
 # Two logits closer than so many units in the last place are compared again.
 _TIE = 8.0
 
@@ -62,7 +62,7 @@ def wins(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def finish(
-    image: Image, correct: Tensor, valid: Tensor, begin: int, end: int, limit: float = _ONLY_MASKED_EXCEED
+    image: Image, correct: Tensor, valid: Tensor, begin: int, end: int, limit: float = ONLY_MASKED_EXCEED
 ) -> None:
     """Mark some rows of the maps: 0 where the target is ignored, NaN where it is refused, inf where it is masked."""
     counted = image.target[begin:end] != image.ignore_index

@@ -7,6 +7,8 @@ raise, and never give silent zeros.
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from mmseg_wce.kernels import reference, strips
@@ -15,40 +17,91 @@ from torch.autograd import forward_ad
 
 __all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'check_shapes', 'pixel_nll']
 
-BACKENDS = ('strips', 'reference')
+BACKENDS = ('strips', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_OLDEST_TRITON = (3, 3)
 _FEW_PIXELS = 4096  # images smaller than this are worked on together where nothing is resized
 
 
-def _chosen(backend: str | None, device: torch.device) -> str:
-    by_device = 'strips' if device.type == 'cpu' else 'reference'
-    chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or by_device
+def _interpreted() -> bool:
+    return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def _has_triton() -> bool:
+    """A version that the kernels compile with. A build of PyTorch that cannot use it is not made to wait for it."""
+    if not (torch.version.cuda or torch.version.hip or _interpreted()):
+        return False
+    try:
+        import triton
+    except Exception:  # a broken installation is none
+        return False
+    return tuple(int(part) for part in triton.__version__.split('.')[:2]) >= _OLDEST_TRITON
+
+
+_HAS_TRITON = _has_triton()
+
+
+def _chosen(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or _default(device, dtype)
+    origin = 'backend' if backend else ENVIRONMENT_VARIABLE
     if chosen not in BACKENDS:
-        origin = 'backend' if backend else ENVIRONMENT_VARIABLE
         raise ValueError(f'{origin} must be one of {BACKENDS}, got {chosen!r}')
+    if chosen == 'triton':
+        _check_triton(origin, device, dtype)
     return chosen
+
+
+def _default(device: torch.device, dtype: torch.dtype) -> str:
+    if device.type == 'cuda':
+        return 'triton' if _HAS_TRITON and dtype in _TRITON_DTYPES else 'strips'
+    return 'strips' if device.type == 'cpu' else 'reference'
+
+
+def _check_triton(origin: str, device: torch.device, dtype: torch.dtype) -> None:
+    if device.type != 'cuda' and not _interpreted():
+        raise ValueError(f"{origin}='triton' needs logits on a CUDA device, got {device}: use 'strips'")
+    if not _HAS_TRITON:
+        raise ValueError(f"{origin}='triton' needs the package triton, 3.3 or later: pip install triton")
+    if dtype not in _TRITON_DTYPES:
+        raise ValueError(f"{origin}='triton' takes float32, float16 and bfloat16 logits, got {dtype}: use 'strips'")
+
+
+def _sweeps(backend: str) -> ModuleType:
+    return strips if backend == 'strips' else import_module('mmseg_wce.kernels.triton')
 
 
 @torch.library.custom_op(
     'mmseg_wce::pixel_nll',
     mutates_args=(),
     schema=(
-        '(Tensor logits, Tensor target, int ignore_index, Tensor? smoothing_weight, bool align_corners) '
-        '-> (Tensor nll, Tensor smooth, Tensor correct, Tensor total)'
+        '(Tensor logits, Tensor target, int ignore_index, Tensor? smoothing_weight, bool align_corners, '
+        'str backend) -> (Tensor nll, Tensor smooth, Tensor correct, Tensor total)'
     ),
 )
 def _forward(
-    logits: Tensor, target: Tensor, ignore_index: int, smoothing_weight: Tensor | None, align_corners: bool
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    smoothing_weight: Tensor | None,
+    align_corners: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if target.numel() == 0:
-        return _empty_maps(logits, target, ignore_index, smoothing_weight, align_corners)
-    nll, smooth, correct, total = strips.forward(logits, target, ignore_index, smoothing_weight, align_corners)
+        return _empty_maps(logits, target, ignore_index, smoothing_weight, align_corners, backend)
+    sweep = _sweeps(backend).forward
+    nll, smooth, correct, total = sweep(logits, target, ignore_index, smoothing_weight, align_corners)
     return nll, nll.new_empty(0) if smooth is None else smooth, correct, total
 
 
 @_forward.register_fake
 def _empty_maps(
-    logits: Tensor, target: Tensor, ignore_index: int, smoothing_weight: Tensor | None, align_corners: bool
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    smoothing_weight: Tensor | None,
+    align_corners: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     nll, total = (logits.new_empty(target.shape, dtype=dtype) for _ in range(2))
@@ -61,7 +114,7 @@ def _empty_maps(
     mutates_args=(),
     schema=(
         '(Tensor? grad_nll, Tensor? grad_smooth, Tensor logits, Tensor target, Tensor total, int ignore_index, '
-        'Tensor? smoothing_weight, bool align_corners) -> Tensor'
+        'Tensor? smoothing_weight, bool align_corners, str backend) -> Tensor'
     ),
 )
 def _backward(
@@ -73,19 +126,21 @@ def _backward(
     ignore_index: int,
     smoothing_weight: Tensor | None,
     align_corners: bool,
+    backend: str,
 ) -> Tensor:
     if target.numel() == 0 or (grad_nll is None and grad_smooth is None):
         return logits.new_zeros(logits.shape)
-    return strips.backward(grad_nll, grad_smooth, logits, target, total, ignore_index, smoothing_weight, align_corners)
+    sweep = _sweeps(backend).backward
+    return sweep(grad_nll, grad_smooth, logits, target, total, ignore_index, smoothing_weight, align_corners)
 
 
 @_backward.register_fake
-def _(grad_nll, grad_smooth, logits, target, total, ignore_index, smoothing_weight, align_corners) -> Tensor:
+def _(grad_nll, grad_smooth, logits, target, total, ignore_index, smoothing_weight, align_corners, backend) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    logits, target, ctx.ignore_index, smoothing_weight, ctx.align_corners = inputs
+    logits, target, ctx.ignore_index, smoothing_weight, ctx.align_corners, ctx.backend = inputs
     ctx.save_for_backward(logits, target, output[3], smoothing_weight)
     ctx.mark_non_differentiable(output[2], output[3])
     ctx.set_materialize_grads(False)
@@ -95,10 +150,8 @@ def _gradients(ctx, grad_nll, grad_smooth, *_) -> tuple:
     logits, target, total, smoothing_weight = ctx.saved_tensors
     if smoothing_weight is None:
         grad_smooth = None
-    gradient = _backward(
-        grad_nll, grad_smooth, logits, target, total, ctx.ignore_index, smoothing_weight, ctx.align_corners
-    )
-    return gradient, None, None, None, None
+    options = ctx.ignore_index, smoothing_weight, ctx.align_corners, ctx.backend
+    return _backward(grad_nll, grad_smooth, logits, target, total, *options), None, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
@@ -131,8 +184,9 @@ def pixel_nll(
         ignore_index: the label that does not count; may lie inside [0, C) or below zero.
         smoothing_weight: (C,), weights of ``smooth``, which is all zeros without them.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
-        backend: 'strips' or 'reference'; by default what the environment variable ``MMSEG_WCE_BACKEND`` says, or
-            else 'strips' on CPU and 'reference' elsewhere.
+        backend: 'strips', 'triton' or 'reference'; by default what the environment variable ``MMSEG_WCE_BACKEND``
+            says, or else 'triton' on CUDA where it is installed (not for float64), 'strips' there without it and on
+            CPU, 'reference' elsewhere.
 
     Returns:
         ``nll`` and ``smooth``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's shape.
@@ -140,11 +194,12 @@ def pixel_nll(
         [0, C) that is not ignored is never used as an index: its ``nll`` and ``smooth`` are NaN.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown back end.
+        ValueError: shapes that do not fit; a back end that is unknown or cannot work on these logits.
         NotImplementedError: forward-mode differentiation.
     """
     check_shapes(logits, target, smoothing_weight)
-    if _chosen(backend, logits.device) == 'reference' or _is_transformed():
+    backend = _chosen(backend, logits.device, logits.dtype)
+    if backend == 'reference' or _is_transformed():
         return reference.pixel_nll(
             logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
         )
@@ -154,7 +209,7 @@ def pixel_nll(
         logits, target = _as_images(logits, target)
     if smoothing_weight is not None:
         smoothing_weight = smoothing_weight.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    nll, smooth, correct, _ = _forward(logits, target, ignore_index, smoothing_weight, align_corners)
+    nll, smooth, correct, _ = _forward(logits, target, ignore_index, smoothing_weight, align_corners, backend)
     smooth = nll.new_zeros(()).expand(shape) if smoothing_weight is None else smooth.reshape(shape)
     return nll.reshape(shape), smooth, correct.reshape(shape)
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 import torch
 from mmseg_wce.kernels.bilinear import Grid, at, expand, gather, reduce, spread, to_pixels, to_slots
 from mmseg_wce.kernels.maps import Factors, Image, apply, factors, finish, labels, nearly_tied, smooth_from, wins
-from mmseg_wce.kernels.tiles import LN_2, measure, shift
+from mmseg_wce.kernels.tiles import LN_2, SMALLEST_SUM, measure, shift
 from torch import Tensor
-
-# A sum of exponentials below this has lost digits: the shift is far above the largest logit.
-_SMALLEST_SUM = 2.0**-57
 
 
 def steps(grid: Grid, first: int, last: int, height: int) -> list[tuple[int, int, int, int]]:
@@ -66,7 +63,7 @@ def measure_band(
     height: int,
     corners: Tensor,
     tile: Tensor,
-    smallest_sum: float = _SMALLEST_SUM,
+    smallest_sum: float = SMALLEST_SUM,
     ln_2: float = LN_2,
 ) -> None:
     """Write the maps of one band.

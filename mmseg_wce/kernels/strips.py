@@ -7,6 +7,7 @@ with H x W x C.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ def forward(
     nll, total = (torch.empty(target.shape, dtype=plan.dtype, device=target.device) for _ in range(2))
     smooth = None if smoothing_weight is None else torch.empty_like(nll)
     correct = torch.empty(target.shape, dtype=torch.bool, device=target.device)
-    measure = script(same_size.measure_columns if plan.cells is None else resized.measure_band)
+    measure = _for(logits.device, same_size.measure_columns if plan.cells is None else resized.measure_band)
 
     def job(band: Band) -> None:
         n, first, last = band
@@ -107,7 +108,8 @@ def backward(
     if grad_nll is None:
         grad_nll = torch.zeros((), dtype=plan.dtype, device=target.device).expand(target.shape)
     gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    differentiate = script(same_size.differentiate_columns if plan.cells is None else resized.differentiate_band)
+    sweep = same_size.differentiate_columns if plan.cells is None else resized.differentiate_band
+    differentiate = _for(logits.device, sweep)
 
     def job(band: Band) -> tuple[Tensor, Tensor] | None:
         n, first, last = band
@@ -123,6 +125,10 @@ def backward(
     if plan.cells is not None:
         _join(gradient, plan.bands, edges)
     return gradient
+
+
+def _for(device: torch.device, function: Callable) -> Callable:
+    return script(function) if device.type == 'cpu' else function  # elsewhere no threads wait for each other's lock
 
 
 def _in_one_row(image: Image) -> Image:

@@ -15,6 +15,8 @@ LOG2_E = math.log2(math.e)
 LN_2 = math.log(2)
 # What a logit of -inf becomes, since 0 * -inf is NaN: probability 0 after any interpolation, and finite.
 MASKED = -1e36
+# A sum of exponentials below this has lost digits: the shift is far above the largest logit.
+SMALLEST_SUM = 2.0**-57
 
 
 def shift(logits: Tensor, log2_e: float = LOG2_E, masked: float = MASKED) -> None:

@@ -1,7 +1,9 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 
 @pytest.fixture
@@ -53,6 +55,26 @@ def test_all_ways_agree(import_tool):
     torch.testing.assert_close(found['built-in'][1], found['mmseg_wce'][1] * share)
     _, accuracy = ways.ours(logits, target, case)
     torch.testing.assert_close(accuracy, plain_accuracy)
+
+
+def test_floor_of_a_gpu(import_tool, monkeypatch):
+    tool, report = import_tool('benchmark'), import_tool('benchmark_report')
+    h100 = SimpleNamespace(multi_processor_count=132, clock_rate=1_755_000)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda: h100)
+
+    floor = tool.CASES['ade20k-8'].exponentials() / tool.exponentials_per_second()
+
+    assert floor == pytest.approx(0.17e-3, rel=0.01)
+    times = dict(median=2e-3, min=1e-3, max=3e-3)
+    result = dict(
+        case='a case',
+        floor=floor,
+        ways={'built-in': dict(forward=times, backward=times, both=times, megabytes=1.0)},
+    )
+    console = Console(width=120, record=True)
+    report.print_table(console, result)
+    assert 'exponentials alone take this GPU 0.17 ms' in console.export_text()
+    assert '2.000 ms (1.000 to 3.000)' in report.markdown(dict(cases=[result]))
 
 
 def test_cuda_that_is_not_there(import_tool, tmp_path):

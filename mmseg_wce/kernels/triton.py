@@ -1,0 +1,470 @@
+"""The op as Triton kernels, for CUDA: deterministic, without atomics, without full-size logits.
+
+A program of the forward owns the pixels of one row of cells (see :mod:`mmseg_wce.kernels.bilinear`) in some columns and
+goes over all classes. A program of the backward owns a tile of nodes for some classes and walks down their cells:
+it computes the softmax of every pixel in them again, adds up the rows of a cell, and reduces their columns to nodes in
+one matrix product. Cells on the rim of a tile are computed by its neighbours as well.
+
+Logits are in the units of :mod:`mmseg_wce.kernels.tiles`. The normaliser that is kept is log2 of the sum of 2^z. Sizes
+of tiles depend on shapes alone, nothing is tuned at run time: bits stay the same from process to process.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from mmseg_wce.kernels.bilinear import Axis, axis
+from mmseg_wce.kernels.maps import ONLY_MASKED_EXCEED
+from mmseg_wce.kernels.tiles import LN_2, LOG2_E, MASKED, SMALLEST_SUM
+from torch import Tensor
+
+_LN_2, _LOG2_E, _INF = tl.constexpr(LN_2), tl.constexpr(LOG2_E), tl.constexpr(float('inf'))
+_MASKED, _ONLY_MASKED_EXCEED = tl.constexpr(MASKED), tl.constexpr(ONLY_MASKED_EXCEED)
+_SMALLEST_SUM = tl.constexpr(SMALLEST_SUM)
+
+
+class Tiles(NamedTuple):
+    """How much a program works on at once; powers of two, those of the backward at least 16 for ``tl.dot``."""
+
+    lanes: int = 8  # of the forward: classes times rows of pixels; a thread has them all, and so adds up alone
+    forward_columns: int = 128
+    channels: int = 32  # of the backward, like the rest
+    columns: int = 64
+    nodes: int = 16  # in a row
+    rows_of_nodes: int = 16  # any number
+
+
+TILES = Tiles()
+_MOST_ROWS = 8
+_CORNERS = 2  # what loading the corners of a cell costs, in rows of pixels
+_REGISTERS = 128  # a thread: inner loops fit, and 16 warps a multiprocessor hide each other's latency
+
+
+@triton.jit
+def _shifted(logit, peak):
+    """Relative to the largest logit of its node, in units of log 2. NaN stays NaN."""
+    z = (logit.to(tl.float32) - peak) * _LOG2_E
+    return tl.where(z < _MASKED, _MASKED, z)
+
+
+@triton.jit
+def _between(at_left, at_right, some, peak_left, peak_right, along):
+    """A row of nodes, interpolated to columns of pixels: (channels, columns)."""
+    left = _shifted(tl.load(at_left, mask=some, other=-_INF), peak_left[None, :])
+    right = _shifted(tl.load(at_right, mask=some, other=-_INF), peak_right[None, :])
+    return left + along[None, :] * (right - left)
+
+
+@triton.jit
+def _sweep(
+    logits, peak, smoothing_weight, origin, channels, above, below, left, right, down, along, width,
+    stride_c, stride_h, stride_w, RESIZED: tl.constexpr, SMOOTHING: tl.constexpr, AGAIN: tl.constexpr,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Over the classes of (rows, columns): sum of 2^(z - origin), largest z, the lowest class that has it, weighted z.
+
+    Each lane of classes keeps its own; they meet in the end. Without RESIZED, the one row's columns are ``left``.
+    """
+    lane, step = tl.arange(0, CHANNELS), tl.cast(CHANNELS, tl.int64) * stride_c
+    at = logits + lane[:, None].to(tl.int64) * stride_c
+    above_left, above_right = above * stride_h + left * stride_w, above * stride_h + right * stride_w
+    below_left, below_right = below * stride_h + left * stride_w, below * stride_h + right * stride_w
+    above_left, above_right = at + above_left[None, :], at + above_right[None, :]
+    below_left, below_right = at + below_left[None, :], at + below_right[None, :]
+    peak_above_left, peak_above_right = tl.load(peak + above * width + left), tl.load(peak + above * width + right)
+    peak_below_left, peak_below_right = tl.load(peak + below * width + left), tl.load(peak + below * width + right)
+
+    largest = tl.full([CHANNELS, ROWS, COLUMNS], -_INF, tl.float32)
+    chunk = tl.zeros([CHANNELS, ROWS, COLUMNS], tl.int32)
+    sums = tl.zeros([CHANNELS, ROWS, COLUMNS], tl.float32)
+    means = tl.zeros([CHANNELS, ROWS, COLUMNS], tl.float32)
+    for c in range(0, channels, CHANNELS):
+        some = (c + lane < channels)[:, None]
+        if RESIZED:
+            top = _between(above_left, above_right, some, peak_above_left, peak_above_right, along)
+            bottom = _between(below_left, below_right, some, peak_below_left, peak_below_right, along)
+            z = top[:, None, :] + down[None, :, None] * (bottom - top)[:, None, :]
+            above_right += step
+            below_left += step
+            below_right += step
+        else:
+            z = _shifted(tl.load(above_left, mask=some, other=-_INF), peak_above_left[None, :])[:, None, :]
+        above_left += step
+        sums += tl.exp2(z - origin[None] if AGAIN else z)
+        larger = z > largest
+        largest, chunk = tl.where(larger, z, largest), tl.where(larger, c, chunk)
+        if SMOOTHING:
+            weight = tl.load(smoothing_weight + c + lane, mask=c + lane < channels, other=0.0)[:, None, None]
+            means += tl.where(weight == 0, 0.0, weight * z)
+    peak_z = tl.max(largest, 0)
+    winner = tl.min(tl.where(largest == peak_z[None], chunk + lane[:, None, None], channels), 0)
+    return tl.sum(sums, 0), peak_z, winner, tl.sum(means, 0)
+
+
+@triton.jit
+def _measure(
+    logits, peak, lowest, target, smoothing_weight, smoothing_sum,
+    row_fraction, row_start, column_cell, column_fraction,
+    nll, smooth, correct, total,
+    ignore_index, channels, height, width, H, W, stride_n, stride_c, stride_h, stride_w,
+    RESIZED: tl.constexpr, SMOOTHING: tl.constexpr,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The maps of the pixels in one row of cells."""
+    tiles, program = tl.cdiv(W, COLUMNS), tl.program_id(0)
+    x = (program % tiles).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    some_columns = x < W
+    if RESIZED:
+        cell, n = (program // tiles % (height + 1)).to(tl.int64), (program // tiles // (height + 1)).to(tl.int64)
+        begin, end = tl.load(row_start + cell), tl.load(row_start + cell + 1)
+        above, below = tl.maximum(cell - 1, 0), tl.minimum(cell, height - 1)
+        column = tl.load(column_cell + x, mask=some_columns, other=0).to(tl.int64)
+        along = tl.load(column_fraction + x, mask=some_columns, other=0.0)
+        left, right = tl.maximum(column - 1, 0), tl.minimum(column, width - 1)
+    else:
+        n = (program // tiles).to(tl.int64)
+        above = n * 0
+        below, begin, end = above, 0, 1
+        along = tl.zeros([COLUMNS], tl.float32)
+        left = tl.where(some_columns, x, 0)
+        right = left
+    logits, peak, lowest = logits + n * stride_n, peak + n * height * width, lowest + n * height * width
+
+    for first in range(begin, end, ROWS):
+        y = first + tl.arange(0, ROWS)
+        inside = (y < end)[:, None] & some_columns[None, :]
+        down = tl.zeros([ROWS], tl.float32)
+        if RESIZED:
+            down = tl.load(row_fraction + y, mask=y < end, other=0.0)
+        pixel = (n * H + y.to(tl.int64))[:, None] * W + x[None, :]
+        label = tl.load(target + pixel, mask=inside, other=ignore_index)
+        counted = label != ignore_index
+        valid = counted & (label >= 0) & (label < channels)
+        label = tl.where(valid, label, 0)
+
+        # z is at most 0, so that 2^z needs no running maximum. Where neighbours disagree so much that it underflows:
+        # once more, relative to each pixel's own.
+        origin = tl.zeros([ROWS, COLUMNS], tl.float32)
+        sum_z, peak_z, winner, mean = _sweep(
+            logits, peak, smoothing_weight, origin, channels, above, below, left, right, down, along, width,
+            stride_c, stride_h, stride_w, RESIZED, SMOOTHING, False, CHANNELS, ROWS, COLUMNS,
+        )  # fmt: skip
+        far = inside & (sum_z < _SMALLEST_SUM)
+        if tl.max(tl.max(far.to(tl.int32), 1), 0) > 0:
+            origin = tl.where(far, peak_z, 0.0)
+            sum_z, _, _, _ = _sweep(
+                logits, peak, smoothing_weight, origin, channels, above, below, left, right, down, along, width,
+                stride_c, stride_h, stride_w, RESIZED, False, True, CHANNELS, ROWS, COLUMNS,
+            )  # fmt: skip
+        lse = origin + tl.log2(sum_z)
+
+        at = logits + label * stride_c
+        if RESIZED:
+            above_left = tl.load(at + above * stride_h + left[None, :] * stride_w)
+            above_right = tl.load(at + above * stride_h + right[None, :] * stride_w)
+            below_left = tl.load(at + below * stride_h + left[None, :] * stride_w)
+            below_right = tl.load(at + below * stride_h + right[None, :] * stride_w)
+            a = _shifted(above_left, tl.load(peak + above * width + left)[None, :])
+            b = _shifted(above_right, tl.load(peak + above * width + right)[None, :])
+            top = a + along[None, :] * (b - a)
+            a = _shifted(below_left, tl.load(peak + below * width + left)[None, :])
+            b = _shifted(below_right, tl.load(peak + below * width + right)[None, :])
+            own = top + down[:, None] * (a + along[None, :] * (b - a) - top)
+            masked = (above_left == -_INF) | (above_right == -_INF) | (below_left == -_INF) | (below_right == -_INF)
+        else:
+            raw = tl.load(at + left[None, :] * stride_w)
+            own, masked = _shifted(raw, tl.load(peak + left)[None, :]), raw == -_INF
+        loss = (lse - own) * _LN_2
+        loss = tl.where(loss < 0, 0.0, loss)  # of rounding
+        loss = tl.where(masked & (loss > _ONLY_MASKED_EXCEED), _INF, loss)
+        refused = tl.where(counted, float('nan'), 0.0)
+        tl.store(nll + pixel, tl.where(valid, loss, refused), mask=inside)
+        tl.store(total + pixel, lse, mask=inside)
+        tl.store(correct + pixel, valid & (winner == label) & (lse == lse), mask=inside)
+        if SMOOTHING:
+            loss = (lse * tl.load(smoothing_sum) - mean) * _LN_2
+            some_masked = tl.load(lowest + above * width + left) == -_INF
+            some_masked |= tl.load(lowest + above * width + right) == -_INF
+            some_masked |= tl.load(lowest + below * width + left) == -_INF
+            some_masked |= tl.load(lowest + below * width + right) == -_INF
+            loss = tl.where(some_masked[None, :] & (loss > _ONLY_MASKED_EXCEED), _INF, loss)
+            tl.store(smooth + pixel, tl.where(valid, loss, refused), mask=inside)
+
+
+@triton.jit
+def _of_pixels(grad_nll, grad_smooth, target, total, pixel, inside, ignore_index, channels, SMOOTHING: tl.constexpr):
+    """What the gradient of some pixels needs to know; nothing comes from labels that do not count."""
+    label = tl.load(target + pixel, mask=inside, other=ignore_index)
+    valid = inside & (label != ignore_index) & (label >= 0) & (label < channels)
+    lse = tl.load(total + pixel, mask=valid, other=0.0)
+    of_nll = tl.load(grad_nll + pixel, mask=valid, other=0.0)
+    of_smooth = of_nll * 0.0
+    if SMOOTHING:
+        of_smooth = tl.load(grad_smooth + pixel, mask=valid, other=0.0)
+    return label.to(tl.int32), valid, lse, of_nll, of_smooth
+
+
+@triton.jit
+def _gradient(
+    z, channel, channels, label, valid, lse, of_nll, of_smooth, smoothing_weight, smoothing_sum,
+    SMOOTHING: tl.constexpr,
+):  # fmt: skip
+    """d nll / dz = softmax - one-hot;  d smooth / dz = softmax * sum(w) - w. Of logits (channels, columns)."""
+    is_label = channel[:, None] == label[None, :]
+    softmax = tl.exp2(z - lse[None, :])
+    # softmax - 1 before scaling keeps digits where softmax is nearly 1
+    gradient = tl.where(is_label, softmax - 1, softmax) * of_nll[None, :]
+    if SMOOTHING:
+        weight = tl.load(smoothing_weight + channel, mask=channel < channels, other=0.0)
+        gradient += (softmax * tl.load(smoothing_sum) - weight[:, None]) * of_smooth[None, :]
+    return tl.where(valid[None, :], gradient, 0.0)  # 0 * NaN of a logit under an ignored pixel
+
+
+@triton.jit
+def _to_nodes(pixels, weight, poisoned, PRECISION: tl.constexpr, NODES: tl.constexpr):
+    """(channels, columns) x (columns, nodes). One NaN among the pixels would reach every node in a matrix product."""
+    if poisoned:
+        nodes = tl.zeros([pixels.shape[0], NODES], tl.float32)
+        node = tl.arange(0, NODES)
+        for i in range(NODES):
+            of_node = tl.sum(tl.where((node == i)[None, :], weight, 0.0), 1)
+            value = tl.sum(tl.where((of_node != 0)[None, :], pixels * of_node[None, :], 0.0), 1)
+            nodes = tl.where((node == i)[None, :], value[:, None], nodes)
+    else:
+        nodes = tl.dot(pixels, weight, input_precision=PRECISION)
+    return nodes
+
+
+@triton.jit
+def _differentiate_resized(
+    grad_nll, grad_smooth, logits, peak, target, total, smoothing_weight, smoothing_sum,
+    row_fraction, row_start, column_cell, column_fraction, column_start, gradient,
+    ignore_index, channels, height, width, H, W, owned, rows_of_nodes, stride_n, stride_c, stride_h, stride_w,
+    SMOOTHING: tl.constexpr, PRECISION: tl.constexpr,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, NODES: tl.constexpr,
+):  # fmt: skip
+    """The gradient of ``owned`` nodes in each of some rows of nodes, for some classes."""
+    program, chunks, tiles = tl.program_id(0), tl.cdiv(channels, CHANNELS), tl.cdiv(width, owned)
+    channel = program % chunks * CHANNELS + tl.arange(0, CHANNELS)
+    program, some = program // chunks, (channel < channels)[:, None]
+    first_node = program % tiles * owned
+    node, program = first_node + tl.arange(0, NODES), program // tiles
+    bands = tl.cdiv(height, rows_of_nodes)
+    first, n = program % bands * rows_of_nodes, (program // bands).to(tl.int64)
+    last = tl.minimum(first + rows_of_nodes, height)
+    x_begin = tl.load(column_start + first_node)
+    x_end = tl.load(column_start + tl.minimum(first_node + owned, width) + 1)
+    logits, peak = logits + n * stride_n + channel[:, None].to(tl.int64) * stride_c, peak + n * height * width
+    gradient += (n * channels + channel)[:, None] * height * width + node[None, :]
+    owns = some & (node < tl.minimum(first_node + owned, width))[None, :]
+
+    of_above = tl.zeros([CHANNELS, NODES], tl.float32)
+    for cell in range(first, last + 1):  # between the nodes cell - 1 and cell
+        of_below = tl.zeros([CHANNELS, NODES], tl.float32)
+        begin, end = tl.load(row_start + cell), tl.load(row_start + cell + 1)
+        above, below = tl.maximum(cell - 1, 0).to(tl.int64), tl.minimum(cell, height - 1).to(tl.int64)
+        for start in range(x_begin, tl.where(begin < end, x_end, x_begin), COLUMNS):
+            x = start + tl.arange(0, COLUMNS)
+            some_columns = x < x_end
+            column = tl.load(column_cell + x, mask=some_columns, other=0)
+            along = tl.load(column_fraction + x, mask=some_columns, other=0.0)
+            left, right = tl.maximum(column - 1, 0), tl.minimum(column, width - 1)
+            left_in_row = (left.to(tl.int64) * stride_w)[None, :]
+            right_in_row = (right.to(tl.int64) * stride_w)[None, :]
+            top = _between(
+                logits + above * stride_h + left_in_row, logits + above * stride_h + right_in_row, some,
+                tl.load(peak + above * width + left), tl.load(peak + above * width + right), along,
+            )  # fmt: skip
+            difference = _between(
+                logits + below * stride_h + left_in_row, logits + below * stride_h + right_in_row, some,
+                tl.load(peak + below * width + left), tl.load(peak + below * width + right), along,
+            ) - top  # fmt: skip
+            upper = tl.zeros([CHANNELS, COLUMNS], tl.float32)
+            lower = tl.zeros([CHANNELS, COLUMNS], tl.float32)
+            poison = tl.zeros([COLUMNS], tl.float32)
+            for y in range(begin, end):
+                down = tl.load(row_fraction + y)
+                label, valid, lse, of_nll, of_smooth = _of_pixels(
+                    grad_nll, grad_smooth, target, total, (n * H + y) * W + x, some_columns, ignore_index, channels,
+                    SMOOTHING,
+                )  # fmt: skip
+                poison += (lse + of_nll + of_smooth) * 0.0
+                of_pixels = _gradient(
+                    top + down * difference, channel, channels, label, valid, lse, of_nll, of_smooth,
+                    smoothing_weight, smoothing_sum, SMOOTHING,
+                )  # fmt: skip
+                upper += (1 - down) * of_pixels
+                lower += down * of_pixels
+            weight = tl.where(left[:, None] == node[None, :], 1 - along[:, None], 0.0)
+            weight += tl.where(right[:, None] == node[None, :], along[:, None], 0.0)
+            weight = tl.where(some_columns[:, None], weight, 0.0)
+            poisoned = tl.sum((poison != 0).to(tl.int32), 0) > 0
+            of_above += _to_nodes(upper, weight, poisoned, PRECISION, NODES)
+            of_below += _to_nodes(lower, weight, poisoned, PRECISION, NODES)
+        # Nodes outside the image repeat its edge.
+        if cell == 0:
+            of_below += of_above
+        if cell == height:
+            of_above += of_below
+        if cell > first:
+            tl.store(gradient + above * width, of_above.to(gradient.dtype.element_ty), mask=owns)
+        of_above = of_below
+
+
+@triton.jit
+def _differentiate_same_size(
+    grad_nll, grad_smooth, logits, peak, target, total, smoothing_weight, smoothing_sum, gradient,
+    ignore_index, channels, W, stride_n, stride_c, stride_w,
+    SMOOTHING: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of some pixels, all classes."""
+    tiles, program = tl.cdiv(W, COLUMNS), tl.program_id(0)
+    x, n = (program % tiles).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS), (program // tiles).to(tl.int64)
+    inside = x < W
+    at = tl.where(inside, x, 0)
+    label, valid, lse, of_nll, of_smooth = _of_pixels(
+        grad_nll, grad_smooth, target, total, n * W + x, inside, ignore_index, channels, SMOOTHING
+    )
+    largest = tl.load(peak + n * W + at)[None, :]
+    for c in range(0, channels, CHANNELS):
+        channel = c + tl.arange(0, CHANNELS)
+        some, class_offset = (channel < channels)[:, None], channel[:, None].to(tl.int64)
+        z = tl.load(logits + n * stride_n + class_offset * stride_c + at[None, :] * stride_w, mask=some, other=-_INF)
+        of_logits = _gradient(
+            _shifted(z, largest), channel, channels, label, valid, lse, of_nll, of_smooth,
+            smoothing_weight, smoothing_sum, SMOOTHING,
+        )  # fmt: skip
+        to = gradient + (n * channels + class_offset) * W + x[None, :]
+        tl.store(to, of_logits.to(gradient.dtype.element_ty), mask=some & inside[None, :])
+
+
+class _Problem(NamedTuple):
+    """What both sweeps make of their arguments."""
+
+    rows: Axis | None  # None where nothing is resized: then images are single rows of pixels
+    columns: Axis | None
+    logits: Tensor  # (N, C, h, w)
+    peak: Tensor  # (N, h, w), float32
+    target: Tensor  # (N, H, W), contiguous
+    weight: Tensor | None  # (C,), float32
+    weight_sum: Tensor | None  # ()
+
+
+def _problem(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None, align_corners: bool) -> _Problem:
+    rows = columns = None
+    if logits.shape[2:] == target.shape[1:]:
+        logits, target = logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)
+    else:
+        rows, columns = (axis(logits.shape[2 + i], target.shape[1 + i], align_corners, logits.device) for i in range(2))
+    if smoothing_weight is not None:
+        smoothing_weight = smoothing_weight.contiguous()
+    weight_sum = None if smoothing_weight is None else smoothing_weight.sum()
+    return _Problem(rows, columns, logits, logits.amax(1).float(), target.contiguous(), smoothing_weight, weight_sum)
+
+
+def forward(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    smoothing_weight: Tensor | None,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """As :func:`mmseg_wce.kernels.strips.forward`, for float32, float16 and bfloat16 logits."""
+    tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
+    z, rows, columns = problem.logits, problem.rows, problem.columns
+    nll, total = (torch.empty(target.shape, dtype=torch.float32, device=target.device) for _ in range(2))
+    smooth = None if smoothing_weight is None else torch.empty_like(nll)
+    correct = torch.empty(target.shape, dtype=torch.bool, device=target.device)
+    (height, width), (H, W) = z.shape[2:], problem.target.shape[1:]
+    resized = rows is not None
+    rows_at_once = _rows_at_once(height, H, align_corners, min(tiles.lanes, _MOST_ROWS)) if resized else 1
+    programs = z.shape[0] * (height + 1 if resized else 1) * triton.cdiv(W, tiles.forward_columns)
+    with torch.cuda.device_of(logits):
+        _measure[(programs,)](
+            z, problem.peak, problem.peak if smooth is None else z.amin(1).float(), problem.target,
+            problem.weight, problem.weight_sum,
+            *((rows.fraction, rows.start, columns.cell, columns.fraction) if resized else [None] * 4),
+            nll, smooth, correct, total,
+            ignore_index, z.shape[1], height, width, H, W, *z.stride(),
+            RESIZED=resized, SMOOTHING=smooth is not None,
+            CHANNELS=tiles.lanes // rows_at_once, ROWS=rows_at_once, COLUMNS=tiles.forward_columns,
+            **launch_options(warps=4),
+        )  # fmt: skip
+    return nll, smooth, correct, total
+
+
+def backward(
+    grad_nll: Tensor | None,
+    grad_smooth: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    total: Tensor,
+    ignore_index: int,
+    smoothing_weight: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    """As :func:`mmseg_wce.kernels.strips.backward`."""
+    tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
+    z, rows, columns = problem.logits, problem.rows, problem.columns
+    gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    grad_nll = torch.zeros_like(total) if grad_nll is None else grad_nll.contiguous()
+    grad_smooth = None if grad_smooth is None else grad_smooth.contiguous()
+    (images, channels, height, width), (H, W) = z.shape, problem.target.shape[1:]
+    maps = (grad_nll, grad_smooth, z, problem.peak, problem.target, total, problem.weight, problem.weight_sum)
+    smoothing = grad_smooth is not None
+    with torch.cuda.device_of(logits):
+        if rows is None:
+            _differentiate_same_size[(images * triton.cdiv(W, tiles.forward_columns),)](
+                *maps, gradient, ignore_index, channels, W, z.stride(0), z.stride(1), z.stride(3),
+                SMOOTHING=smoothing, CHANNELS=tiles.lanes, COLUMNS=tiles.forward_columns, **launch_options(warps=4),
+            )  # fmt: skip
+        else:
+            at_once = min(tiles.channels, max(16, triton.next_power_of_2(channels)))
+            owned = _nodes_to_own(width, W, align_corners, tiles.nodes, tiles.columns)
+            programs = triton.cdiv(channels, at_once) * triton.cdiv(width, owned)
+            programs *= triton.cdiv(height, tiles.rows_of_nodes) * images
+            _differentiate_resized[(programs,)](
+                *maps, rows.fraction, rows.start, *columns, gradient, ignore_index, channels, height, width, H, W,
+                owned, tiles.rows_of_nodes, *z.stride(),
+                SMOOTHING=smoothing, PRECISION='tf32' if z.dtype == torch.bfloat16 else 'ieee',
+                CHANNELS=at_once, COLUMNS=tiles.columns, NODES=tiles.nodes,
+                **launch_options(backward_warps(at_once, tiles.columns)),
+            )  # fmt: skip
+    return gradient
+
+
+def backward_warps(channels: int, columns: int) -> int:
+    return channels * columns // 256  # eight numbers of a tile a thread
+
+
+def launch_options(warps: int) -> dict[str, int]:
+    options = dict(num_warps=warps, enable_fp_fusion=True)
+    return options if torch.version.hip else dict(options, maxnreg=_REGISTERS)  # only NVIDIA's compiler takes a limit
+
+
+@lru_cache(maxsize=64)
+def _rows_at_once(nodes: int, pixels: int, align_corners: bool, most: int) -> int:
+    """How many rows of pixels share the corners of their cell, so that few computed rows are beyond its last one."""
+    heights = axis(nodes, pixels, align_corners, torch.device('cpu')).start.diff()
+
+    def cost(rows: int) -> int:
+        return int((-(-heights // rows)).sum()) * (rows + _CORNERS)
+
+    return min((2**i for i in range(most.bit_length())), key=cost)
+
+
+@lru_cache(maxsize=64)
+def _nodes_to_own(nodes: int, pixels: int, align_corners: bool, most: int, columns: int) -> int:
+    """How many neighbouring nodes a program takes, so that fewest blocks of pixels are computed, halos included."""
+    start = axis(nodes, pixels, align_corners, torch.device('cpu')).start
+
+    def blocks(owned: int) -> int:
+        first = torch.arange(0, nodes, owned)
+        spans = start[(first + owned).clamp(max=nodes) + 1] - start[first]
+        return int((-(-spans // columns)).sum())
+
+    return min(range(most, 0, -1), key=blocks)

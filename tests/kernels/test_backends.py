@@ -1,0 +1,294 @@
+"""What every back end has to do alike."""
+
+import math
+
+import pytest
+import torch
+from cases import Case, cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmseg_wce.kernels import pixel_nll
+from ways import (
+    STRIPS,
+    assert_equal_to_pytorch,
+    assert_far_apart_is_the_same,
+    every_way,
+    fused,
+    layouts,
+    pytorchs,
+    resize,
+)
+
+
+@every_way
+@given(case=cases(), seed=st.integers(0, 9))
+@settings(max_examples=150, deadline=None)
+def test_maps_and_gradients_are_pytorchs(way, case: Case, seed):
+    logits, target = case.logits.to(way.device, way.dtype), case.target.long().to(way.device)
+    weight = torch.ones(logits.shape[1]) if case.class_weight is None else case.class_weight
+    weight = weight.to(way.device, way.dtype)
+
+    correct, z = assert_equal_to_pytorch(way, logits, target, weight, case.align_corners, case.ignore_index)
+
+    assert torch.equal(correct, (z.argmax(1) == target) & (target != case.ignore_index))
+
+
+SIZES = [
+    ((8, 8), (32, 32)),
+    ((7, 9), (21, 18)),
+    ((5, 6), (23, 19)),
+    ((9, 12), (10, 13)),
+    ((33, 5), (122, 7)),
+    ((12, 12), (4, 4)),
+    ((13, 11), (5, 6)),
+    ((6, 6), (6, 12)),
+    ((1, 7), (9, 21)),
+    ((7, 1), (5, 9)),
+    ((1, 1), (4, 3)),
+    ((5, 5), (1, 1)),
+    ((9, 10), (9, 10)),
+    ((3, 40), (96, 41)),
+]
+
+
+@fused
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize(('nodes', 'pixels'), SIZES)
+@pytest.mark.parametrize('scale', [1.0, 60.0])
+def test_any_scale(way, nodes, pixels, align_corners, scale):
+    logits, target, weight = way.problem(classes=6, nodes=nodes, pixels=pixels)
+
+    assert_equal_to_pytorch(way, logits * scale, target, weight, align_corners)
+
+
+@fused
+@pytest.mark.parametrize('classes', [2, 19, 150, 171, 847])
+@pytest.mark.parametrize('pixels', [(44, 36), (41, 33), (11, 9)])
+def test_any_number_of_classes(way, classes, pixels):
+    assert_equal_to_pytorch(way, *way.problem(classes=classes, nodes=(11, 9), pixels=pixels))
+
+
+@fused
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(('nodes', 'pixels'), [((8, 8), (32, 32)), ((5, 6), (23, 19)), ((40, 40), (40, 40))])
+def test_dtypes(way, dtype, nodes, pixels):
+    logits, target, weight = way.problem(classes=19, nodes=nodes, pixels=pixels, dtype=dtype)
+
+    nll, smooth, _ = way(logits, target, smoothing_weight=weight)
+
+    assert nll.dtype == smooth.dtype == torch.float32
+    precision = dict(float16=2e-3, bfloat16=2e-2, float32=2e-6)[str(dtype).removeprefix('torch.')]
+    assert_equal_to_pytorch(way, logits, target, weight, rtol=precision)
+
+
+@fused
+@pytest.mark.parametrize('pixels', [(24, 28), (23, 25), (6, 7)])
+def test_an_offset_of_all_logits_costs_no_digits(way, pixels):
+    logits, target, weight = way.problem(classes=19, pixels=pixels, dtype=torch.float32)
+    logits = (logits + 1e4 * torch.randn(2, 1, 6, 7, generator=torch.Generator().manual_seed(3)).to(way.device)).float()
+
+    def sweep(z, dtype):
+        z = z.to(dtype).requires_grad_()
+        nll, smooth, _ = (
+            way(z, target, smoothing_weight=weight)
+            if dtype == torch.float32
+            else pytorchs(z, target, weight, 255, align_corners=False)
+        )
+        return nll.double(), smooth.double(), torch.autograd.grad((nll + smooth).sum(), z)[0].double()
+
+    exact = sweep(logits, torch.float64)
+    for found, expected in zip(sweep(logits, torch.float32), exact, strict=True):
+        torch.testing.assert_close(found, expected, rtol=3e-6, atol=3e-6 * float(expected.detach().abs().max()))
+
+
+@pytest.mark.parametrize(('nodes', 'pixels'), [((3, 4), (6, 8)), ((3, 4), (7, 5)), ((3, 4), (3, 4))])
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_gradcheck(nodes, pixels, align_corners):
+    logits, target, weight = STRIPS.problem(classes=3, nodes=nodes, pixels=pixels)
+    target[0] = 255
+
+    def loss(z):
+        return pixel_nll(z, target, ignore_index=255, smoothing_weight=weight, align_corners=align_corners)[:2]
+
+    torch.autograd.gradcheck(loss, logits.requires_grad_(), fast_mode=False)
+
+
+@fused
+@pytest.mark.parametrize('layout', ['channels_last', 'strided', 'expanded'])
+@pytest.mark.parametrize('pixels', [(12, 14), (6, 7), (64, 80)])
+def test_layouts_in_memory(way, layout, pixels):
+    logits, target, weight = way.problem(pixels=pixels, nodes=(6, 7) if pixels[0] < 64 else pixels)
+
+    assert_equal_to_pytorch(way, layouts(logits)[layout], target[:1].expand_as(target), weight)
+
+
+@fused
+def test_gradients_of_stride_zero(way):
+    logits, target, _ = way.problem()
+    logits.requires_grad_()
+
+    (summed,) = torch.autograd.grad(way(logits, target)[0].sum(), logits)
+    (dense,) = torch.autograd.grad(way(logits, target)[0], logits, torch.ones_like(target))
+
+    torch.testing.assert_close(summed, dense)
+
+
+@every_way
+def test_correct_means_the_lowest_class_at_a_tie(way):
+    logits = torch.zeros(1, 3, 1, 3)
+    logits[0, :, 0, 2] = torch.tensor([0.0, 1.0, 1.0])
+
+    _, _, correct = way(logits, torch.tensor([[[0, 1, 1]]]))
+
+    assert correct.tolist() == [[[True, False, True]]]
+
+
+@fused
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(('nodes', 'pixels'), [((8, 9), (32, 36)), ((8, 9), (30, 31)), ((40, 41), (40, 41))])
+def test_channels_that_are_equal_everywhere_tie_everywhere(way, dtype, nodes, pixels):
+    logits, _, _ = way.problem(classes=40, nodes=nodes, pixels=pixels, dtype=dtype)
+    logits = torch.cat([logits, logits], 1)  # 40 + c is c
+    z = logits[:, :40].double() if nodes == pixels else resize(logits[:, :40].double(), pixels)
+    (first, second), (winner, _) = (x.unbind(1) for x in z.topk(2, dim=1))
+    winner[first - second < 1e-4] = 255  # too close to call between two different channels
+
+    assert torch.equal(way(logits, winner)[2], winner != 255)
+    assert not way(logits, torch.where(winner == 255, 255, winner + 40))[2].any()
+
+
+@every_way
+def test_correct_counts_as_mmseg_does(way):
+    accuracy = pytest.importorskip('mmseg.models.losses', reason='mmseg is not installed').accuracy
+    logits, target, _ = way.problem(classes=19, nodes=(32, 32), pixels=(128, 128), dtype=torch.float32)
+    target = torch.where(
+        torch.rand(target.shape, generator=torch.Generator().manual_seed(0)) < 0.5,
+        resize(logits, (128, 128)).argmax(1),
+        target,
+    )
+    target[:, :10] = 255
+
+    _, _, correct = way(logits, target)
+
+    theirs = accuracy(resize(logits, (128, 128)), target, ignore_index=255)
+    torch.testing.assert_close(100 * correct.sum() / (target != 255).sum(), theirs[0])
+
+
+@every_way
+def test_nan_logits_are_never_correct(way):
+    logits = torch.full((1, 3, 1, 1), math.nan)
+
+    assert not way(logits, torch.zeros(1, 1, 1, dtype=torch.long))[2].any()
+
+
+@every_way
+@pytest.mark.parametrize('bad', [5, 254, -1, 10**9, -(10**9)])
+@pytest.mark.parametrize('classes', [3, 5])
+def test_a_bad_target_is_nan_and_never_an_index(way, bad, classes):
+    logits = torch.randn(1, classes, 2, 2, requires_grad=True)
+    target = torch.tensor([[[0, bad], [255, 2]]])
+
+    nll, smooth, correct = way(logits, target, smoothing_weight=torch.ones(classes))
+
+    assert nll.isnan().tolist() == smooth.isnan().tolist() == [[[False, True], [False, False]]]
+    assert nll[0, 1, 0] == smooth[0, 1, 0] == 0
+    assert not correct[0, 0, 1]
+    (gradient,) = torch.autograd.grad(nll[0, 0, 0], logits)
+    assert gradient[:, :, 0, 1].eq(0).all()
+
+
+@fused
+@pytest.mark.parametrize('classes', [4, 9])
+@pytest.mark.parametrize(('nodes', 'pixels'), [((6, 6), (24, 24)), ((6, 6), (21, 17)), ((16, 16), (16, 16))])
+@pytest.mark.parametrize('poison', [math.nan, math.inf])
+def test_a_poisoned_node_stays_where_it_is(way, classes, nodes, pixels, poison):
+    """Pixels without it among their four neighbours keep their values, and so do gradients of nodes next to no such."""
+    logits, target, weight = way.problem(classes=classes, nodes=nodes, pixels=pixels)
+    poisoned = logits.clone()
+    poisoned[0, 2, 2, 3] = poison
+    touched = torch.zeros(1, 1, *nodes, dtype=torch.float64)
+    touched[..., 2, 3] = 1
+    touched = (touched if nodes == pixels else resize(touched, pixels))[0, 0] > 0
+
+    def sweep(z, only):
+        z = z.clone().requires_grad_()
+        nll, smooth, _ = way(z, only, smoothing_weight=weight)
+        (gradient,) = torch.autograd.grad((nll + smooth).sum(), z)
+        return nll.detach(), smooth.detach(), gradient
+
+    clean, found = sweep(logits, target), sweep(poisoned, target)
+    assert torch.equal(found[0][0].isnan(), touched & (target[0] != 255))
+    for a, b in zip(found[:2], clean[:2], strict=True):
+        torch.testing.assert_close(a[0][~touched], b[0][~touched])
+        torch.testing.assert_close(a[1], b[1])
+    near = torch.zeros(nodes, dtype=torch.bool)
+    near[1:4, 2:5] = True
+    torch.testing.assert_close(found[2][0][:, ~near], clean[2][0][:, ~near])
+    torch.testing.assert_close(found[2][1], clean[2][1])
+
+    target[0][touched] = 255  # ignored, it contributes exactly nothing
+    clean, found = sweep(logits, target), sweep(poisoned, target)
+    assert all(x.isfinite().all() for x in found)
+    torch.testing.assert_close(found, clean)
+
+
+@fused
+@pytest.mark.parametrize('classes', [4, 9])
+@pytest.mark.parametrize('pixels', [(24, 24), (21, 17), (6, 6)])
+def test_a_masked_class_is_finite(way, classes, pixels):
+    logits, target, weight = way.problem(classes=classes, nodes=(6, 6), pixels=pixels)
+    target[target == 1] = 0
+    weight[1] = 0
+    masked, almost = logits.clone(), logits.clone()
+    masked[:, 1], almost[:, 1] = -math.inf, -1e4
+
+    def sweep(z):
+        z = z.requires_grad_()
+        nll, smooth, _ = way(z, target, smoothing_weight=weight)
+        return nll, smooth, *torch.autograd.grad((nll + smooth).sum(), z)
+
+    torch.testing.assert_close(sweep(masked), sweep(almost))
+
+    nll, _, _ = way(masked, torch.ones_like(target))
+    assert (nll == math.inf).all()  # as F.cross_entropy of the masked class
+    _, smooth, _ = way(masked, target, smoothing_weight=torch.ones(classes).double())
+    assert (smooth[target != 255] == math.inf).all()
+
+
+@fused
+def test_very_large_logits_are_not_taken_for_masked_ones(way):
+    logits = torch.tensor([[[[0.0]], [[-1e30]], [[1.0]], [[2.0]], [[3.0]]]])
+
+    nll, _, _ = way(logits, torch.ones(1, 2, 2, dtype=torch.long))
+
+    torch.testing.assert_close(nll, torch.full((1, 2, 2), 1e30))
+
+
+@fused
+@pytest.mark.parametrize('classes', [2, 150])
+@pytest.mark.parametrize('pixels', [(64, 64), (59, 64), (16, 16)])
+def test_one_pixel_that_counts(way, classes, pixels):
+    logits, target, weight = way.problem(classes=classes, nodes=(16, 16), pixels=pixels, ignored=1.0)
+    target[1, 7, 9] = 1
+
+    assert_equal_to_pytorch(way, logits, target, weight)
+
+
+@fused
+@pytest.mark.parametrize('pixels', [(4, 4), (8, 8)])
+def test_offsets_beyond_32_bits(way, pixels):
+    assert_far_apart_is_the_same(way, pixels)
+
+
+@fused
+@pytest.mark.parametrize('classes', [2, 19, 150])
+@pytest.mark.parametrize('pixels', [(48, 36), (41, 33), (12, 9)])
+def test_bit_equal_from_run_to_run(way, classes, pixels):
+    logits, target, weight = way.problem(classes, nodes=(12, 9), pixels=pixels, dtype=torch.float32)
+
+    def sweep():
+        z = logits.clone().requires_grad_()
+        nll, smooth, correct = way(z, target, smoothing_weight=weight)
+        return nll, smooth, correct, torch.autograd.grad((nll + smooth).sum(), z)[0]
+
+    assert all(torch.equal(a, b) for a, b in zip(sweep(), sweep(), strict=True))

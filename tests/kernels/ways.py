@@ -1,0 +1,126 @@
+"""The back ends under test, and PyTorch's answer."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmseg_wce.kernels import pixel_nll
+from mmseg_wce.kernels.op import _HAS_TRITON
+
+CUDA = torch.cuda.is_available()
+if _HAS_TRITON and not CUDA:
+    from mmseg_wce.kernels import triton
+
+    triton.TILES = triton.Tiles(lanes=1024, channels=256)  # the interpreter is slow per program, not per element
+
+
+@dataclass(frozen=True)
+class Way:
+    """A back end somewhere. Triton's runs on a GPU where there is one, elsewhere in its interpreter (conftest.py)."""
+
+    backend: str
+    device: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The finest it takes."""
+        return torch.float32 if self.backend == 'triton' else torch.float64
+
+    def problem(self, classes=5, nodes=(6, 7), pixels=(20, 25), dtype=None, images=2, ignored=0.2):
+        generator = torch.Generator().manual_seed(0)
+        dtype = dtype or self.dtype
+        logits = torch.randn(images, classes, *nodes, generator=generator, dtype=torch.float64).to(dtype)
+        target = torch.randint(0, classes, (images, *pixels), generator=generator)
+        target[torch.rand(target.shape, generator=generator) < ignored] = 255
+        weight = torch.rand(classes, generator=generator).to(torch.promote_types(dtype, torch.float32))
+        return logits.to(self.device), target.to(self.device), weight.to(self.device)
+
+    def __call__(self, logits, target, **options):
+        options = {'ignore_index': 255, **options}
+        if options.get('smoothing_weight') is not None:
+            options['smoothing_weight'] = options['smoothing_weight'].to(self.device)
+        return pixel_nll(logits.to(self.device), target.to(self.device), backend=self.backend, **options)
+
+
+def _ways(*names):
+    found = [(name, 'cuda' if CUDA and name == 'triton' else 'cpu') for name in names]
+    found += [(name, 'cuda') for name in names if CUDA and name != 'triton']
+    without = pytest.mark.skipif(not _HAS_TRITON, reason='the package triton is not installed')
+    return pytest.mark.parametrize(
+        'way', [pytest.param(Way(*w), id='-'.join(w), marks=[without] if w[0] == 'triton' else []) for w in found]
+    )
+
+
+STRIPS = Way('strips', 'cpu')
+fused, every_way = _ways('strips', 'triton'), _ways('strips', 'triton', 'reference')
+
+
+def resize(logits, size, align_corners=False):
+    return F.interpolate(logits, size=size, mode='bilinear', align_corners=align_corners)
+
+
+def pytorchs(logits, target, weight, ignore_index, align_corners):
+    """Plain and smoothed losses of F.interpolate and F.cross_entropy, and the logits in between."""
+    z = logits if logits.shape[2:] == target.shape[1:] else resize(logits, target.shape[1:], align_corners)
+    plain = F.cross_entropy(z, target, ignore_index=ignore_index, reduction='none')
+    # PyTorch gives the smoothing term alone at label_smoothing=1, divided by C
+    smoothed = logits.shape[1] * F.cross_entropy(
+        z, target, weight.to(z.dtype), ignore_index=ignore_index, reduction='none', label_smoothing=1.0
+    )
+    return plain, smoothed, z.detach()
+
+
+def assert_equal_to_pytorch(way, logits, target, weight, align_corners=False, ignore_index=255, rtol=None):
+    """Both maps and the gradient of a random mix of them, against PyTorch in float64.
+
+    The error is at most that of PyTorch itself in the precision of the back end, and ``rtol`` of the largest value.
+    """
+    rtol = rtol or {torch.float64: 1e-12, torch.float32: 2e-6}[way.dtype]
+    generator = torch.Generator().manual_seed(1)
+    of_nll, of_smooth = (torch.randn(target.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    of_nll, of_smooth = of_nll.to(target.device), of_smooth.to(target.device)
+
+    def sweep(function, z):
+        z = z.detach().clone().requires_grad_()
+        nll, smooth, third = function(z)
+        ((nll * of_nll).sum() + (smooth * of_smooth).sum()).backward()
+        return (nll.detach().double(), smooth.detach().double(), z.grad.double()), third
+
+    def theirs(z):
+        return pytorchs(z, target, weight, ignore_index, align_corners)
+
+    options = dict(ignore_index=ignore_index, smoothing_weight=weight, align_corners=align_corners)
+    ours, correct = sweep(lambda z: way(z, target, **options), logits)
+    exact, z = sweep(theirs, logits.double())
+    rounded, _ = sweep(theirs, logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    for found, expected, eager in zip(ours, exact, rounded, strict=True):
+        theirs_off = float((eager - expected).abs().max()) if way.dtype == torch.float32 else 0.0
+        largest = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * largest + theirs_off)
+    return correct, z
+
+
+def assert_far_apart_is_the_same(way, pixels):
+    """Logits whose classes lie so far apart in memory that 32 bits do not reach them. What is between stays unused."""
+    far = 2**30 + 8
+    memory = torch.empty(2 * far + 16, dtype=torch.bfloat16, device=way.device)
+    logits = memory.as_strided((1, 3, 4, 4), (0, far, 4, 1))
+    compact, target, weight = way.problem(classes=3, nodes=(4, 4), pixels=pixels, images=1, dtype=torch.bfloat16)
+    logits.copy_(compact)
+
+    def sweep(z):
+        z.requires_grad_()
+        nll, smooth, correct = way(z, target, smoothing_weight=weight)
+        return nll, smooth, correct, torch.autograd.grad((nll + smooth).sum(), z)[0]
+
+    torch.testing.assert_close(sweep(logits), sweep(compact), rtol=0, atol=0)
+
+
+def layouts(logits):
+    return dict(
+        contiguous=logits,
+        channels_last=logits.to(memory_format=torch.channels_last),
+        strided=torch.stack([logits, logits], -1)[..., 0],
+        expanded=logits[:1].expand_as(logits),
+    )
