@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.models.losses import CrossEntropyLoss
@@ -34,9 +35,8 @@ def head(loss, kind='FCNHead', **options) -> nn.Module:
     init_default_scope('mmseg')
     torch.manual_seed(0)
     options = dict(num_classes=5, dropout_ratio=0, align_corners=False, **options)
-    return MODELS.build(
-        dict(type=kind, in_channels=6, channels=8, loss_decode=loss, norm_cfg=dict(type='BN'), **options)
-    ).double()
+    options = dict(in_channels=6, channels=8, norm_cfg=dict(type='BN')) | options
+    return MODELS.build(dict(type=kind, loss_decode=loss, **options)).double()
 
 
 def samples(height=32, width=40) -> list:
@@ -73,7 +73,7 @@ def sweep(head: nn.Module, data: list):
             False,
             'fused',
         ),
-        ([OURS, DICE], None, False, 'fused; full-size logits are still built for loss_dice'),
+        ([OURS, DICE], None, False, 'fused; full-size logits are still built for loss_dice (a DiceLoss)'),
         (OURS, dict(type='OHEMPixelSampler', min_kept=100), False, 'fused'),
         (OURS, dict(type='OHEMPixelSampler', thresh=0.3, min_kept=100), False, 'fused'),
         (OURS, dict(type='OHEMPixelSampler', thresh=0.01, min_kept=300), True, 'fused'),
@@ -96,7 +96,7 @@ def test_same_terms_and_gradients(loss, sampler, align_corners, line, size):
 def test_full_size_logits_are_never_built(monkeypatch):
     fused = head(OURS)
     fuse_decode_heads(Model(fused))
-    monkeypatch.setattr('mmseg_wce.fusion.resize', lambda *a, **k: pytest.fail('resized'))
+    monkeypatch.setattr('mmseg_wce.head_losses.resize', lambda *a, **k: pytest.fail('resized'))
     monkeypatch.setattr('mmseg.models.decode_heads.decode_head.resize', lambda *a, **k: pytest.fail('resized'))
     sweeps = []
     forward = op._forward
@@ -110,7 +110,7 @@ def test_full_size_logits_are_never_built(monkeypatch):
 def test_heads_in_lists_and_what_is_left_alone():
     init_default_scope('mmseg')
     sigmoid = dict(type='CrossEntropyLoss', use_sigmoid=True)
-    own_way = head([OURS, OURS, OURS, OURS], kind='PIDHead')
+    own_way = head(OURS, kind='STDCHead')
     model = Model(
         nn.ModuleList([head(OURS), head(BUILT_IN)]),
         nn.ModuleList([own_way, head(sigmoid, sampler=None), head(DICE)]),
@@ -122,11 +122,103 @@ def test_heads_in_lists_and_what_is_left_alone():
     assert (
         'decode_head[1] (FCNHead): left alone: loss_ce is a softmax CrossEntropyLoss, which built_in=True' in lines[1]
     )
-    assert 'auxiliary_head[0] (PIDHead): left alone: it computes its loss in a way of its own' in lines[2]
+    assert 'auxiliary_head[0] (STDCHead): left alone: it computes its loss in a way of its own' in lines[2]
     assert 'loss_ce is a CrossEntropyLoss with use_sigmoid' in lines[3]
     assert 'loss_dice is a DiceLoss' in lines[4]
     assert fuse_decode_heads(model, built_in=True)[1].endswith(': fused')
     assert 'left alone' in fuse_decode_heads(model, built_in=True)[3]  # the sigmoid one
+
+
+OHEM = dict(type='OhemCrossEntropy', thres=0.3, min_kept=200, class_weight=WEIGHTS, loss_weight=0.7)
+
+
+def two_branches(losses, kind) -> tuple[nn.Module, list]:
+    """A PIDHead or DDRHead and the features it takes."""
+    generator = torch.Generator().manual_seed(1)
+    built = head(losses, kind=kind, in_channels=8).train()
+    channels = dict(PIDHead=(4, 8, 4), DDRHead=(4, 8))[kind]
+    return built, [torch.randn(2, c, 8, 10, generator=generator).double() for c in channels]
+
+
+def sweep_branches(built: nn.Module, features: list):
+    data = samples()
+    generator = torch.Generator().manual_seed(2)
+    for sample in data:
+        sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, 32, 40), generator=generator))
+    losses = built.loss(features, data, {})
+    sum(v for k, v in losses.items() if 'loss' in k).backward()
+    gradients = {name: p.grad.clone() for name, p in built.named_parameters() if p.grad is not None}
+    built.zero_grad()
+    return {k: v.detach() for k, v in losses.items()}, gradients
+
+
+@pytest.mark.parametrize(
+    ('kind', 'losses', 'built_in', 'line'),
+    [
+        ('PIDHead', [BUILT_IN, OHEM, dict(type='BoundaryLoss'), OHEM], True, 'fused'),
+        ('PIDHead', [OURS, OURS, dict(type='BoundaryLoss'), dict(OURS, label_smoothing=0.1)], False, 'fused'),
+        ('PIDHead', [OURS, dict(OURS, ignore_index=255), dict(type='BoundaryLoss'), OHEM], True, 'fused'),
+        (
+            'PIDHead',
+            [OURS, OHEM, dict(type='BoundaryLoss'), OHEM],
+            False,
+            'fused; full-size logits are still built for loss_ohem (a softmax OhemCrossEntropy, which built_in=True '
+            'would fuse), loss_ohem (a softmax OhemCrossEntropy, which built_in=True would fuse)',
+        ),
+        ('DDRHead', [OHEM, OHEM], True, 'fused'),
+        ('DDRHead', [OURS, dict(OHEM, thres=0.9, min_kept=1)], True, 'fused'),
+        ('DDRHead', [dict(OURS, label_smoothing=0.2), OURS], False, 'fused'),
+    ],
+)
+def test_heads_of_two_branches(kind, losses, built_in, line):
+    plain, features = two_branches(losses, kind)
+    fused = copy.deepcopy(plain)
+
+    assert fuse_decode_heads(Model(fused), built_in) == [f'decode_head ({kind}): {line}']
+
+    expected, found = sweep_branches(plain, features), sweep_branches(fused, features)
+    assert list(found[0]) == list(expected[0])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_no_hard_pixel_is_zero_where_mmsegs_is_nan():
+    never = dict(OHEM, thres=-1.0, min_kept=1000000)
+    plain, features = two_branches([never, OURS], 'DDRHead')
+    fused = copy.deepcopy(plain)
+    fuse_decode_heads(Model(fused), built_in=True)
+    for built in (plain, fused):
+        torch.nn.init.zeros_(built.conv_seg.weight)  # every probability is the same: none is below the highest
+        torch.nn.init.zeros_(built.conv_seg.bias)
+
+    assert plain.loss(features, samples(), {})['loss_context'].isnan()
+    losses, gradients = sweep_branches(fused, features)
+    assert losses['loss_context'] == 0
+    assert all(g.isfinite().all() for g in gradients.values())
+
+
+def test_whole_models_of_mmseg():
+    """Which heads of the real-time models and of a cascade are fused, built from mmseg's own configs."""
+    init_default_scope('mmseg')
+    lines = {}
+    for name in (
+        'pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes',
+        'ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024',
+        'ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024',
+        'stdc/stdc1_4xb12-80k_cityscapes-512x1024',
+    ):
+        config = get_config(f'mmseg::{name}.py').model
+        heads = {
+            key: nn.ModuleList(MODELS.build(h) for h in value) if isinstance(value, list) else MODELS.build(value)
+            for key, value in config.items()
+            if key in ('decode_head', 'auxiliary_head')
+        }
+        lines[name.split('/')[0]] = fuse_decode_heads(Model(**heads), built_in=True)
+
+    assert lines['pidnet'] == ['decode_head (PIDHead): fused']
+    assert lines['ddrnet'] == ['decode_head (DDRHead): fused']
+    assert lines['ocrnet'] == ['decode_head[0] (FCNHead): fused', 'decode_head[1] (OCRHead): fused']
+    assert all(line.endswith('(FCNHead): fused') for line in lines['stdc'][:3])
+    assert lines['stdc'][3].startswith('auxiliary_head[2] (STDCHead): left alone')
 
 
 def test_one_channel_is_left_alone():
