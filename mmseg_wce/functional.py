@@ -182,7 +182,7 @@ def _sum_of(normalize_by: str, label_weight: Tensor | None, valid: Tensor, dtype
     if normalize_by == 'all':
         return torch.full((), valid.numel(), dtype=dtype, device=valid.device)
     if normalize_by == 'valid' or label_weight is None:
-        return valid.sum().to(dtype)
+        return valid.count_nonzero().to(dtype)
     return label_weight.sum()
 
 

@@ -136,8 +136,8 @@ class _Fused:
         if not self._swept:
             return accuracy(self.full_size, self.label, ignore_index=ignore_index)
         epsilon = torch.finfo(torch.float32).eps  # as mmseg adds it
-        valid = (self.label != ignore_index).sum()
-        correct = self.pixels(ignore_index)[2].sum()
+        valid = (self.label != ignore_index).count_nonzero()
+        correct = self.pixels(ignore_index)[2].count_nonzero()
         return 100 * (correct + epsilon).reshape(1) / (valid + epsilon)
 
 
@@ -189,7 +189,7 @@ def _class_weight(loss: nn.Module, logits: Tensor) -> Tensor | None:
 def _is_hard(nll: Tensor, valid: Tensor, kept: int, thresh: float) -> Tensor:
     """Pixels whose label has a probability below ``thresh``, or below that of the pixel ``kept`` places up the list."""
     probability = torch.where(valid, nll.neg().exp(), torch.inf)
-    number = int(valid.sum())
+    number = int(valid.count_nonzero())
     if number > 0:
         thresh = probability.flatten().kthvalue(min(kept, number - 1) + 1)[0].clamp(min=thresh)
     return probability < thresh

@@ -63,7 +63,8 @@ class LabelFindings:
     schema='(Tensor target, int num_classes, int ignore_index) -> Tensor',
 )
 def _valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    in_range = target.clamp(0, num_classes - 1) == target
+    in_range = target >= 0
+    in_range &= target < num_classes  # no tensor of the target's eight bytes a pixel in between
     counted = target != ignore_index
     valid = in_range & counted if 0 <= ignore_index < num_classes else in_range
     if target.numel() == 0:

@@ -93,6 +93,48 @@ def test_same_terms_and_gradients(loss, sampler, align_corners, line, size):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize('loss', [OURS, BUILT_IN])
+def test_autocast(loss):
+    """Logits in bfloat16, losses and accuracy of them in float32: nearer to the exact ones than mmseg's."""
+    plain = head(loss).float()
+    fused = copy.deepcopy(plain)
+    fuse_decode_heads(Model(fused), built_in=True)
+    features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(1))
+
+    found = []
+    for each in (plain, fused):
+        with torch.autocast('cpu', torch.bfloat16):
+            losses = each.loss([features], samples(), {})
+        losses['loss_ce'].backward()
+        found.append((losses['loss_ce'].detach(), *(p.grad for p in each.parameters() if p.grad is not None)))
+
+    assert found[1][0].dtype == torch.float32
+    torch.testing.assert_close(found[1], found[0], rtol=0.03, atol=0.003, check_dtype=False)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_accuracy_in_half_precision(dtype):
+    """Of the logits as they are, in float32. mmseg compares logits that were rounded again after the upsampling."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 150, 64, 64, generator=generator)
+    best = torch.nn.functional.interpolate(logits, size=(256, 256), mode='bilinear').argmax(1)
+    other = torch.randint(0, 150, best.shape, generator=generator)
+    label = torch.where(torch.rand(best.shape, generator=generator) < 0.5, best, other)
+    logits = logits.to(dtype)
+    data = [SegDataSample(gt_sem_seg=PixelData(data=y[None])) for y in label]
+    built = head(dict(OURS, class_weight=None)).to(dtype)
+
+    theirs = built.loss_by_feat(logits, data)['acc_seg'].item()
+    fuse_decode_heads(Model(built))
+    ours = built.loss_by_feat(logits, data)['acc_seg'].item()
+
+    z = torch.nn.functional.interpolate(logits.double(), size=label.shape[1:], mode='bilinear')
+    exact = 100 * (z.argmax(1) == label).double().mean().item()
+    print(f'{dtype}: exact {exact:.3f}, fused {ours:.3f}, mmseg {theirs:.3f}')
+    assert ours == pytest.approx(exact, abs=2e-3)
+    assert abs(theirs - exact) > 5 * abs(ours - exact)
+
+
 def test_full_size_logits_are_never_built(monkeypatch):
     fused = head(OURS)
     fuse_decode_heads(Model(fused))

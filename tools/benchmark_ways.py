@@ -131,7 +131,8 @@ def liger(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 
 def ours(logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     pixels = pixel_nll(logits, target, ignore_index=255, align_corners=case.align_corners)
-    return weighted_cross_entropy(logits, target, weight, pixels=pixels), pixels[2].sum() / (target != 255).sum()
+    correct = pixels[2].count_nonzero() / (target != 255).count_nonzero()
+    return weighted_cross_entropy(logits, target, weight, pixels=pixels), correct
 
 
 def ours_weighted(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from mmseg_wce.kernels.workers import run, scratch, script
 from torch import Tensor
 
 _TILE_BYTES = 5 << 18  # of logits in work, per thread: what a core's cache holds
-_BAND_BYTES = 4 << 20  # of what tiles are made from, per thread
+_BAND_BYTES = 3 << 20  # of what tiles are made from, per thread
 _NUMBERS_PER_PIXEL = 12  # in work besides the logits
 # With so few channels and nothing to resize, starting threads costs more than they save: PyTorch's own share each
 # operation on larger tiles. (Of a matrix product they would not give the same bits for any number of threads.)
