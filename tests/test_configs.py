@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -16,10 +17,25 @@ from mmseg.structures import SegDataSample
 from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 
+SEGFORMER = 'ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py'
+PIDNET = 'ade20k/pidnet-s_4xb4-wce-160k_ade20k-512x512.py'
+ADE20K = [  # over mmseg's own baselines
+    'ade20k/fcn_r50-d8_4xb4-wce-160k_ade20k-512x512.py',
+    'ade20k/pspnet_r50-d8_4xb4-wce-160k_ade20k-512x512.py',
+    'ade20k/deeplabv3plus_r50-d8_4xb4-wce-160k_ade20k-512x512.py',
+    'ade20k/upernet_r50_4xb4-wce-160k_ade20k-512x512.py',
+    'ade20k/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-wce-160k_ade20k-512x512.py',
+    SEGFORMER,
+    'ade20k/segformer_mit-b5_8xb2-wce-160k_ade20k-512x512.py',
+    'ade20k/segnext_mscan-t_1xb16-adamw-wce-160k_ade20k-512x512.py',
+    'ade20k/ocrnet_hr18_4xb4-wce-160k_ade20k-512x512.py',
+    PIDNET,
+]
 WEIGHTED = {
     'demo/fast_scnn_1xb4-wce-400_demo-192x256.py': 'demo/fast_scnn_1xb4-400_demo-192x256.py',
     'camvid/fast_scnn_1xb8-wce-4k_camvid-352x480.py': 'camvid/fast_scnn_1xb8-4k_camvid-352x480.py',
-    'ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py': None,  # over mmseg's own baseline
+    'camvid/segformer_mit-b0_1xb8-wce-4k_camvid-352x480.py': 'camvid/segformer_mit-b0_1xb8-4k_camvid-352x480.py',
+    **dict.fromkeys(ADE20K),
 }
 ALL = [*WEIGHTED, *filter(None, WEIGHTED.values())]
 
@@ -34,16 +50,26 @@ def load(root, tmp_path, monkeypatch):
     return lambda name: Config.fromfile(root / 'configs' / name)
 
 
-def heads(model) -> list:
-    auxiliary = model.auxiliary_head if getattr(model, 'auxiliary_head', None) is not None else []
-    return [model.decode_head, *auxiliary]
+def listed(value) -> list:
+    """What mmseg keeps alone, in a list or not at all."""
+    return [] if value is None else list(value) if isinstance(value, list | torch.nn.ModuleList) else [value]
+
+
+def losses_of(model) -> list:
+    """Every loss, of a model or of its config."""
+    heads = [*listed(model.decode_head), *listed(getattr(model, 'auxiliary_head', None))]
+    return [loss for head in heads for loss in listed(head.loss_decode)]
+
+
+def without_download(config: Config) -> None:
+    config.model.backbone.init_cfg = None
+    config.model.pretrained = None
 
 
 def build(config: Config, size: tuple[int, int] = (64, 64)):
     """The model as the Runner would build it without distributed training, for small inputs, without a download."""
     config.model.data_preprocessor.size = size
-    config.model.backbone.init_cfg = None
-    config.model.pretrained = None
+    without_download(config)
     return revert_sync_batchnorm(MODELS.build(config.model))
 
 
@@ -82,10 +108,10 @@ def test_reduce_zero_label_everywhere(load, name):
 def test_weighted_config_differs_from_its_baseline_in_the_losses_only(load, name, baseline):
     ours, baseline = load(name), load(baseline)
     for config in (ours, baseline):
-        for head in (config.model.decode_head, *config.model.auxiliary_head):
-            loss = head.pop('loss_decode')
+        for loss in losses_of(config.model):
             assert loss.use_sigmoid is False
-            assert loss.type == ('WeightedCrossEntropyLoss' if config is ours else 'CrossEntropyLoss')
+            assert loss.pop('type') == ('WeightedCrossEntropyLoss' if config is ours else 'CrossEntropyLoss')
+            loss.pop('class_weight', None)
 
     assert ours.model == baseline.model
     assert ours.train_dataloader == baseline.train_dataloader
@@ -93,27 +119,69 @@ def test_weighted_config_differs_from_its_baseline_in_the_losses_only(load, name
     assert ours.param_scheduler == baseline.param_scheduler
 
 
-@pytest.mark.parametrize('name', WEIGHTED)
-def test_loss_is_pytorchs_and_predict_runs(load, name, monkeypatch):
+@pytest.mark.parametrize('name', ADE20K)
+def test_ade20k_configs_change_every_softmax_loss_of_mmsegs_and_nothing_else(load, name):
+    config = load(name)
+    kept = ['OhemCrossEntropy', 'BoundaryLoss', 'OhemCrossEntropy'] if name == PIDNET else []
+
+    losses = losses_of(config.model)
+    assert [loss.type for loss in losses if loss.type != 'WeightedCrossEntropyLoss'] == kept
+    assert all(loss.get('class_weight') is None for loss in losses)  # of Cityscapes, PIDNet's base has some
+    if name != PIDNET:
+        base = get_config(f'mmseg::{config_in_mmseg(name)}')
+        for theirs, ours in zip(losses_of(base.model), losses, strict=True):
+            assert theirs.use_sigmoid is False
+            theirs.type = ours.type
+        assert without_scope(config.model) == without_scope(base.model)
+        assert without_scope(config.train_dataloader) == without_scope(base.train_dataloader)
+
+
+def without_scope(config):
+    """Inheritance over ``mmseg::`` writes the scope into what it inherits."""
+    if isinstance(config, dict):
+        return {key: without_scope(value) for key, value in config.items() if key != '_scope_'}
+    return [without_scope(value) for value in config] if isinstance(config, list | tuple) else config
+
+
+def config_in_mmseg(name: str) -> str:
+    file = name.split('/')[1].replace('-wce-', '-')
+    folder = 'swin' if file.startswith('swin') else file.split('_')[0]
+    return f'{folder}/{file}'
+
+
+def assert_logged_losses_are_pytorchs(model, losses: dict, seen: list) -> None:
+    """Each loss that the model logged, on the logits and labels that its module saw."""
+    logged = [value for key, value in losses.items() if key.endswith(('loss_ce', 'loss_sem_p'))]
+    ours = [m for m in losses_of(model) if isinstance(m, WeightedCrossEntropyLoss)]
+    assert len(logged) == len(seen) == len(ours) > 0
+    for value, (loss, logits, label) in zip(logged, seen, strict=True):
+        expected = loss.loss_weight * F.cross_entropy(logits, label, loss.class_weight, ignore_index=255)
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list:
+    """What every loss of ours is called with."""
+    calls, forward = [], WeightedCrossEntropyLoss.forward
+
+    def recording(self, logits, label, **options):
+        calls.append((self, logits.detach(), label))
+        return forward(self, logits, label, **options)
+
+    monkeypatch.setattr(WeightedCrossEntropyLoss, 'forward', recording)
+    return calls
+
+
+@pytest.mark.parametrize('name', [name for name in WEIGHTED if name not in ADE20K])
+def test_loss_is_pytorchs_and_predict_runs(load, name, seen):
     torch.manual_seed(0)
     model = build(load(name))
     data = model.data_preprocessor(batch(model.num_classes), training=True)
-    seen = []
-    forward = WeightedCrossEntropyLoss.forward
-    monkeypatch.setattr(
-        WeightedCrossEntropyLoss,
-        'forward',
-        lambda self, z, y, **k: seen.append((self, z, y)) or forward(self, z, y, **k),
-    )
 
     losses = model.loss(data['inputs'], data['data_samples'])
     model.parse_losses(losses)[0].backward()
 
-    logged = [value for key, value in losses.items() if key.endswith('loss_ce')]
-    assert len(logged) == len(seen) == len(heads(model))
-    for value, (loss, logits, label) in zip(logged, seen, strict=True):
-        expected = loss.loss_weight * F.cross_entropy(logits, label, loss.class_weight, ignore_index=255)
-        torch.testing.assert_close(value, expected)
+    assert_logged_losses_are_pytorchs(model, losses, seen)
     assert all(
         p.grad is not None and p.grad.isfinite().all() for p in model.decode_head.parameters() if p.requires_grad
     )
@@ -129,7 +197,7 @@ def test_head_upsamples_before_the_loss(load, monkeypatch):
     from mmseg_wce.functional import weighted_cross_entropy
 
     torch.manual_seed(0)
-    model = build(load('ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py'))
+    model = build(load(SEGFORMER))
     model.decode_head.dropout = None
     data = model.data_preprocessor(batch(model.num_classes), training=True)
     logits = model.decode_head.forward(model.eval().extract_feat(data['inputs']))
@@ -158,16 +226,17 @@ def test_camvid_weights_are_those_of_its_training_labels(load, shared_data):
     assert config.class_weight == [round(float(w), 4) for w in inverse_sqrt_frequency(counts)]
 
 
-def segformer_on_ade20k(load, shared_data, tmp_path, **changes) -> Config:
-    config = load('ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py')
-    crop = (64, 64)
-    config.merge_from_dict({'model.data_preprocessor.size': crop, 'model.backbone.init_cfg': None, **changes})
-    config.model.pretrained = None
+def on_real_images(name, load, shared_data, tmp_path, **changes) -> Config:
+    """A config of ADE20K on its three real images, small, on CPU."""
+    config, crop = load(name), (64, 64)
+    without_download(config)
+    config.merge_from_dict({'model.data_preprocessor.size': crop, **changes})
     prefix = dict(img_path='images/validation', seg_map_path='annotations/validation')
     for split in ('train', 'val', 'test'):
         loader = config[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.update(data_root=str(shared_data / 'ade20k_sample'), data_prefix=prefix)
+    config.train_dataloader.batch_size = 2
     for step in config.train_dataloader.dataset.pipeline:
         if step.type == 'RandomCrop':
             step.crop_size = crop
@@ -183,17 +252,33 @@ def segformer_on_ade20k(load, shared_data, tmp_path, **changes) -> Config:
     return config
 
 
+@pytest.mark.parametrize('name', ADE20K)
+def test_an_iteration_and_a_validation_on_real_images(load, shared_data, tmp_path, name, seen, monkeypatch):
+    config = on_real_images(name, load, shared_data, tmp_path)
+    config.train_cfg.update(max_iters=1, val_interval=1)
+    config.default_hooks.checkpoint.update(interval=-1, save_last=False)
+    runner, losses = Runner.from_cfg(config), {}
+    model, parse = runner.model, runner.model.parse_losses
+    monkeypatch.setattr(model, 'parse_losses', lambda found: losses.update(found) or parse(found))
+
+    runner.train()
+
+    assert runner.iter == 1
+    assert_logged_losses_are_pytorchs(model, losses, seen)
+    assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
+
+
 def test_segformer_trains_validates_and_resumes_on_real_ade20k(load, shared_data, tmp_path):
     class_weight = [1.0 + c % 3 for c in range(150)]
     changes = {'model.decode_head.loss_decode.class_weight': class_weight}
-    runner = Runner.from_cfg(segformer_on_ade20k(load, shared_data, tmp_path, **changes))
+    runner = Runner.from_cfg(on_real_images(SEGFORMER, load, shared_data, tmp_path, **changes))
     runner.train()
 
     assert runner.iter == 4
     assert runner.message_hub.get_scalar('train/decode.loss_ce').current() > 0
     assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
 
-    config = segformer_on_ade20k(load, shared_data, tmp_path, **changes)
+    config = on_real_images(SEGFORMER, load, shared_data, tmp_path, **changes)
     config.resume = True
     config.train_cfg.max_iters = 5
     config.experiment_name += '_resumed'

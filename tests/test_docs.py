@@ -37,11 +37,33 @@ def test_the_three_config_lines(root, tmp_path, monkeypatch):
     assert head.loss_decode.class_weight.tolist() == [1.0 + c for c in range(150)]
 
 
+def test_the_recipes_for_configs(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    init_default_scope('mmseg')
+    blocks = python_blocks((root / 'configs/README.md').read_text())
+
+    types = []
+    for block in blocks:
+        (tmp_path / 'my_config.py').write_text(block)
+        model = Config.fromfile('my_config.py').model
+        heads = model.decode_head if isinstance(model.decode_head, list) else [model.decode_head, model.auxiliary_head]
+        types += [head.loss_decode.type for head in heads]
+    assert types == ['WeightedCrossEntropyLoss'] * 4
+
+
+def test_every_config_is_in_the_table(root):
+    table = (root / 'configs/README.md').read_text()
+
+    for config in (root / 'configs').glob('[!_]*/*.py'):
+        assert f'({config.relative_to(root / "configs")})' in table
+
+
 @pytest.mark.parametrize(
     'page',
     [
         'README.md',
         'CONTRIBUTING.md',
+        'configs/README.md',
         'docs/semantics.md',
         'docs/benchmarks.md',
         'docs/fused_loss.md',

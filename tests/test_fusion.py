@@ -392,7 +392,7 @@ def test_training_with_the_hook_gives_the_same_curve(root, tmp_path, monkeypatch
         config.merge_from_dict(
             {
                 'work_dir': name,
-                'custom_hooks': hooks,
+                **{f'default_hooks.{i}': hook for i, hook in enumerate(hooks)},  # as children inherit them
                 'resume': resume,
                 'train_cfg.max_iters': iterations,
                 'train_cfg.val_interval': 1000,
@@ -415,6 +415,7 @@ def test_training_with_the_hook_gives_the_same_curve(root, tmp_path, monkeypatch
 
         runner.register_hook(Recorder())
         runner.train()
+        assert ('loss_by_feat' in vars(runner.model.decode_head)) == bool(hooks)
         return losses
 
     plain = train('plain', [], 12)

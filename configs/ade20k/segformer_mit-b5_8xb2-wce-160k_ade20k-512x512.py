@@ -1,0 +1,3 @@
+_base_ = 'mmseg::segformer/segformer_mit-b5_8xb2-160k_ade20k-512x512.py'
+custom_imports = dict(imports=['mmseg_wce'])
+model = dict(decode_head=dict(loss_decode=dict(type='WeightedCrossEntropyLoss')))

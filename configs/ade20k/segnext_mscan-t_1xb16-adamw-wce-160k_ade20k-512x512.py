@@ -1,0 +1,3 @@
+_base_ = 'mmseg::segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py'
+custom_imports = dict(imports=['mmseg_wce'])
+model = dict(decode_head=dict(loss_decode=dict(type='WeightedCrossEntropyLoss')))
