@@ -72,7 +72,8 @@ def _fuse(head: nn.Module, built_in: bool) -> str:
         del head.loss_by_feat
     method = _FUSED.get(getattr(type(head), 'loss_by_feat', None))
     if method is None or 'loss_by_feat' in vars(head):
-        return 'left alone: it computes its loss in a way of its own'
+        owner = type(head).loss_by_feat.__qualname__ if method is None and hasattr(head, 'loss_by_feat') else 'replaced'
+        return f'left alone: it computes its loss in a way of its own ({owner})'
     if head.out_channels == 1:
         return 'left alone: it has one channel, which is no softmax'
     if method is head_losses.standard and type(head.sampler) not in (OHEMPixelSampler, type(None)):

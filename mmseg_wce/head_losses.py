@@ -13,11 +13,14 @@ from mmseg.models.decode_heads import PIDHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy, accuracy
 from mmseg.models.utils import resize
+from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce.class_weights import load_class_weight
 from mmseg_wce.functional import Pixels, check_inputs, weighted_cross_entropy
 from mmseg_wce.kernels import pixel_nll
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from torch import Tensor, nn
+
+_FORWARD = WeightedCrossEntropyLoss.forward
 
 
 def standard(head: BaseDecodeHead, built_in: bool, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
@@ -46,11 +49,13 @@ def of_pid_head(head: PIDHead, built_in: bool, seg_logits: tuple, batch_data_sam
     near_boundary = torch.where(torch.sigmoid(d_logits[:, 0]) > 0.8, label, head.ignore_index)
     p, i = (_Fused(head, built_in, logits, label) for logits in (p_logits, i_logits))
     of_p, of_i, of_boundary, of_near_boundary = head.loss_decode
+    shared = _own_ignore_index(of_near_boundary) == head.ignore_index
+    near = i if shared else _Fused(head, built_in, i_logits, near_boundary)
     return dict(
         loss_sem_p=p.value(of_p, ignore_index=head.ignore_index),
         loss_sem_i=i.value(of_i),
         loss_bd=of_boundary(d_logits, boundary),
-        loss_sem_bd=i.value(of_near_boundary, near_boundary),
+        loss_sem_bd=near.value(of_near_boundary, near_boundary),
         acc_seg=i.accuracy(),
     )
 
@@ -74,7 +79,8 @@ def softmax_losses(head: BaseDecodeHead) -> list[nn.Module]:
 def needs_full_size(loss: nn.Module, built_in: bool) -> str:
     """Why a loss cannot be computed from the maps; empty where it can."""
     if isinstance(loss, WeightedCrossEntropyLoss):
-        return ''
+        overridden = type(loss).forward is not _FORWARD
+        return f'a {type(loss).__name__}, which computes the loss in a way of its own' if overridden else ''
     if type(loss) not in (CrossEntropyLoss, OhemCrossEntropy):
         return f'a {type(loss).__name__}'
     if isinstance(loss, CrossEntropyLoss) and (loss.use_sigmoid or loss.use_mask):
@@ -160,14 +166,19 @@ def _softmax_value(
     reduction_override: str | None = None,
 ) -> Tensor:
     """What mmseg's softmax loss gives: its own normalisation, its attributes as they are now."""
-    class_weight = _class_weight(loss, logits)
+    class_weight, avg_factor = _class_weight(loss, logits), None
+    reduction = reduction_override or loss.reduction
+    is_class = -logits.shape[1] <= ignore_index < logits.shape[1]
+    if class_weight is not None and is_class and reduction == 'mean' and not loss.avg_non_ignore:
+        avg_factor = class_weight[label.long()].sum()  # ignored pixels count there with the weight of their label
     return loss.loss_weight * weighted_cross_entropy(
         logits,
         label,
         class_weight,
         ignore_index=ignore_index,
         pixel_weight=weight,
-        reduction=reduction_override or loss.reduction,
+        reduction=reduction,
+        avg_factor=avg_factor,
         normalize_by='class_weight' if loss.avg_non_ignore or class_weight is not None else 'all',
         pixels=pixels,
     )
@@ -198,6 +209,8 @@ def _is_hard(nll: Tensor, valid: Tensor, kept: int, thresh: float) -> Tensor:
 def _hard_pixels(head: BaseDecodeHead, fused: _Fused, losses: list[nn.Module]) -> Tensor:
     """What mmseg's ``OHEMPixelSampler.sample`` gives, (N, H, W), from maps instead of full-size logits."""
     sampler, nll = head.sampler, fused.pixels(head.ignore_index)[0]
+    if type(sampler) is not OHEMPixelSampler:  # somebody has put another one in its place
+        return sampler.sample(fused.full_size, fused.label.unsqueeze(1))
     valid = fused.label != head.ignore_index
     kept = sampler.min_kept * fused.label.shape[0]
     if sampler.thresh is not None:

@@ -1,4 +1,4 @@
-# mmseg has PIDNet for Cityscapes only: here with ADE20K's data, classes and schedule, without the weights of Cityscapes.
+# mmseg has PIDNet for Cityscapes only: here with ADE20K's data, classes and schedule, without its class weights.
 # Of its four losses, the first is a softmax cross-entropy. The second and fourth (OhemCrossEntropy) and the third
 # (BoundaryLoss, of one channel) stay.
 _base_ = 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py'

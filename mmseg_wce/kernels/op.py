@@ -104,7 +104,8 @@ def _empty_maps(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    nll, total = (logits.new_empty(target.shape, dtype=dtype) for _ in range(2))
+    nll = logits.new_empty(target.shape, dtype=dtype)
+    total = torch.empty_like(nll, dtype=torch.float64 if backend == 'triton' else dtype)
     smooth = logits.new_empty(0 if smoothing_weight is None else target.shape, dtype=dtype)
     return nll, smooth, logits.new_empty(target.shape, dtype=torch.bool), total
 
@@ -195,9 +196,12 @@ def pixel_nll(
 
     Raises:
         ValueError: shapes that do not fit; a back end that is unknown or cannot work on these logits.
+        TypeError: a target that is not int64.
         NotImplementedError: forward-mode differentiation.
     """
     check_shapes(logits, target, smoothing_weight)
+    if target.dtype != torch.int64:
+        raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
     backend = _chosen(backend, logits.device, logits.dtype)
     if backend == 'reference' or _is_transformed():
         return reference.pixel_nll(

@@ -5,12 +5,14 @@ goes over all classes. A program of the backward owns a tile of nodes for some c
 it computes the softmax of every pixel in them again, adds up the rows of a cell, and reduces their columns to nodes in
 one matrix product. Cells on the rim of a tile are computed by its neighbours as well.
 
-Logits are in the units of :mod:`mmseg_wce.kernels.tiles`. The normaliser that is kept is log2 of the sum of 2^z. Sizes
-of tiles depend on shapes alone, nothing is tuned at run time: bits stay the same from process to process.
+Logits are in the units of :mod:`mmseg_wce.kernels.tiles`. The normaliser that is kept is log2 of the sum of 2^z, in
+float64: where neighbours disagree it lies far below 0, and float32 would lose digits. Sizes of tiles depend on shapes
+alone, nothing is tuned at run time: bits stay the same from process to process.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ from torch import Tensor
 _LN_2, _LOG2_E, _INF = tl.constexpr(LN_2), tl.constexpr(LOG2_E), tl.constexpr(float('inf'))
 _MASKED, _ONLY_MASKED_EXCEED = tl.constexpr(MASKED), tl.constexpr(ONLY_MASKED_EXCEED)
 _SMALLEST_SUM = tl.constexpr(SMALLEST_SUM)
+_FAR_BELOW = tl.constexpr(math.log2(SMALLEST_SUM))
 
 
 class Tiles(NamedTuple):
@@ -160,7 +163,8 @@ def _measure(
                 logits, peak, smoothing_weight, origin, channels, above, below, left, right, down, along, width,
                 stride_c, stride_h, stride_w, RESIZED, False, True, CHANNELS, ROWS, COLUMNS,
             )  # fmt: skip
-        lse = origin + tl.log2(sum_z)
+        log2_sum = tl.log2(sum_z)
+        lse = origin + log2_sum
 
         at = logits + label * stride_c
         if RESIZED:
@@ -183,7 +187,7 @@ def _measure(
         loss = tl.where(masked & (loss > _ONLY_MASKED_EXCEED), _INF, loss)
         refused = tl.where(counted, float('nan'), 0.0)
         tl.store(nll + pixel, tl.where(valid, loss, refused), mask=inside)
-        tl.store(total + pixel, lse, mask=inside)
+        tl.store(total + pixel, origin.to(tl.float64) + log2_sum.to(tl.float64), mask=inside)
         tl.store(correct + pixel, valid & (winner == label) & (lse == lse), mask=inside)
         if SMOOTHING:
             loss = (lse * tl.load(smoothing_sum) - mean) * _LN_2
@@ -200,22 +204,24 @@ def _of_pixels(grad_nll, grad_smooth, target, total, pixel, inside, ignore_index
     """What the gradient of some pixels needs to know; nothing comes from labels that do not count."""
     label = tl.load(target + pixel, mask=inside, other=ignore_index)
     valid = inside & (label != ignore_index) & (label >= 0) & (label < channels)
-    lse = tl.load(total + pixel, mask=valid, other=0.0)
+    exact = tl.load(total + pixel, mask=valid, other=0.0)
+    origin = tl.where(exact < _FAR_BELOW, tl.floor(exact), 0.0)  # z - origin is exact where it matters
+    lse = (exact - origin).to(tl.float32)
     of_nll = tl.load(grad_nll + pixel, mask=valid, other=0.0)
     of_smooth = of_nll * 0.0
     if SMOOTHING:
         of_smooth = tl.load(grad_smooth + pixel, mask=valid, other=0.0)
-    return label.to(tl.int32), valid, lse, of_nll, of_smooth
+    return label.to(tl.int32), valid, origin.to(tl.float32), lse, of_nll, of_smooth
 
 
 @triton.jit
 def _gradient(
-    z, channel, channels, label, valid, lse, of_nll, of_smooth, smoothing_weight, smoothing_sum,
+    z, channel, channels, label, valid, origin, lse, of_nll, of_smooth, smoothing_weight, smoothing_sum,
     SMOOTHING: tl.constexpr,
 ):  # fmt: skip
     """d nll / dz = softmax - one-hot;  d smooth / dz = softmax * sum(w) - w. Of logits (channels, columns)."""
     is_label = channel[:, None] == label[None, :]
-    softmax = tl.exp2(z - lse[None, :])
+    softmax = tl.exp2(z - origin[None, :] - lse[None, :])
     # softmax - 1 before scaling keeps digits where softmax is nearly 1
     gradient = tl.where(is_label, softmax - 1, softmax) * of_nll[None, :]
     if SMOOTHING:
@@ -288,13 +294,13 @@ def _differentiate_resized(
             poison = tl.zeros([COLUMNS], tl.float32)
             for y in range(begin, end):
                 down = tl.load(row_fraction + y)
-                label, valid, lse, of_nll, of_smooth = _of_pixels(
+                label, valid, origin, lse, of_nll, of_smooth = _of_pixels(
                     grad_nll, grad_smooth, target, total, (n * H + y) * W + x, some_columns, ignore_index, channels,
                     SMOOTHING,
                 )  # fmt: skip
                 poison += (lse + of_nll + of_smooth) * 0.0
                 of_pixels = _gradient(
-                    top + down * difference, channel, channels, label, valid, lse, of_nll, of_smooth,
+                    top + down * difference, channel, channels, label, valid, origin, lse, of_nll, of_smooth,
                     smoothing_weight, smoothing_sum, SMOOTHING,
                 )  # fmt: skip
                 upper += (1 - down) * of_pixels
@@ -326,7 +332,7 @@ def _differentiate_same_size(
     x, n = (program % tiles).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS), (program // tiles).to(tl.int64)
     inside = x < W
     at = tl.where(inside, x, 0)
-    label, valid, lse, of_nll, of_smooth = _of_pixels(
+    label, valid, origin, lse, of_nll, of_smooth = _of_pixels(
         grad_nll, grad_smooth, target, total, n * W + x, inside, ignore_index, channels, SMOOTHING
     )
     largest = tl.load(peak + n * W + at)[None, :]
@@ -335,7 +341,7 @@ def _differentiate_same_size(
         some, class_offset = (channel < channels)[:, None], channel[:, None].to(tl.int64)
         z = tl.load(logits + n * stride_n + class_offset * stride_c + at[None, :] * stride_w, mask=some, other=-_INF)
         of_logits = _gradient(
-            _shifted(z, largest), channel, channels, label, valid, lse, of_nll, of_smooth,
+            _shifted(z, largest), channel, channels, label, valid, origin, lse, of_nll, of_smooth,
             smoothing_weight, smoothing_sum, SMOOTHING,
         )  # fmt: skip
         to = gradient + (n * channels + class_offset) * W + x[None, :]
@@ -376,7 +382,8 @@ def forward(
     """As :func:`mmseg_wce.kernels.strips.forward`, for float32, float16 and bfloat16 logits."""
     tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
     z, rows, columns = problem.logits, problem.rows, problem.columns
-    nll, total = (torch.empty(target.shape, dtype=torch.float32, device=target.device) for _ in range(2))
+    nll = torch.empty(target.shape, dtype=torch.float32, device=target.device)
+    total = torch.empty_like(nll, dtype=torch.float64)
     smooth = None if smoothing_weight is None else torch.empty_like(nll)
     correct = torch.empty(target.shape, dtype=torch.bool, device=target.device)
     (height, width), (H, W) = z.shape[2:], problem.target.shape[1:]
@@ -411,7 +418,7 @@ def backward(
     tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
     z, rows, columns = problem.logits, problem.rows, problem.columns
     gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    grad_nll = torch.zeros_like(total) if grad_nll is None else grad_nll.contiguous()
+    grad_nll = torch.zeros_like(total, dtype=torch.float32) if grad_nll is None else grad_nll.contiguous()
     grad_smooth = None if grad_smooth is None else grad_smooth.contiguous()
     (images, channels, height, width), (H, W) = z.shape, problem.target.shape[1:]
     maps = (grad_nll, grad_smooth, z, problem.peak, problem.target, total, problem.weight, problem.weight_sum)
@@ -430,11 +437,16 @@ def backward(
             _differentiate_resized[(programs,)](
                 *maps, rows.fraction, rows.start, *columns, gradient, ignore_index, channels, height, width, H, W,
                 owned, tiles.rows_of_nodes, *z.stride(),
-                SMOOTHING=smoothing, PRECISION='tf32' if z.dtype == torch.bfloat16 else 'ieee',
+                SMOOTHING=smoothing, PRECISION=_precision(z.dtype),
                 CHANNELS=at_once, COLUMNS=tiles.columns, NODES=tiles.nodes,
                 **launch_options(backward_warps(at_once, tiles.columns)),
             )  # fmt: skip
     return gradient
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Of the matrix product: a gradient rounded to bfloat16 loses nothing to TF32, which few AMD GPUs have."""
+    return 'tf32' if dtype == torch.bfloat16 and not torch.version.hip else 'ieee'
 
 
 def backward_warps(channels: int, columns: int) -> int:
@@ -463,7 +475,7 @@ def _nodes_to_own(nodes: int, pixels: int, align_corners: bool, most: int, colum
     start = axis(nodes, pixels, align_corners, torch.device('cpu')).start
 
     def blocks(owned: int) -> int:
-        first = torch.arange(0, nodes, owned)
+        first = torch.arange(0, nodes, owned, device='cpu')
         spans = start[(first + owned).clamp(max=nodes) + 1] - start[first]
         return int((-(-spans // columns)).sum())
 

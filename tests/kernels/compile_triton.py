@@ -47,14 +47,18 @@ def main(capability: int) -> None:
             common = dict(SMOOTHING=smoothing, COLUMNS=tiles.forward_columns, ROWS=1, CHANNELS=tiles.lanes)
             common |= {} if smoothing else dict.fromkeys(OF_SMOOTHING)
             same = common | dict.fromkeys(OF_RESIZING) | dict(RESIZED=False)
-            resized = common | dict(RESIZED=True, ROWS=4, CHANNELS=tiles.lanes // 4)
+            resized = common | dict(RESIZED=True)
             backward = common | dict(CHANNELS=tiles.channels, COLUMNS=tiles.columns, NODES=tiles.nodes)
             backward |= dict(PRECISION='tf32' if dtype == 'bf16' else 'ieee')
+            few_channels = dict(CHANNELS=16)
             for kernel, warps, constants in (
                 (kernels._measure, 4, same),
-                (kernels._measure, 4, resized),
+                (kernels._measure, 4, resized | dict(ROWS=2, CHANNELS=tiles.lanes // 2)),
+                (kernels._measure, 4, resized | dict(ROWS=4, CHANNELS=tiles.lanes // 4)),
+                (kernels._measure, 4, resized | dict(ROWS=8, CHANNELS=tiles.lanes // 8)),
                 (kernels._differentiate_same_size, 4, same),
                 (kernels._differentiate_resized, kernels.backward_warps(tiles.channels, tiles.columns), backward),
+                (kernels._differentiate_resized, kernels.backward_warps(16, tiles.columns), backward | few_channels),
             ):
                 print(json.dumps(compiled(kernel, dtype, capability, warps, constants)), flush=True)
 

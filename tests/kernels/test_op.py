@@ -61,6 +61,15 @@ def test_shapes_that_do_not_fit(way, logits, target, weight):
     assert str(logits) in str(caught.value)
 
 
+@every_way
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.float32])
+def test_a_target_that_is_not_int64(way, dtype):
+    logits, target, _ = way.problem()
+
+    with pytest.raises(TypeError, match=r'target must be int64, got torch\..*target.long()'):
+        way(logits, target.to(dtype))
+
+
 @fused
 def test_a_second_derivative_raises(way):
     logits, target, _ = way.problem()
