@@ -31,15 +31,20 @@ class PreflightError(Exception):
     """The run cannot work; the message is one line for the user."""
 
 
-def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+def load_config(path: str, options: dict[str, Any] | None = None, import_custom_modules: bool = True) -> Config:
     """Read a config and merge the command line's options into it.
+
+    Args:
+        path: of the config file.
+        options: what to merge, by dotted key.
+        import_custom_modules: that the config names in ``custom_imports``.
 
     Raises:
         PreflightError: the file, or one it is based on, is missing or is no config; an option does not fit it.
     """
     _check_file(path, 'config file')
     try:
-        config = Config.fromfile(path)
+        config = Config.fromfile(path, import_custom_modules=import_custom_modules)
     except Exception as error:  # a config is code: anything can be wrong with it
         raise PreflightError(f'config file {path!r} cannot be read: {_in_one_line(error)}') from error
     for key, value in (options or {}).items():

@@ -20,6 +20,7 @@ from torch import Tensor
 _TILE_BYTES = 5 << 18  # of logits in work, per thread: what a core's cache holds
 _BAND_BYTES = 3 << 20  # of what tiles are made from, per thread
 _NUMBERS_PER_PIXEL = 12  # in work besides the logits
+_FEWEST_ROWS = 4  # of cells in a band: neighbouring bands both compute what they share, and hand it over
 # With so few channels and nothing to resize, starting threads costs more than they save: PyTorch's own share each
 # operation on larger tiles. (Of a matrix product they would not give the same bits for any number of threads.)
 _FEW_CHANNELS = 4
@@ -57,7 +58,7 @@ def _plan(logits: Tensor, target: Tensor, align_corners: bool) -> _Plan:
         size, pixels = nodes[0] + 1, target[0].numel()
         tile_rows = max(1, rows_within(_TILE_BYTES, cells.slots * channels * cells.cells))
         numbers = 2 * channels * cells.cells + _NUMBERS_PER_PIXEL * pixels // size
-        step = max(2, rows_within(_BAND_BYTES, numbers) - 1)
+        step = max(_FEWEST_ROWS, rows_within(_BAND_BYTES, numbers) - 1)
     bands = [(n, first, min(first + step, size)) for n in range(images) for first in range(0, size, step)]
     return _Plan(cells, dtype, bands, tile_rows, spread=on_cpu and not few)
 
