@@ -70,9 +70,10 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _fuse(head: nn.Module, built_in: bool) -> str:
     if _is_fused(head):
         del head.loss_by_feat
-    method = _FUSED.get(getattr(type(head), 'loss_by_feat', None))
+    own = getattr(type(head), 'loss_by_feat', None)
+    method = _FUSED.get(own)
     if method is None or 'loss_by_feat' in vars(head):
-        owner = type(head).loss_by_feat.__qualname__ if method is None and hasattr(head, 'loss_by_feat') else 'replaced'
+        owner = own.__qualname__ if own and method is None else 'replaced'
         return f'left alone: it computes its loss in a way of its own ({owner})'
     if head.out_channels == 1:
         return 'left alone: it has one channel, which is no softmax'

@@ -152,7 +152,7 @@ def _own_ignore_index(loss: nn.Module) -> int:
     if isinstance(loss, OhemCrossEntropy):
         return loss.ignore_label
     if isinstance(loss, WeightedCrossEntropyLoss):
-        return 255 if loss.ignore_index is None else loss.ignore_index
+        return loss._resolve_ignore_index(None)
     return -100
 
 
@@ -190,7 +190,7 @@ def _ohem_value(loss: OhemCrossEntropy, logits: Tensor, label: Tensor, pixels: P
         logits, label, _class_weight(loss, logits), ignore_index=loss.ignore_label, reduction='none', pixels=pixels
     )
     hard = _is_hard(pixels[0].detach(), label != loss.ignore_label, loss.min_kept, loss.thresh)
-    return loss.loss_weight * (losses * hard).sum() / hard.sum().clamp(min=1)
+    return loss.loss_weight * (losses * hard).sum() / hard.count_nonzero().clamp(min=1)
 
 
 def _class_weight(loss: nn.Module, logits: Tensor) -> Tensor | None:

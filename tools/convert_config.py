@@ -136,11 +136,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         configs = [pair for pattern in args.config for pair in named(pattern)]
         results = {}
-        for base, file in (
-            track(configs, 'Converting', console=console, transient=True) if len(configs) > 1 else configs
-        ):
-            several = len(configs) > 1 or args.out.suffix != '.py'
-            results[base] = convert(base, file, args.out / file.name if several else args.out)
+        several = len(configs) > 1
+        progress = track(configs, 'Converting', console=console, transient=True) if several else configs
+        for base, file in progress:
+            in_folder = several or args.out.suffix != '.py'
+            results[base] = convert(base, file, args.out / file.name if in_folder else args.out)
     except PreflightError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -12,10 +12,8 @@ from mmseg_wce.kernels import triton as kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-FLOAT32 = {
-    'peak lowest smoothing_weight smoothing_sum row_fraction column_fraction nll smooth total grad_nll grad_smooth'
-}
-TYPES = {name: '*fp32' for names in FLOAT32 for name in names.split()}
+FLOAT32 = 'peak lowest smoothing_weight smoothing_sum row_fraction column_fraction nll smooth grad_nll grad_smooth'
+TYPES = dict.fromkeys(FLOAT32.split(), '*fp32') | dict(total='*fp64')
 TYPES |= dict(target='*i64', correct='*i1', row_start='*i32', column_cell='*i32', column_start='*i32')
 OF_SMOOTHING = ('smooth', 'grad_smooth', 'smoothing_weight', 'smoothing_sum')
 OF_RESIZING = ('row_fraction', 'row_start', 'column_cell', 'column_fraction')
