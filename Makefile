@@ -1,10 +1,16 @@
 # `make help` lists the targets. Needs Python 3.10 to 3.12 (3.11 is what CI runs) and make; nothing else.
 SHELL := /bin/sh
-VENV := .venv
+STACK ?= lite
+STACKS := lite full onedl
+ifeq ($(filter $(STACK),$(STACKS)),)
+$(error STACK=$(STACK): must be one of $(STACKS))
+endif
+# Each stack has an environment of its own, since all three have the same import names.
+VENV := .venv$(if $(filter-out lite,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 # Written last: an environment without it was interrupted and is made anew.
 STAMP := $(VENV)/.complete
-PINS := $(wildcard requirements/*.txt) setup.py pyproject.toml tools/install_torch.sh
+PINS := $(patsubst %,requirements/%.txt,common tests torch triton uv $(STACK)) setup.py pyproject.toml tools/install_torch.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TORCH_INDEX_URL
 
@@ -18,10 +24,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 	@echo
+	@echo 'STACK=lite|full|onedl  the OpenMMLab stack, for every target (default: lite; docs/install.md)'
 	@echo 'TORCH_INDEX_URL=...  package index to take torch from (default: CPU build unless nvidia-smi finds a GPU)'
 	@echo 'PYTHON=...           interpreter for the environment (default: $(PYTHON))'
 
-install: $(STAMP)  ## make .venv with everything pinned in requirements/
+install: $(STAMP)  ## make .venv (or .venv-STACK) with everything pinned in requirements/
 
 demo: $(STAMP)  ## train on generated scenes with the built-in loss and with ours, draw work_dirs/demo/report.png
 	$(BIN)/python tools/demo.py
@@ -40,8 +47,8 @@ format: $(STAMP)  ## repair what lint can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv, data/demo_scenes and work_dirs/demo
-	rm -rf $(VENV) data/demo_scenes work_dirs/demo
+clean:  ## remove every .venv, data/demo_scenes and work_dirs/demo
+	rm -rf .venv $(STACKS:%=.venv-%) data/demo_scenes work_dirs/demo
 
 $(STAMP): $(PINS)
 	@test -n "$(PYTHON)" || { echo 'error: no Python 3.10 to 3.12 found; set PYTHON=/path/to/python3.11' >&2; exit 1; }
@@ -49,6 +56,7 @@ $(STAMP): $(PINS)
 	@test -e $(STAMP) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo 'error: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	tools/install_torch.sh $(BIN)/python
-	$(BIN)/python -m pip install --no-deps -r requirements/lite.txt -r requirements/tests.txt
+	$(BIN)/python -m pip install --no-deps -r requirements/common.txt -r requirements/tests.txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -r requirements/$(STACK).txt
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@

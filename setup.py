@@ -1,6 +1,8 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION: dict[str, str] = {}
@@ -16,6 +18,19 @@ EXTRAS = {
     'triton': ['triton>=3.3'],
     'tests': ['pytest>=8', 'hypothesis>=6.100', 'ruff>=0.8'],
 }
+
+
+class BuildWithMim(build_py):
+    """OpenMMLab's layout: configs and tools travel in the package's folder ``.mim``, where openmim looks for them."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for folder in ('configs', 'tools'):
+                into = Path(self.build_lib, 'mmseg_wce', '.mim', folder)
+                shutil.rmtree(into, ignore_errors=True)
+                shutil.copytree(ROOT / folder, into, ignore=shutil.ignore_patterns('__pycache__'))
+
 
 setup(
     name='mmseg_wce',
@@ -33,6 +48,7 @@ setup(
         'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
+    cmdclass=dict(build_py=BuildWithMim),
     packages=find_packages(include=['mmseg_wce', 'mmseg_wce.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],

@@ -13,7 +13,7 @@ from importlib import metadata
 from types import SimpleNamespace
 
 import torch
-from mmseg_wce.plain_arrays import STAND_INS, PlainArray, PlainDtype
+from mmseg_wce.plain_arrays import SAFE_GLOBALS
 from packaging.version import Version
 
 __all__ = ['apply']
@@ -23,6 +23,7 @@ def apply() -> None:
     """Apply every fix that this environment needs. Safe to call more than once."""
     _let_mmcv_lite_import()
     _let_checkpoints_load_safely()
+    _let_configs_inherit_from_the_fork()
     _silence_pkg_resources()
 
 
@@ -58,16 +59,19 @@ def _missing_op(op: str):
 def _let_checkpoints_load_safely() -> None:
     """Let ``torch.load(weights_only=True)`` read the training state that mmengine stores in its checkpoints.
 
-    Condition: torch >= 2.6, where weights_only became the default, and mmengine < 0.11. What is allowed here can only
-    hold numbers, see :mod:`mmseg_wce.plain_arrays`; every other class is still refused.
+    Condition: torch >= 2.6, where weights_only became the default, and an mmengine that does not look after it: below
+    0.11, and not the fork's. What is allowed here can only hold numbers, see :mod:`mmseg_wce.plain_arrays`; every other
+    class is still refused.
     """
-    if torch.__version__ < torch.torch_version.TorchVersion('2.6') or _mmengine_version() >= Version('0.11'):
+    import mmengine
+    from mmengine.runner import checkpoint
+
+    looked_after = Version(mmengine.__version__) >= Version('0.11') or hasattr(checkpoint, 'get_torch_safe_globals')
+    if torch.__version__ < torch.torch_version.TorchVersion('2.6') or looked_after:
         return
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    stand_ins = [(stand_in, name) for name, stand_in in STAND_INS.items()]
-    torch.serialization.add_safe_globals([HistoryBuffer, PlainArray, PlainDtype, *stand_ins])
-    torch.serialization.add_safe_globals([(_history_statistic, 'builtins.getattr')])
+    torch.serialization.add_safe_globals([HistoryBuffer, (_history_statistic, 'builtins.getattr'), *SAFE_GLOBALS])
 
 
 def _history_statistic(owner: type, name: str):
@@ -79,6 +83,22 @@ def _history_statistic(owner: type, name: str):
     return getattr(owner, name)
 
 
+def _let_configs_inherit_from_the_fork() -> None:
+    """``_base_ = 'mmseg::...'``: mmengine looks for the configs in the distribution ``mmsegmentation``.
+
+    Condition: that is not installed, and its maintained fork, which holds the same configs under another name, is.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    fork = 'onedl-mmsegmentation'
+    if MODULE2PACKAGE['mmseg'] == 'mmsegmentation' and not _is_installed('mmsegmentation') and _is_installed(fork):
+        MODULE2PACKAGE['mmseg'] = fork
+
+
+def _is_installed(distribution: str) -> bool:
+    return any(metadata.distributions(name=distribution))
+
+
 def _silence_pkg_resources() -> None:
     """mmengine imports pkg_resources for every `mmseg::` config, which warns three times about what no user can change.
 
@@ -86,14 +106,3 @@ def _silence_pkg_resources() -> None:
     """
     if importlib.util.find_spec('pkg_resources') is not None:
         warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
-
-
-def _mmengine_version() -> Version:
-    for distribution in ('mmengine', 'mmengine-lite', 'onedl-mmengine'):
-        try:
-            return Version(metadata.version(distribution))
-        except metadata.PackageNotFoundError:
-            continue
-    import mmengine
-
-    return Version(mmengine.__version__)

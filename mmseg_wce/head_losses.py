@@ -6,12 +6,12 @@ per pixel (:func:`mmseg_wce.kernels.pixel_nll`); only what needs more gets full-
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from mmseg.models.decode_heads import PIDHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy, accuracy
+from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy, accuracy, cross_entropy
 from mmseg.models.utils import resize
 from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce.class_weights import load_class_weight
@@ -169,8 +169,9 @@ def _softmax_value(
     class_weight, avg_factor = _class_weight(loss, logits), None
     reduction = reduction_override or loss.reduction
     is_class = -logits.shape[1] <= ignore_index < logits.shape[1]
-    if class_weight is not None and is_class and reduction == 'mean' and not loss.avg_non_ignore:
-        avg_factor = class_weight[label.long()].sum()  # ignored pixels count there with the weight of their label
+    counts = is_class and not loss.avg_non_ignore and _mmseg_weighs_ignored_pixels()
+    if class_weight is not None and counts and reduction == 'mean':
+        avg_factor = class_weight[label.long()].sum()
     return loss.loss_weight * weighted_cross_entropy(
         logits,
         label,
@@ -182,6 +183,14 @@ def _softmax_value(
         normalize_by='class_weight' if loss.avg_non_ignore or class_weight is not None else 'all',
         pixels=pixels,
     )
+
+
+@cache
+def _mmseg_weighs_ignored_pixels() -> bool:
+    """Whether its weighted mean counts ignored pixels with the weight of their label: upstream does, the fork not."""
+    options = dict(class_weight=torch.ones(2), ignore_index=0)
+    mean = cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1]), **options)  # log(2) over 2 pixels, or over 1
+    return mean.item() < 0.5
 
 
 def _ohem_value(loss: OhemCrossEntropy, logits: Tensor, label: Tensor, pixels: Pixels) -> Tensor:

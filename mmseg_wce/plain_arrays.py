@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ['STAND_INS', 'PlainArray', 'PlainDtype']
+__all__ = ['SAFE_GLOBALS', 'STAND_INS', 'PlainArray', 'PlainDtype']
 
 
 class PlainDtype:
@@ -86,3 +86,6 @@ STAND_INS: dict[str, Callable] = {
         )
     },
 }
+
+# what torch.serialization.add_safe_globals takes
+SAFE_GLOBALS: list = [PlainArray, PlainDtype, *((stand_in, name) for name, stand_in in STAND_INS.items())]

@@ -16,6 +16,7 @@ from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce.fusion import FusedLossHook, fuse_decode_heads
 from mmseg_wce.kernels import op
 from mmseg_wce.losses import WeightedCrossEntropyLoss
+from stacks import FORK
 from torch import nn
 
 WEIGHTS = [0.1, 3.0, 1.0, 0.3, 2.0]
@@ -249,13 +250,17 @@ def test_pid_head_whose_last_loss_ignores_another_label(last):
 @pytest.mark.parametrize('avg_non_ignore', [False, True])
 @pytest.mark.parametrize('weights', [None, WEIGHTS])
 def test_built_in_loss_that_ignores_a_class(weights, avg_non_ignore):
-    """Where mmseg's weighted mean is defined for ignored pixels: it counts them unless told otherwise."""
+    """Where mmseg's weighted mean is defined for ignored pixels: upstream counts them unless told otherwise."""
     plain = head(dict(BUILT_IN, class_weight=weights, avg_non_ignore=avg_non_ignore), ignore_index=4)
     fused = copy.deepcopy(plain)
     fuse_decode_heads(Model(fused), built_in=True)
     data = samples()
     for sample in data:
         sample.gt_sem_seg.data[sample.gt_sem_seg.data == 255] = 4
+    if FORK and weights and avg_non_ignore:
+        with pytest.raises(IndexError):
+            sweep(plain, data)
+        plain.loss_decode.avg_non_ignore = False  # what it means to compute, and does without the option
 
     torch.testing.assert_close(sweep(fused, data), sweep(plain, data), rtol=1e-6, atol=1e-9)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mmseg_wce
 import pytest
+from stacks import FORK
 
 
 def run(code: str) -> str:
@@ -29,8 +30,10 @@ def test_works_without_openmmlab():
     'breakage',
     [
         "sys.modules['mmcv'] = None",
-        # mmseg asserts on the version of mmcv
-        "import mmcv; mmcv.__version__ = '2.2.0'",
+        pytest.param(
+            "import mmcv; mmcv.__version__ = '2.2.0'",
+            marks=pytest.mark.skipif(FORK, reason='the fork does not look at the version of mmcv'),
+        ),
     ],
 )
 def test_broken_mmseg_does_not_take_the_functional_down(breakage):

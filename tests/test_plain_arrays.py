@@ -6,6 +6,14 @@ import numpy as np
 import pytest
 import torch
 from mmseg_wce.class_weights import load_class_weight
+from mmseg_wce.plain_arrays import SAFE_GLOBALS
+
+
+@pytest.fixture(autouse=True)
+def allowed():
+    """What compat allows, also where mmengine looks after its checkpoints itself."""
+    with torch.serialization.safe_globals(SAFE_GLOBALS):
+        yield
 
 
 class Call:

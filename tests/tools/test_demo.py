@@ -23,5 +23,5 @@ def test_demo_from_scenes_to_picture(import_tool, tmp_path, monkeypatch, capsys)
 def test_failed_training_shows_the_end_of_its_log(import_tool, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # without data
 
-    with pytest.raises(SystemExit, match=r"train\.log:\n.*data_root 'data/demo_scenes' does not exist"):
+    with pytest.raises(SystemExit, match=r"(?s)train\.log:\n.*data_root 'data/demo_scenes' does not exist"):
         import_tool('demo').train('built-in', iterations=1)

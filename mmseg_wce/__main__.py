@@ -1,0 +1,53 @@
+"""python -m mmseg_wce: the configs and tools that the package ships, also where there is no checkout."""
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+from mmseg_wce import shipped
+
+TOOLS = dict(
+    train='train a segmentor',
+    test='test a segmentor',
+    convert_config='write the weighted version of a config',
+    demo='train with the built-in loss and with ours, and compare',
+    benchmark='time and memory of the loss step',
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in TOOLS:
+        return _run_tool(*arguments)
+    parser = argparse.ArgumentParser('python -m mmseg_wce', description=__doc__.split(': ', 1)[1])
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    of_configs = commands.add_parser('configs', help='list the configs, or copy one')
+    of_configs.add_argument('name', nargs='?', help='of the config to copy, or enough of it to be the only one')
+    of_configs.add_argument('--out', type=Path, default=Path(), help='folder to copy it to [the current one]')
+    for name, what in TOOLS.items():
+        commands.add_parser(name, help=f'{what}: tools/{name}.py', add_help=False)
+    args = parser.parse_args(arguments)
+    if args.name is None:
+        print(*shipped.configs(), sep='\n')
+        return 0
+    try:
+        copied = shipped.copy_config(shipped.find_config(args.name), args.out)
+    except (LookupError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(*copied, sep='\n')
+    return 0
+
+
+def _run_tool(name: str, *arguments: str) -> int:
+    """As if it had been started by its path: its own folder is where it imports from."""
+    tool = shipped.ROOT / 'tools' / f'{name}.py'
+    sys.path.insert(0, str(tool.parent))
+    sys.argv = [str(tool), *arguments]
+    runpy.run_path(str(tool), run_name='__main__')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

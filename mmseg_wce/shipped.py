@@ -1,0 +1,78 @@
+"""The configs and tools that come with the package: in its folder ``.mim``, or in a checkout beside it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+from pathlib import Path
+
+__all__ = ['ROOT', 'configs', 'copy_config', 'find_config']
+
+_PACKAGE = Path(__file__).resolve().parent
+ROOT: Path = _PACKAGE / '.mim' if (_PACKAGE / '.mim').is_dir() else _PACKAGE.parent
+"""Folder that holds ``configs/`` and ``tools/``."""
+
+
+def configs() -> list[str]:
+    """Every config that can be trained, relative to ``ROOT / 'configs'``."""
+    folder = ROOT / 'configs'
+    return sorted(path.relative_to(folder).as_posix() for path in folder.glob('[!_]*/*.py'))
+
+
+def find_config(name: str) -> str:
+    """The one config with this name, or with this in its name.
+
+    Raises:
+        LookupError: none has, or several have.
+    """
+    wanted = name.removesuffix('.py')
+    exact = [config for config in configs() if wanted in (config.removesuffix('.py'), Path(config).stem)]
+    found = exact or [config for config in configs() if wanted in config]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise LookupError(f'{name!r} is in the names of {len(found)} configs: {", ".join(found)}')
+    raise LookupError(f'no config has {name!r} in its name; python -m mmseg_wce configs lists all {len(configs())}')
+
+
+def copy_config(config: str, out: Path) -> list[Path]:
+    """Copy a config and the local files that it is based on, keeping how they lie to each other.
+
+    Args:
+        config: relative to ``ROOT / 'configs'``.
+        out: folder, made where it is missing.
+
+    Returns:
+        The new files, the config first.
+
+    Raises:
+        FileExistsError: one of them exists with other content; nothing has been copied.
+    """
+    sources = _with_bases(ROOT / 'configs' / config)
+    common = os.path.commonpath([source.parent for source in sources])
+    targets = [out / source.relative_to(common) for source in sources]
+    for source, target in zip(sources, targets, strict=True):
+        if target.exists() and target.read_bytes() != source.read_bytes():
+            raise FileExistsError(f'{str(target)!r} exists and differs: choose another folder, or remove it')
+    for source, target in zip(sources, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    return targets
+
+
+def _with_bases(config: Path) -> list[Path]:
+    """A config and every local file below it; those of ``mmseg::`` lie where mmseg is installed."""
+    files = [config]
+    for base in _bases(config):
+        if '::' not in base:
+            files += _with_bases((config.parent / base).resolve())
+    return list(dict.fromkeys(files))
+
+
+def _bases(config: Path) -> list[str]:
+    for node in ast.parse(config.read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == '_base_':
+            bases = ast.literal_eval(node.value)
+            return [bases] if isinstance(bases, str) else list(bases)
+    return []

@@ -1,0 +1,114 @@
+"""What an installation without a checkout has, up to a training from a wheel in an empty environment."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+
+import pytest
+from mmengine.config import Config
+from mmseg_wce import __main__ as command
+from mmseg_wce import shipped
+from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+
+
+def test_lists_every_config(capsys, root):
+    assert command.main(['configs']) == 0
+
+    listed = capsys.readouterr().out.split()
+    assert listed == sorted(str(p.relative_to(root / 'configs')) for p in (root / 'configs').glob('[!_]*/*.py'))
+
+
+@pytest.mark.parametrize('name', shipped.configs())
+def test_a_copy_is_the_same_config(tmp_path, capsys, root, monkeypatch, name):
+    assert command.main(['configs', name, '--out', str(tmp_path / 'mine')]) == 0
+
+    copy = capsys.readouterr().out.splitlines()[0]
+    monkeypatch.chdir(tmp_path)
+    assert Config.fromfile(copy).to_dict() == Config.fromfile(root / 'configs' / name).to_dict()
+
+
+def test_a_config_without_local_bases_is_one_file(tmp_path, capsys):
+    command.main(['configs', 'segnext', '--out', str(tmp_path)])
+
+    (copy,) = capsys.readouterr().out.splitlines()
+    assert copy == str(tmp_path / 'segnext_mscan-t_1xb16-adamw-wce-160k_ade20k-512x512.py')
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('nowhere', "no config has 'nowhere' in its name"),
+        ('segformer_mit-b0', "'segformer_mit-b0' is in the names of 3 configs: ade20k/segformer_mit-b0"),
+    ],
+)
+def test_a_name_that_is_not_one_config(tmp_path, capsys, name, words):
+    assert command.main(['configs', name, '--out', str(tmp_path)]) == 2
+
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_users_own_file_is_not_overwritten(tmp_path, capsys):
+    name = 'camvid/fast_scnn_1xb8-wce-4k_camvid-352x480'
+    command.main(['configs', name, '--out', str(tmp_path)])
+    command.main(['configs', name, '--out', str(tmp_path)])
+    base = tmp_path / '_base_/schedules/schedule_4k.py'
+    base.write_text('mine = True\n')
+    (tmp_path / f'{name}.py').unlink()
+
+    assert command.main(['configs', name, '--out', str(tmp_path)]) == 2
+
+    assert 'exists and differs' in capsys.readouterr().err
+    assert base.read_text() == 'mine = True\n'
+    assert not (tmp_path / f'{name}.py').exists()
+
+
+def test_every_tool_exists_and_explains_itself(root, capsys):
+    assert all((root / 'tools' / f'{name}.py').is_file() for name in command.TOOLS)
+    with pytest.raises(SystemExit):
+        command.main(['train', '--help'])
+
+    assert 'config file' in capsys.readouterr().out
+
+
+def test_a_wheel_trains_in_an_empty_environment(root, tmp_path):
+    """The sdist holds all that the wheel is built from; the wheel holds all that a training needs."""
+    checkout = tmp_path / 'checkout'
+    left = shutil.ignore_patterns('.*', 'build', 'dist', 'data', 'work_dirs', '*.egg-info', '__pycache__')
+    shutil.copytree(root, checkout, ignore=left)
+
+    def run(*arguments: str, cwd) -> str:
+        process = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+        return process.stdout + process.stderr
+
+    run(sys.executable, '-c', f'import setuptools.build_meta as b; b.build_sdist({str(tmp_path)!r})', cwd=checkout)
+    (sdist,) = tmp_path.glob('*.tar.gz')
+    offline = ('--no-deps', '--no-index', '--no-build-isolation')
+    run(sys.executable, '-m', 'pip', 'wheel', *offline, str(sdist), cwd=tmp_path)
+    (wheel,) = tmp_path.glob('*.whl')
+
+    empty = tmp_path / 'empty'
+    venv.create(empty, with_pip=False, symlinks=True)
+    python = str(empty / 'bin/python')
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', *offline[:2], str(wheel), cwd=tmp_path)
+    # a .pth file's own .pth files are not read: torch and mmseg are visible, this checkout's installation is not
+    (site_packages,) = empty.glob('lib/python*/site-packages')
+    (site_packages / 'torch_and_mmseg.pth').write_text(sysconfig.get_path('purelib') + '\n')
+
+    work = tmp_path / 'work'
+    generate_demo_scenes(work / 'data/demo_scenes', num_training=4, num_validation=2)
+    (work / 'data/demo_scenes/class_weight.json').write_text(str([0.5 + c for c in range(10)]))
+    package = [python, '-m', 'mmseg_wce']
+    copied = run(*package, 'configs', 'fast_scnn_1xb4-wce-400_demo', '--out', 'mine', cwd=work).split()
+    config = next(word for word in copied if word.endswith('demo-192x256.py'))
+    where = run(python, '-c', 'import mmseg_wce; print(mmseg_wce.__file__)', cwd=work)
+    options = ['train_cfg.max_iters=1', 'train_cfg.val_interval=1', 'train_dataloader.batch_size=2']
+    output = run(*package, 'train', config, '--cfg-options', *options, 'default_hooks.logger.interval=1', cwd=work)
+
+    assert str(empty) in where
+    assert 'Iter(train) [1/1]' in output
+    assert 'mIoU' in output
+    assert (work / 'work_dirs' / config.split('/')[-1].removesuffix('.py') / 'iter_1.pth').is_file()
