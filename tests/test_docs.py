@@ -68,6 +68,7 @@ def test_every_config_is_in_the_table(root):
         'docs/benchmarks.md',
         'docs/fused_loss.md',
         'docs/recipes.md',
+        'docs/install.md',
     ],
 )
 def test_links_lead_somewhere(root, page):

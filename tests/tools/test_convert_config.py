@@ -2,6 +2,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
+from mmseg_wce.head_losses import _Fused
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 
 OURS = 'WeightedCrossEntropyLoss'
@@ -70,6 +71,70 @@ def test_lists_and_losses_that_stay(tool, name, before, after):
     old, new = Config.fromfile(tool.SHIPPED / f'{name}.py'), Config.fromfile('mine.py')
     assert types(old.model) == before
     assert types(new.model) == after
+
+
+def differences(old, new, place=''):
+    """Place, old and new value of everything that is not the same; ``mmseg::`` writes the scope into its configs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys((*old, *new)):
+            if key != '_scope_':
+                yield from differences(old.get(key), new.get(key), f'{place}.{key}'.lstrip('.'))
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        for i, (of_old, of_new) in enumerate(zip(old, new, strict=True)):
+            yield from differences(of_old, of_new, f'{place}[{i}]')
+    elif old != new:
+        yield place, old, new
+
+
+def test_every_ade20k_config_of_mmseg(tool, tmp_path, capsys):
+    names = sorted(name for name, _ in tool.named('mmseg::*ade20k*'))
+
+    assert tool.main(['mmseg::*ade20k*', '--out', 'converted']) == 0
+
+    summary = capsys.readouterr().out
+    written = sorted(path.name for path in (tmp_path / 'converted').iterdir())
+    assert len(names) >= 180
+    assert f'{len(written)} of {len(names)} configs written' in summary
+    replaced = 0
+    for name in names:
+        file = tool.SHIPPED / name.removeprefix('mmseg::')
+        old = Config.fromfile(file, import_custom_modules=False)
+        if file.name not in written:
+            assert f'nothing to replace in {name}' in summary
+            assert 'CrossEntropyLoss' not in types(old.model)
+            continue
+        new = Config.fromfile(tmp_path / 'converted' / file.name, import_custom_modules=False)
+        changed = {place: (before, after) for place, before, after in differences(old.to_dict(), new.to_dict())}
+        imports = changed.pop('custom_imports', None) or changed.pop('custom_imports.imports')
+        assert 'mmseg_wce' in str(imports[1])
+        assert changed
+        for place, pair in changed.items():
+            assert place.rsplit('.', 1)[-1] == 'type'
+            assert 'loss_decode' in place
+            assert pair == ('CrossEntropyLoss', OURS)
+        assert types(new.model) == [OURS if kind == 'CrossEntropyLoss' else kind for kind in types(old.model)]
+        replaced += len(changed)
+    assert f'{replaced} losses replaced' in summary
+
+
+@pytest.mark.parametrize('family', ['danet', 'encnet', 'knet', 'mobilenet_v2', 'segmenter'])
+def test_a_sample_trains_converted_and_fused(tool, import_tool, tmp_path, monkeypatch, family):
+    """Heads and backbones that configs/ does not have."""
+    trial = import_tool('try_stack')
+    file = trial.of_each_family()[family]
+    assert 'ade20k' in file.name
+    seen, value = [], _Fused.value
+
+    def watched(self, loss, *args, **options):
+        seen.append((type(loss), tuple(self.logits.shape[2:])))
+        return value(self, loss, *args, **options)
+
+    monkeypatch.setattr(_Fused, 'value', watched)
+    tool.convert(f'mmseg::{file.relative_to(tool.SHIPPED)}', file, tmp_path / 'mine.py')
+
+    trial.an_iteration(Config.fromfile(tmp_path / 'mine.py'), size=64, fuse=True)
+
+    assert (WeightedCrossEntropyLoss, (8, 8)) in seen or (WeightedCrossEntropyLoss, (4, 4)) in seen
 
 
 def test_a_config_file_with_imports_of_its_own(tool, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -83,19 +84,35 @@ def test_killed_training_resumes_where_it_was(root, demo_folder):
     assert set(np.unique(predictions)) <= set(range(1, 11))  # the files' convention: classes start at 1
 
 
-def test_two_processes_on_cpu(root, demo_folder):
+def test_two_processes_on_cpu(root, demo_folder, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip('a machine with CUDA devices trains on them')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        monkeypatch.setenv('PORT', str(free.getsockname()[1]))
+    monkeypatch.setenv('PYTHON', sys.executable)
     options = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3']
-    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    arguments = command(
-        root, 'train.py', str(root / WEIGHTED), '--work-dir', 'two', '--launcher', 'pytorch', options=options
-    )
+    config, tools = str(root / WEIGHTED), root / 'tools'
 
-    output = run([arguments[0], *torchrun, *arguments[1:]])
+    output = run([tools / 'dist_train.sh', config, '2', '--work-dir', 'two', '--cfg-options', *SMALL, *options])
 
     assert 'SyncBN does not exist on CPU' in output
     assert sorted(losses(demo_folder / 'two')) == [1, 2, 3]
+
+    output = run([tools / 'dist_test.sh', config, 'two/iter_3.pth', '2', '--work-dir', 'tested'])
+
+    assert 'mIoU' in output
+
+
+@pytest.mark.parametrize('arguments', [['dist_train.sh', 'config.py'], ['dist_test.sh', 'config.py', 'iter_3.pth']])
+def test_number_of_gpus_left_out(root, arguments):
+    process = subprocess.run(
+        [root / 'tools' / arguments[0], *arguments[1:]], capture_output=True, text=True, check=False
+    )
+
+    assert process.returncode == 2
+    assert process.stderr.startswith('usage: ')
+    assert 'GPUS' in process.stderr
 
 
 @pytest.mark.parametrize(
