@@ -194,14 +194,12 @@ def table_of_families(results: dict) -> list[str]:
             numbers.append(f'{found.count("yes")} of {len(found)}')
         lines.append(f'| families that train, {way} | ' + ' | '.join(numbers) + ' |')
     for family in families:
-        found = {
-            way: [results[stack]['families'].get(family, {}).get(way, 'not shipped') for stack in stacks]
-            for way in ways
-        }
-        same = len(set(map(tuple, found.values()))) == 1
-        for way, row in ({'': found[ways[0]]} if same else found).items():
+        of_stacks = [results[stack]['families'].get(family, dict.fromkeys(ways, 'not shipped')) for stack in stacks]
+        rows = {f'{family}, {way}': [of_stack[way] for of_stack in of_stacks] for way in ways}
+        shipped, converted = rows.values()
+        for what, row in ({family: shipped} if shipped == converted else rows).items():
             if any(result != 'yes' and not result.startswith(NOTHING) for result in row):
-                lines.append(f'| {family}{way and ", " + way} | ' + ' | '.join(map(cell, row)) + ' |')
+                lines.append(f'| {what} | ' + ' | '.join(map(cell, row)) + ' |')
     return lines
 
 
