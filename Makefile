@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 STACK ?= lite
 STACKS := lite full onedl
-ifeq ($(filter $(STACK),$(STACKS)),)
+ifneq ($(words $(STACK)) $(filter $(STACK),$(STACKS)),1 $(STACK))
 $(error STACK=$(STACK): must be one of $(STACKS))
 endif
 # Each stack has an environment of its own, since all three have the same import names.

@@ -20,6 +20,10 @@ EXTRAS = {
 }
 
 
+# they write the project's own pages, or make its environment
+OF_A_CHECKOUT = ('semantics_table.py', 'try_stack.py', 'marked_tables.py', 'install_torch.sh')
+
+
 class BuildWithMim(build_py):
     """OpenMMLab's layout: configs and tools travel in the package's folder ``.mim``, where openmim looks for them."""
 
@@ -29,7 +33,7 @@ class BuildWithMim(build_py):
             for folder in ('configs', 'tools'):
                 into = Path(self.build_lib, 'mmseg_wce', '.mim', folder)
                 shutil.rmtree(into, ignore_errors=True)
-                shutil.copytree(ROOT / folder, into, ignore=shutil.ignore_patterns('__pycache__'))
+                shutil.copytree(ROOT / folder, into, ignore=shutil.ignore_patterns('.*', '__pycache__', *OF_A_CHECKOUT))
 
 
 setup(

@@ -17,6 +17,7 @@ TOOLS = dict(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, or 2 with a line that says why."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in TOOLS:
         return _run_tool(*arguments)
@@ -24,15 +25,20 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     of_configs = commands.add_parser('configs', help='list the configs, or copy one')
     of_configs.add_argument('name', nargs='?', help='of the config to copy, or enough of it to be the only one')
-    of_configs.add_argument('--out', type=Path, default=Path(), help='folder to copy it to [the current one]')
+    of_configs.add_argument('--out', type=Path, help='folder to copy it to [the current one]')
     for name, what in TOOLS.items():
         commands.add_parser(name, help=f'{what}: tools/{name}.py', add_help=False)
     args = parser.parse_args(arguments)
     if args.name is None:
+        if args.out is not None:
+            parser.error('--out: which config? Give a NAME')
         print(*shipped.configs(), sep='\n')
         return 0
+    out = args.out or Path()
     try:
-        copied = shipped.copy_config(shipped.find_config(args.name), args.out)
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(f'--out {str(out)!r} is no folder')
+        copied = shipped.copy_config(shipped.find_config(args.name), out)
     except (LookupError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -21,14 +21,14 @@ def configs() -> list[str]:
 
 
 def find_config(name: str) -> str:
-    """The one config with this name, or with this in its name.
+    """The one config with this name, or with this in its name, in capitals or not.
 
     Raises:
         LookupError: none has, or several have.
     """
     wanted = name.removesuffix('.py')
     exact = [config for config in configs() if wanted in (config.removesuffix('.py'), Path(config).stem)]
-    found = exact or [config for config in configs() if wanted in config]
+    found = exact or [config for config in configs() if wanted.lower() in config]
     if len(found) == 1:
         return found[0]
     if found:
@@ -53,11 +53,12 @@ def copy_config(config: str, out: Path) -> list[Path]:
     common = os.path.commonpath([source.parent for source in sources])
     targets = [out / source.relative_to(common) for source in sources]
     for source, target in zip(sources, targets, strict=True):
-        if target.exists() and target.read_bytes() != source.read_bytes():
+        if os.path.lexists(target) and not (target.is_file() and target.read_bytes() == source.read_bytes()):
             raise FileExistsError(f'{str(target)!r} exists and differs: choose another folder, or remove it')
     for source, target in zip(sources, targets, strict=True):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
     return targets
 
 

@@ -86,12 +86,10 @@ def batch(num_classes: int, size: int = 64, number: int = 2):
     return dict(inputs=list(inputs), data_samples=samples)
 
 
-@pytest.mark.parametrize('name', ALL)
-def test_every_config_is_listed(root, name):
+def test_every_config_is_listed(root):
     found = {str(p.relative_to(root / 'configs')) for p in (root / 'configs').glob('[!_]*/*.py')}
 
     assert found == set(ALL)
-    assert name in found
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -211,8 +209,9 @@ def test_head_upsamples_before_the_loss(load, monkeypatch):
     )
 
 
-def test_camvid_weights_are_those_of_its_training_labels(load, shared_data):
-    config = load('camvid/fast_scnn_1xb8-wce-4k_camvid-352x480.py')
+@pytest.mark.parametrize('name', [name for name in WEIGHTED if name.startswith('camvid/')])
+def test_camvid_weights_are_those_of_its_training_labels(load, shared_data, name):
+    config = load(name)
     dataset = DATASETS.build(
         {
             **config.train_dataloader.dataset,

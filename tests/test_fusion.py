@@ -450,6 +450,7 @@ def test_stand_ins_are_mmsegs_loss():
     assert not [m for m in fused.modules() if isinstance(m, WeightedCrossEntropyLoss)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('autocast', [False, True])
 def test_training_with_the_hook_gives_the_same_curve(root, shared_data, tmp_path, monkeypatch, autocast):
     """FastSCNN on small crops of CamVid from one seed, with and without the hook, and resumed."""

@@ -65,6 +65,19 @@ def test_a_users_own_file_is_not_overwritten(tmp_path, capsys):
     assert not (tmp_path / f'{name}.py').exists()
 
 
+def test_where_a_copy_cannot_go(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'segnext_mscan-t_1xb16-adamw-wce-160k_ade20k-512x512.py').symlink_to(tmp_path / 'elsewhere.py')
+
+    assert command.main(['configs', 'SegNeXt', '--out', str(tmp_path / 'file')]) == 2
+    assert 'is no folder' in capsys.readouterr().err
+    assert command.main(['configs', 'SegNeXt', '--out', str(tmp_path)]) == 2
+    assert 'exists and differs' in capsys.readouterr().err
+    assert not (tmp_path / 'elsewhere.py').exists()
+    with pytest.raises(SystemExit, match='2'):
+        command.main(['configs', '--out', str(tmp_path)])
+
+
 def test_every_tool_exists_and_explains_itself(root, capsys):
     assert all((root / 'tools' / f'{name}.py').is_file() for name in command.TOOLS)
     with pytest.raises(SystemExit):

@@ -7,6 +7,7 @@ python tools/convert_config.py 'mmseg::*ade20k*' --out converted/
 import argparse
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import mmseg
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg_wce.preflight import PreflightError, load_config
@@ -25,6 +27,7 @@ from rich.progress import track
 
 OURS = 'WeightedCrossEntropyLoss'
 SHIPPED = Path(mmseg.__file__).parent / '.mim/configs'
+SLOTS = ('decode_head', 'auxiliary_head')
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,19 @@ class Loss:
 
 
 def losses(config: Config) -> list[Loss]:
-    """Every loss on pixels, and a line for each head that has none."""
+    """Every loss of every head, and a line for each head that has none."""
     init_default_scope('mmseg')
-    found = []
-    for name in ('decode_head', 'auxiliary_head'):
-        for place, head in _listed(f'model.{name}', config.model.get(name)):
-            found += list(_of_head(place, head))
-    return found
+    found = list(_of_model('model', config.model))
+    return found or [Loss('model', _name(config.model.get('type')), 'it has no decode_head and no auxiliary_head')]
+
+
+def _of_model(place: str, model: ConfigDict) -> Iterator[Loss]:
+    for key, value in model.items():
+        for at, part in _listed(f'{place}.{key}', value):
+            if key in SLOTS and isinstance(part, dict):
+                yield from _of_head(at, part)
+            elif isinstance(part, dict):  # the student of a distillation, say
+                yield from _of_model(at, part)
 
 
 def _listed(place: str, value) -> Iterator[tuple[str, ConfigDict]]:
@@ -59,33 +68,45 @@ def _of_head(place: str, head: ConfigDict) -> Iterator[Loss]:
         yield from _of_head(f'{place}.{key}', value)
     if 'loss_decode' in head:
         for at, loss in _listed(f'{place}.loss_decode', head.loss_decode):
-            yield Loss(at, loss.type, _stays(head, loss))
+            yield Loss(at, _name(loss.get('type')), _stays(head, loss))
     elif not inner:
-        kind = MODELS.get(head.type)
-        standard = isinstance(kind, type) and issubclass(kind, BaseDecodeHead)
-        if standard and kind.loss_by_feat is BaseDecodeHead.loss_by_feat:
-            yield Loss(f'{place}.loss_decode', "mmseg's default", '')
-        else:
-            yield Loss(place, head.type, 'it has no loss on pixels')
+        kind = head.get('type') if isinstance(head.get('type'), type) else MODELS.get(_name(head.get('type')))
+        if kind is None:
+            yield Loss(place, _name(head.get('type')), 'no such head is registered, so its losses cannot be known')
+            return
+        if not issubclass(kind, BaseDecodeHead) or kind.loss_by_feat is not BaseDecodeHead.loss_by_feat:
+            yield Loss(place, _name(head.get('type')), 'it has no loss on pixels')
+            return
+        yield Loss(f'{place}.loss_decode', "mmseg's default", _one_channel(head))
+    for key, value in head.items():
+        if key.startswith('loss_') and key != 'loss_decode' and isinstance(value, dict):
+            yield Loss(f'{place}.{key}', _name(value.get('type')), 'not the loss on pixels')
+
+
+def _name(kind) -> str:
+    """Of a type, which may be given as a class."""
+    return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def _stays(head: ConfigDict, loss: ConfigDict) -> str:
-    if loss.type.removeprefix('mmseg.') != 'CrossEntropyLoss':
-        return 'already ours' if loss.type == OURS else 'another loss'
+    kind = _name(loss.get('type')).removeprefix('mmseg.')
+    if kind != 'CrossEntropyLoss':
+        return 'already ours' if kind == OURS else 'another loss'
     if loss.get('use_sigmoid'):
         return 'use_sigmoid=True: a binary cross-entropy for each class'
     if loss.get('use_mask'):
         return 'use_mask=True: a loss on masks'
-    if head.type == 'SideAdapterCLIPHead':
-        return 'it classifies masks, not pixels'
-    return 'one channel is no softmax' if head.get('out_channels') == 1 else ''
+    return 'it classifies masks, not pixels' if head.get('type') == 'SideAdapterCLIPHead' else _one_channel(head)
+
+
+def _one_channel(head: ConfigDict) -> str:
+    return 'one channel is no softmax' if (head.get('out_channels') or head.get('num_classes')) == 1 else ''
 
 
 def converted(base: str, config: Config, found: list[Loss]) -> str:
     """The text of the new config."""
     imports = config.get('custom_imports', {})
-    names = imports.get('imports', [])
-    names = [names] if isinstance(names, str) else list(names)
+    names = [name for name in _imported(imports) if name != 'mmseg_wce']
     options = ''.join(f', {key}={value!r}' for key, value in imports.items() if key != 'imports')
     lines = [
         f'_base_ = {base!r}',
@@ -99,70 +120,129 @@ def converted(base: str, config: Config, found: list[Loss]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def _imported(imports: ConfigDict) -> list[str]:
+    names = imports.get('imports', [])
+    return [names] if isinstance(names, str) else list(names)
+
+
 def named(pattern: str) -> list[tuple[str, Path]]:
-    """Configs by their name for ``_base_`` and their file; those of mmseg by a pattern."""
+    """Configs by their name for ``_base_`` and their file; those of mmseg by a pattern, ``.py`` or not."""
     if not pattern.startswith('mmseg::'):
         return [(pattern, Path(pattern))]
     wanted = pattern.removeprefix('mmseg::')
-    names = sorted(str(p.relative_to(SHIPPED)) for p in SHIPPED.glob('[!_]*/*.py'))
-    found = [name for name in names if name == wanted or fnmatch(name, wanted)]
+    names = sorted(path.relative_to(SHIPPED).as_posix() for path in SHIPPED.glob('[!_]*/*.py'))
+    found = [name for name in names if wanted in (name, name.removesuffix('.py')) or fnmatch(name, wanted)]
     if not found:
         raise PreflightError(f'mmseg ships no config {wanted!r} (looked in {SHIPPED})')
     return [(f'mmseg::{name}', SHIPPED / name) for name in found]
 
 
+def planned(patterns: list[str], out: Path) -> list[tuple[str, Path, Path]]:
+    """Configs by their name for ``_base_`` and their file, and the file to write for each.
+
+    Raises:
+        PreflightError: a pattern finds nothing; ``out`` is no place for them; two would be written to one file.
+    """
+    pairs = [pair for pattern in patterns for pair in named(pattern)]
+    if len(pairs) == 1 and out.suffix == '.py' and not out.is_dir():
+        return [(*pairs[0], out)]
+    if not out.is_dir() and (len(pairs) == 1 or out.suffix == '.py' or out.exists()):
+        raise PreflightError(f'--out {str(out)!r}: one config needs a .py file or a folder, several need a folder')
+    plan = [(base, file, out / f'{file.stem}.py') for base, file in pairs]
+    for target, number in Counter(target for *_, target in plan).items():
+        if number > 1:
+            raise PreflightError(f'{number} of the configs would be written to {str(target)!r}: convert them by turns')
+    return plan
+
+
 def convert(base: str, file: Path, out: Path) -> list[Loss]:
-    """Write ``out`` unless nothing in the config is to be replaced, and read it again."""
+    """Write ``out`` unless nothing in the config is to be replaced. It is read before it gets its name.
+
+    Raises:
+        PreflightError: the config cannot be read or inherited from; ``out`` exists and differs.
+    """
     config = load_config(str(file), import_custom_modules=False)  # mmpretrain or mmdet need not be installed
-    if 'model' not in config:
-        raise PreflightError(f'config file {str(file)!r} has no model')
+    where = f'config file {str(file)!r}'
+    if not isinstance(config.get('model'), dict):
+        raise PreflightError(f'{where} has no model')
+    if Config._is_lazy_import(str(file)):
+        raise PreflightError(f'{where} is of the new style (imports, read_base()): change its losses there')
+    if not isinstance(config.get('custom_imports', {}), dict):
+        raise PreflightError(f'{where}: custom_imports must be dict(imports=[...])')
+    _import_what_can_be(config)
     found = losses(config)
     if all(loss.stays for loss in found):
         return found
     if not base.startswith('mmseg::'):
-        base = os.path.relpath(file.resolve(), out.resolve().parent)
+        base = Path(os.path.relpath(file.resolve(), out.resolve().parent)).as_posix()
+    text = converted(base, config, found)
+    if os.path.lexists(out) and (not out.is_file() or out.read_text() != text):
+        raise PreflightError(f'{str(out)!r} exists and differs: remove it, or choose another --out')
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(converted(base, config, found))
-    load_config(str(out), import_custom_modules=False)
+    draft = out.with_name(f'.draft_of_{out.name}')
+    try:
+        draft.write_text(text)
+        load_config(str(draft), import_custom_modules=False)
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
     return found
 
 
+def _import_what_can_be(config: Config) -> None:
+    """Heads of one's own are registered when they are imported; what is not installed is not needed."""
+    for name in _imported(config.get('custom_imports', {})):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            try:
+                import_modules_from_strings(name)
+            except Exception:  # code that need not even work here
+                continue
+
+
 def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 1 where there was nothing to replace, 2 where something could not be read or written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', nargs='+', help="config file, or 'mmseg::' and the name or pattern of one it ships")
     parser.add_argument('--out', type=Path, required=True, help='config file to write; a folder for several')
     args = parser.parse_args(arguments)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, highlight=False)
+    results, errors = {}, []
     try:
-        configs = [pair for pattern in args.config for pair in named(pattern)]
-        results = {}
-        several = len(configs) > 1
-        progress = track(configs, 'Converting', console=console, transient=True) if several else configs
-        for base, file in progress:
-            in_folder = several or args.out.suffix != '.py'
-            results[base] = convert(base, file, args.out / file.name if in_folder else args.out)
+        plan = planned(args.config, args.out)
     except PreflightError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        plan, errors = [], [str(error)]
+    progress = track(plan, 'Converting', console=console, transient=True) if len(plan) > 1 else plan
+    for base, file, out in progress:
+        try:
+            results[base] = convert(base, file, out)
+        except (PreflightError, OSError) as error:
+            errors.append(str(error))
     report(console, results)
+    for error in errors:
+        print(f'error: {error}', file=sys.stderr)
+    if errors:
+        return 2
     return 0 if any(not loss.stays for found in results.values() for loss in found) else 1
 
 
 def report(console: Console, results: dict[str, list[Loss]]) -> None:
     """Every loss of one config; of several, how many became ours and what stayed."""
+    if not results:
+        return
     if len(results) == 1:
         for loss in next(iter(results.values())):
             what = f'left alone, {loss.stays}' if loss.stays else OURS
-            console.print(f'{loss.place}: {loss.type} -> {what}', highlight=False)
+            console.print(f'{loss.place}: {loss.type} -> {what}')
         return
     written = [base for base, found in results.items() if any(not loss.stays for loss in found)]
     replaced = sum(not loss.stays for found in results.values() for loss in found)
-    console.print(f'{len(written)} of {len(results)} configs written, {replaced} losses replaced', highlight=False)
+    console.print(f'{len(written)} of {len(results)} configs written, {replaced} losses replaced')
     stayed = Counter(f'{loss.type}: {loss.stays}' for found in results.values() for loss in found if loss.stays)
     for what, number in stayed.most_common():
-        console.print(f'{number:5} left alone, {what}', highlight=False)
+        console.print(f'{number:5} left alone, {what}')
     for base in sorted(set(results) - set(written)):
-        console.print(f'      nothing to replace in {base}', highlight=False)
+        console.print(f'      nothing to replace in {base}')
 
 
 if __name__ == '__main__':

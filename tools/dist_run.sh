@@ -3,12 +3,19 @@
 # dist_test.sh call it. Without GPUs, that many processes share the CPU. Several machines: NNODES, NODE_RANK, PORT and
 # MASTER_ADDR, as in mmseg. PYTHON chooses the interpreter.
 set -eu
+if [ $# -lt 2 ]; then
+    echo "usage: $0 SCRIPT GPUS [arguments of the script]" >&2
+    exit 2
+fi
+case $2 in *[!0-9]* | '') echo "error: the number of GPUs is to be a number, got '$2'" >&2 && exit 2 ;; esac
 script=$1 gpus=$2
 shift 2
+tools=$(dirname "$(readlink -f "$0")")
+export PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}" # as in mmseg: a checkout need not be installed
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes "${NNODES:-1}" \
     --node_rank "${NODE_RANK:-0}" \
     --master_addr "${MASTER_ADDR:-127.0.0.1}" \
     --master_port "${PORT:-29500}" \
     --nproc_per_node "$gpus" \
-    "$(dirname "$0")/$script" "$@" --launcher pytorch
+    "$tools/$script" "$@" --launcher pytorch

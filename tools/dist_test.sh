@@ -7,4 +7,4 @@ if [ $# -lt 3 ]; then
 fi
 config=$1 checkpoint=$2 gpus=$3
 shift 3
-exec "$(dirname "$0")/dist_run.sh" test.py "$gpus" "$config" "$checkpoint" "$@"
+exec "$(dirname "$(readlink -f "$0")")/dist_run.sh" test.py "$gpus" "$config" "$checkpoint" "$@"

@@ -7,4 +7,4 @@ if [ $# -lt 2 ]; then
 fi
 config=$1 gpus=$2
 shift 2
-exec "$(dirname "$0")/dist_run.sh" train.py "$gpus" "$config" "$@"
+exec "$(dirname "$(readlink -f "$0")")/dist_run.sh" train.py "$gpus" "$config" "$@"

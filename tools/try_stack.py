@@ -68,8 +68,8 @@ def run(*arguments: str, folder: Path, **environment: str) -> None:
         raise subprocess.SubprocessError(said[-1] if said else process.stderr[-200:])
 
 
-def of_the_command_line(folder: Path) -> dict[str, str]:
-    """What a user starts: outcome by what it is."""
+def of_the_command_line(folder: Path) -> dict[str, Callable[[], None]]:
+    """What a user starts, by what it is. Trainings of the same work dir stand in their order."""
     generate_demo_scenes(folder / 'data/demo_scenes', num_training=8, num_validation=2)
     (folder / 'data/demo_scenes/class_weight.json').write_text(json.dumps([1.0 + c for c in range(10)]))
 
@@ -87,7 +87,7 @@ def of_the_command_line(folder: Path) -> dict[str, str]:
         run(*script, *settings, folder=folder, PYTHON=sys.executable, PORT='29611', CUDA_VISIBLE_DEVICES='')
 
     ours, mmsegs = ROOT / 'tools/train.py', SHIPPED.parent / 'tools/train.py'
-    trials = {
+    return {
         '`import mmseg.models`': python('import mmseg.models'),
         '`import mmseg_wce, mmseg.models`': python('import mmseg_wce, mmseg.models'),
         '`tools/train.py`, a config over `mmseg::`': train(ours, 1),
@@ -97,7 +97,6 @@ def of_the_command_line(folder: Path) -> dict[str, str]:
         "mmseg's own `tools/train.py --resume`": train(mmsegs, 2, '--resume'),
         'deformable convolution (mmcv op)': deformable_convolution,
     }
-    return {what: outcome(trial) for what, trial in track(trials.items(), 'Commands', transient=True)}
 
 
 def deformable_convolution() -> None:
@@ -174,8 +173,10 @@ def cell(result: str, length: int = 90) -> str:
 
 
 def table_of_commands(results: dict) -> list[str]:
+    """Markdown lines: what each stack does with each command."""
     stacks = sorted(results)
     lines = ['| | ' + ' | '.join(stacks) + ' |', '| --- ' * (1 + len(stacks)) + '|']
+    lines.append('| torch | ' + ' | '.join(results[stack]['torch'] for stack in stacks) + ' |')
     for what in results[stacks[0]]['commands']:
         lines.append(f'| {what} | ' + ' | '.join(cell(results[stack]['commands'][what]) for stack in stacks) + ' |')
     return lines
@@ -218,17 +219,18 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = {k: v for k, v in of_each_family().items() if args.families is None or k in args.families}
     console.print(f'[bold]{stack_name()}[/], mmseg {mmseg.__version__}, torch {torch.__version__}')
     with tempfile.TemporaryDirectory() as folder:
-        commands = of_the_command_line(Path(folder))
-        for what, result in commands.items():
-            console.print(f'{what}: {cell(result)}', markup=False)
-        families = {}
+        commands, families = {}, {}
+        trials = of_the_command_line(Path(folder))
+        for what, trial in track(trials.items(), 'Commands', console=console, transient=True):
+            commands[what] = outcome(trial)
+            console.print(f'{what}: {cell(commands[what])}', markup=False)
         for family, file in track(chosen.items(), 'Models', console=console, transient=True):
             families[family] = of_a_family(file, Path(folder))
             for way, result in families[family].items():
                 console.print(f'{family}, {way}: {cell(result)}', markup=False)
     if args.write:
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results[stack_name()] = dict(commands=commands, families=families)
+        results[stack_name()] = dict(torch=torch.__version__, commands=commands, families=families)
         RESULTS.write_text(json.dumps(results, indent=1) + '\n')
         for table in tables(results):
             replace_table(*table)

@@ -1,5 +1,7 @@
+from functools import cache
+
 import pytest
-from mmengine.config import Config
+from mmengine.config import Config, utils
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from mmseg_wce.head_losses import _Fused
@@ -86,7 +88,9 @@ def differences(old, new, place=''):
         yield place, old, new
 
 
-def test_every_ade20k_config_of_mmseg(tool, tmp_path, capsys):
+@pytest.mark.heavy
+def test_every_ade20k_config_of_mmseg(tool, root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(utils, 'load', cache(utils.load))  # mmengine reads every index of models for every config
     names = sorted(name for name, _ in tool.named('mmseg::*ade20k*'))
 
     assert tool.main(['mmseg::*ade20k*', '--out', 'converted']) == 0
@@ -115,6 +119,8 @@ def test_every_ade20k_config_of_mmseg(tool, tmp_path, capsys):
         assert types(new.model) == [OURS if kind == 'CrossEntropyLoss' else kind for kind in types(old.model)]
         replaced += len(changed)
     assert f'{replaced} losses replaced' in summary
+    shown = [line for line in summary.splitlines() if line and 'nothing to replace' not in line]
+    assert '\n'.join(shown) in (root / 'configs/README.md').read_text()
 
 
 @pytest.mark.parametrize('family', ['danet', 'encnet', 'knet', 'mobilenet_v2', 'segmenter'])
@@ -135,6 +141,18 @@ def test_a_sample_trains_converted_and_fused(tool, import_tool, tmp_path, monkey
     trial.an_iteration(Config.fromfile(tmp_path / 'mine.py'), size=64, fuse=True)
 
     assert (WeightedCrossEntropyLoss, (8, 8)) in seen or (WeightedCrossEntropyLoss, (4, 4)) in seen
+
+
+def test_upernet_convnext(tool, import_tool, tmp_path):
+    pytest.importorskip('mmpretrain.models', reason='mmpretrain is not installed', exc_type=ImportError)
+    name = 'convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'
+    tool.convert(f'mmseg::{name}', tool.SHIPPED / name, tmp_path / 'mine.py')
+
+    config = Config.fromfile(tmp_path / 'mine.py')  # imports mmpretrain.models and mmseg_wce
+    import_tool('try_stack').an_iteration(config, size=64, fuse=True)
+
+    assert config.custom_imports.imports == ['mmpretrain.models', 'mmseg_wce']
+    assert types(config.model) == [OURS, OURS]
 
 
 def test_a_config_file_with_imports_of_its_own(tool, tmp_path):
@@ -170,11 +188,145 @@ def test_nothing_to_replace(tool, tmp_path, capsys, name, reason):
     assert not (tmp_path / 'mine.py').exists()
 
 
-@pytest.mark.parametrize('config', ['mmseg::no/such*.py', 'missing.py', 'broken.py', 'without_model.py'])
+HEAD = "dict(type='FCNHead', in_channels=8, channels=4, num_classes=5)"
+BROKEN = {
+    'mmseg::no/such*.py': ('', 'ships no config'),
+    'missing.py': (None, 'does not exist'),
+    'broken.py': ('model = dict(', 'cannot be read'),
+    'without_model.py': ('a = 1', 'has no model'),
+    'no_model.py': ('model = None', 'has no model'),
+    'imports.py': (f"custom_imports = ['json']\nmodel = dict(decode_head={HEAD})", 'custom_imports must be dict'),
+    'new_style.py': (
+        'from mmengine.config import read_base\n\nwith read_base():\n    from .base import *\nmodel.update(a=1)\n',
+        'read_base()',
+    ),
+    'classes.py': (
+        'from mmseg.models import FCNHead\n\nmodel = dict(decode_head=dict(type=FCNHead, num_classes=5))\n',
+        'of the new style',
+    ),
+}
+
+
+@pytest.mark.parametrize('config', BROKEN)
 def test_what_cannot_be_read(tool, tmp_path, capsys, config):
-    (tmp_path / 'broken.py').write_text('model = dict(')
-    (tmp_path / 'without_model.py').write_text('a = 1\n')
+    text, words = BROKEN[config]
+    (tmp_path / 'base.py').write_text(f'model = dict(decode_head={HEAD})\n')
+    if text is not None and '::' not in config:
+        (tmp_path / config).write_text(text)
 
     assert tool.main([config, '--out', 'mine.py']) == 2
 
-    assert capsys.readouterr().err.startswith('error: ')
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ')
+    assert words in line
+    assert not (tmp_path / 'mine.py').exists()
+
+
+def a_config(folder, text=f'model = dict(decode_head={HEAD})\n', name='theirs.py'):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_nothing_is_overwritten(tool, tmp_path, capsys):
+    config = a_config(tmp_path / 'own')
+
+    assert tool.main([config, '--out', config]) == 2
+    assert tool.main([config, '--out', 'own']) == 2
+    assert Config.fromfile(config).model.decode_head.num_classes == 5
+    assert capsys.readouterr().err.count('exists and differs') == 2
+
+    assert tool.main([config, '--out', 'mine.py']) == 0
+    assert tool.main([config, '--out', 'mine.py']) == 0  # the same again
+    mine = tmp_path / 'mine.py'
+    mine.write_text(mine.read_text() + "model.decode_head.loss_decode.class_weight = 'weights.json'\n")
+    assert tool.main([config, '--out', 'mine.py']) == 2
+    assert 'weights.json' in mine.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['mine.py', 'own']
+
+
+def test_where_to_write(tool, tmp_path, capsys):
+    one, two = a_config(tmp_path / 'a b'), a_config(tmp_path / 'c')
+    other = a_config(tmp_path / 'c', name='other.py')
+    (tmp_path / 'file').touch()
+    (tmp_path / 'folder.py').mkdir()
+
+    for configs, out in (
+        ([one], 'mine.yaml'),
+        ([one], 'no_folder'),
+        ([one, other], 'mine.py'),
+        ([one, two], 'new'),
+        ([one], 'file/mine.py'),
+    ):
+        assert tool.main([*configs, '--out', out]) == 2
+        assert capsys.readouterr().err.startswith('error: ')
+    assert not (tmp_path / 'new').exists()
+
+    assert tool.main([one, '--out', 'folder.py']) == 0
+    assert tool.main([one, other, '--out', 'new']) == 0
+    for written in ('folder.py/theirs.py', 'new/theirs.py', 'new/other.py'):
+        assert types(Config.fromfile(tmp_path / written).model) == [OURS]
+
+
+def test_a_bad_one_does_not_stop_the_others(tool, tmp_path, capsys):
+    good, bad = a_config(tmp_path / 'a'), a_config(tmp_path / 'b', 'model = dict(', 'bad.py')
+
+    assert tool.main([bad, good, '--out', 'new']) == 2
+
+    output = capsys.readouterr()
+    assert output.err.startswith(f'error: config file {bad!r} cannot be read')
+    assert (tmp_path / 'new/theirs.py').exists()
+
+
+@pytest.mark.parametrize(
+    ('head', 'place', 'reason'),
+    [
+        ("dict(type='NoSuchHead', num_classes=5)", 'model.decode_head', 'no such head is registered'),
+        (HEAD.replace('classes=5', 'classes=1'), 'model.decode_head.loss_decode', 'one channel is no softmax'),
+        ("dict(type='PSPHead', num_classes=5, loss_decode=dict(loss_weight=1))", 'model.decode_head.loss_decode', ''),
+    ],
+)
+def test_heads_that_stay(tool, tmp_path, capsys, head, place, reason):
+    assert tool.main([a_config(tmp_path / 'a', f'model = dict(decode_head={head})\n'), '--out', 'mine.py']) == 1
+
+    assert capsys.readouterr().out.startswith(f'{place}: ')
+    assert not (tmp_path / 'mine.py').exists()
+
+
+def test_a_model_without_heads_is_said(tool, tmp_path, capsys):
+    assert tool.main([a_config(tmp_path / 'a', "model = dict(type='Mine')\n"), '--out', 'mine.py']) == 1
+
+    assert 'model: Mine -> left alone, it has no decode_head' in capsys.readouterr().out
+
+
+def test_heads_further_down_and_heads_of_ones_own(tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'my_own_heads.py').write_text(
+        'from mmseg.models import FCNHead\n'
+        'from mmseg.registry import MODELS\n\n\n'
+        '@MODELS.register_module(force=True)\nclass MyOwnHead(FCNHead):\n    pass\n'
+    )
+    text = (
+        "custom_imports = dict(imports=['my_own_heads', 'not_installed', 'mmseg_wce'])\n"
+        f'mine = {HEAD.replace("FCNHead", "MyOwnHead")}\n'
+        f'theirs = dict(**{HEAD}, loss_decode=dict(type="CrossEntropyLoss"))\n'
+        "model = dict(type='Distiller', student=dict(decode_head=mine), teachers=[dict(auxiliary_head=[theirs])])\n"
+    )
+
+    assert tool.main([a_config(tmp_path / 'a', text), '--out', 'mine.py']) == 0
+
+    assert capsys.readouterr().out.splitlines() == [
+        f"model.student.decode_head.loss_decode: mmseg's default -> {OURS}",
+        f'model.teachers[0].auxiliary_head[0].loss_decode: CrossEntropyLoss -> {OURS}',
+    ]
+    new = Config.fromfile('mine.py', import_custom_modules=False)
+    assert types(new.model) == [OURS, OURS]
+    assert new.custom_imports.imports == ['my_own_heads', 'not_installed', 'mmseg_wce']
+
+
+def test_other_slots_of_a_head_are_reported(tool, capsys):
+    assert tool.main(['mmseg::encnet/encnet_r50-d8_4xb4-80k_ade20k-512x512', '--out', 'mine.py']) == 0
+
+    assert (
+        'decode_head.loss_se_decode: CrossEntropyLoss -> left alone, not the loss on pixels' in capsys.readouterr().out
+    )

@@ -2,6 +2,7 @@ import json
 import subprocess
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -16,8 +17,24 @@ def test_the_page_has_the_recorded_tables(tool, import_tool):
         assert read_table(page, name) == lines
 
 
-def test_this_stack_is_recorded(tool):
-    assert tool.stack_name() in json.loads(tool.RESULTS.read_text())
+@pytest.fixture
+def recorded(tool):
+    """What the page says of this stack."""
+    return json.loads(tool.RESULTS.read_text())[tool.stack_name()]
+
+
+@pytest.mark.parametrize('family', ['ccnet', 'cgnet', 'psanet'])
+def test_families_are_as_recorded(tool, recorded, tmp_path, family):
+    assert tool.of_a_family(tool.of_each_family()[family], tmp_path) == recorded['families'][family]
+
+
+def test_commands_are_as_recorded(tool, recorded, tmp_path):
+    trials = tool.of_the_command_line(tmp_path)
+    assert list(trials) == list(recorded['commands'])
+
+    for what, trial in trials.items():
+        if 'import' in what or 'op' in what.split() or what.startswith("mmseg's own `tools/train.py`, a config"):
+            assert tool.outcome(trial) == recorded['commands'][what]
 
 
 def test_outcomes(tool):
@@ -41,7 +58,7 @@ def test_a_command_that_fails_says_why(tool, tmp_path):
 def test_a_family_from_trial_to_table(tool, tmp_path, monkeypatch, capsys):
     written = []
     monkeypatch.setattr(tool, 'RESULTS', tmp_path / 'stacks.json')
-    monkeypatch.setattr(tool, 'of_the_command_line', lambda folder: {'a command': 'yes'})
+    monkeypatch.setattr(tool, 'of_the_command_line', lambda folder: {'a command': lambda: None})
     monkeypatch.setattr(tool, 'replace_table', lambda page, name, lines: written.append((name, lines)))
 
     tool.main(['--families', 'fastscnn', 'maskformer', '--write'])
@@ -49,10 +66,13 @@ def test_a_family_from_trial_to_table(tool, tmp_path, monkeypatch, capsys):
     stack = tool.stack_name()
     of_stack = json.loads((tmp_path / 'stacks.json').read_text())[stack]
     assert of_stack['commands'] == {'a command': 'yes'}
+    assert of_stack['torch'] == torch.__version__
     # FastSCNN's losses are sigmoids; MaskFormer has none on pixels, and needs mmdet
     assert of_stack['families']['fastscnn']['as shipped'] == 'yes'
     assert all(family['converted'].startswith('nothing to convert') for family in of_stack['families'].values())
-    assert written[0] == ('stacks', [f'| | {stack} |', '| --- | --- |', '| a command | yes |'])
+    name, lines = written[0]
+    assert name == 'stacks'
+    assert lines == [f'| | {stack} |', '| --- | --- |', f'| torch | {torch.__version__} |', '| a command | yes |']
     name, lines = written[1]
     assert name == 'families'
     assert lines[2:4] == ['| families that train, as shipped | 1 of 2 |', '| families that train, converted | 0 of 0 |']
