@@ -34,11 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error('--out: which config? Give a NAME')
         print(*shipped.configs(), sep='\n')
         return 0
-    out = args.out or Path()
     try:
-        if out.exists() and not out.is_dir():
-            raise NotADirectoryError(f'--out {str(out)!r} is no folder')
-        copied = shipped.copy_config(shipped.find_config(args.name), out)
+        copied = shipped.copy_config(shipped.find_config(args.name), args.out or Path())
     except (LookupError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

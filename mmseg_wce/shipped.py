@@ -47,8 +47,11 @@ def copy_config(config: str, out: Path) -> list[Path]:
         The new files, the config first.
 
     Raises:
+        NotADirectoryError: ``out`` is a file.
         FileExistsError: one of them exists with other content; nothing has been copied.
     """
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f'{str(out)!r} is no folder')
     sources = _with_bases(ROOT / 'configs' / config)
     common = os.path.commonpath([source.parent for source in sources])
     targets = [out / source.relative_to(common) for source in sources]

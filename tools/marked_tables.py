@@ -1,6 +1,26 @@
-"""Tables that scripts write into Markdown, between two comments that name them."""
+"""Tables that scripts write into Markdown, between two comments that name them, and the results that they show."""
 
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+Table = tuple[Path, str, list[str]]
+"""A page, the table's name in it, and its lines."""
+
+
+def record(file: Path, measured: dict, tables: Callable[[dict], list[Table]]) -> None:
+    """Enter what one environment gave into a file of results, and write every table of them anew."""
+    results = json.loads(file.read_text()) if file.exists() else {}
+    results.update(measured)
+    file.write_text(json.dumps(results, indent=1) + '\n')
+    for table in tables(results):
+        replace_table(*table)
+
+
+def markdown(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """The lines of a table."""
+    every = [header, ['---'] * len(header), *rows]
+    return ['|' + ''.join(f' {cell} |' if cell else ' |' for cell in row) for row in every]
 
 
 def replace_table(page: Path, name: str, lines: list[str]) -> None:

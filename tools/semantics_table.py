@@ -5,7 +5,6 @@ docs/semantics.md and README.md anew; run it on each stack.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -15,7 +14,8 @@ from pathlib import Path
 import mmseg_wce  # noqa: F401  (first: makes mmseg importable on mmcv-lite)
 import torch
 import torch.nn.functional as F
-from marked_tables import replace_table
+from marked_tables import Table as MarkedTable
+from marked_tables import markdown, record
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from rich.console import Console
@@ -48,12 +48,17 @@ def ours(logits: torch.Tensor, label: torch.Tensor, class_weight: list | None, *
     return WeightedCrossEntropyLoss(class_weight=class_weight, **options)(logits, label, ignore_index=255)
 
 
-def built_in_name() -> str:
-    """Of the installed mmseg, upstream's or the fork's, with its version."""
-    for name in ('mmsegmentation', 'onedl-mmsegmentation'):
+def installed(*names: str) -> str:
+    """Name and version of the first of these distributions that is installed."""
+    for name in names:
         if any(metadata.distributions(name=name)):
             return f'{name} {metadata.version(name)}'
-    raise RuntimeError('mmseg is importable, but is no installed distribution')
+    raise RuntimeError(f'none of {", ".join(names)} is an installed distribution')
+
+
+def built_in_name() -> str:
+    """Of the installed mmseg, upstream's or the fork's, with its version."""
+    return installed('mmsegmentation', 'onedl-mmsegmentation')
 
 
 def outcome(loss: Callable, row: Row) -> str:
@@ -82,20 +87,16 @@ def columns(results: dict) -> list[str]:
 def full_table(results: dict, dtype: str) -> list[str]:
     """Markdown lines for docs/semantics.md."""
     names = columns(results)
-    lines = ['| weights | ignored | `avg_non_ignore` | ' + ' | '.join(names) + ' |', '| --- ' * (3 + len(names)) + '|']
-    for row in ROWS:
-        if row[0] == dtype:
-            cells = [*row[1:], *(results[name][' | '.join(row)] for name in names)]
-            lines.append('| ' + ' | '.join(cells) + ' |')
-    return lines
+    header = ['weights', 'ignored', '`avg_non_ignore`', *names]
+    rows = [[*row[1:], *(results[name][' | '.join(row)] for name in names)] for row in ROWS if row[0] == dtype]
+    return markdown(header, rows)
 
 
 def small_table(results: dict) -> list[str]:
     """Markdown lines for README.md: float32, the default of ``avg_non_ignore`` and True, errors by their name."""
     stacks = columns(results)[1:-1]
     names = [f'{stack}{options}' for stack in stacks for options in ('', ', `avg_non_ignore=True`')]
-    lines = ['| weights | ignored pixels | ' + ' | '.join([*names, PYTORCH, OURS]) + ' |']
-    lines.append('| --- ' * (4 + len(names)) + '|')
+    rows = []
     for weights, ignored in product(WEIGHTS, LABELS):
         cells = [
             results[stack][f'float32 | {weights} | {ignored} | {option}'].split(':')[0]
@@ -103,12 +104,12 @@ def small_table(results: dict) -> list[str]:
             for option in ('not given', 'True')
         ]
         cells += [results[name][f'float32 | {weights} | {ignored} | not given'] for name in (PYTORCH, OURS)]
-        lines.append(f'| {weights} | {ignored} | ' + ' | '.join(cells) + ' |')
-    return lines
+        rows.append([weights, ignored, *cells])
+    return markdown(['weights', 'ignored pixels', *names, PYTORCH, OURS], rows)
 
 
-def tables(results: dict) -> list[tuple[Path, str, list[str]]]:
-    """Every table in the project's text: file, name, lines."""
+def tables(results: dict) -> list[MarkedTable]:
+    """Every table in the project's text."""
     page = ROOT / 'docs/semantics.md'
     return [
         (page, 'semantics-float32', full_table(results, 'float32')),
@@ -131,11 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     measured = measure()
     print_table(measured)
     if args.write:
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results.update(measured)
-        RESULTS.write_text(json.dumps(results, indent=1) + '\n')
-        for table in tables(results):
-            replace_table(*table)
+        record(RESULTS, measured, tables)
 
 
 if __name__ == '__main__':

@@ -12,14 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import mmseg
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 import torch
 from convert_config import SHIPPED, convert
-from marked_tables import replace_table
+from marked_tables import Table, markdown, record
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -31,6 +30,7 @@ from mmseg_wce.fusion import fuse_decode_heads
 from mmseg_wce.preflight import load_config, nodes
 from rich.console import Console
 from rich.progress import track
+from semantics_table import built_in_name, installed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'docs/stacks.json'
@@ -42,9 +42,7 @@ SMALL += ['default_hooks.checkpoint.interval=1']
 
 def stack_name() -> str:
     """Of the installed distributions, with the versions that matter."""
-    named = [name for name in ('mmsegmentation', 'onedl-mmsegmentation') if any(metadata.distributions(name=name))]
-    named += [name for name in ('mmcv', 'mmcv-lite', 'onedl-mmcv') if any(metadata.distributions(name=name))]
-    return ', '.join(f'{name} {metadata.version(name)}' for name in named)
+    return f'{built_in_name()}, {installed("mmcv", "mmcv-lite", "onedl-mmcv")}'
 
 
 def outcome(trial: Callable[[], str | None]) -> str:
@@ -175,37 +173,36 @@ def cell(result: str, length: int = 90) -> str:
 def table_of_commands(results: dict) -> list[str]:
     """Markdown lines: what each stack does with each command."""
     stacks = sorted(results)
-    lines = ['| | ' + ' | '.join(stacks) + ' |', '| --- ' * (1 + len(stacks)) + '|']
-    lines.append('| torch | ' + ' | '.join(results[stack]['torch'] for stack in stacks) + ' |')
+    rows = [['torch', *(results[stack]['torch'] for stack in stacks)]]
     for what in results[stacks[0]]['commands']:
-        lines.append(f'| {what} | ' + ' | '.join(cell(results[stack]['commands'][what]) for stack in stacks) + ' |')
-    return lines
+        rows.append([what, *(cell(results[stack]['commands'][what]) for stack in stacks)])
+    return markdown(['', *stacks], rows)
 
 
 def table_of_families(results: dict) -> list[str]:
     """How many train, then every family that does not on some stack."""
     stacks, ways = sorted(results), ('as shipped', 'converted')
     families = sorted({family for stack in stacks for family in results[stack]['families']})
-    lines = ['| | ' + ' | '.join(stacks) + ' |', '| --- ' * (1 + len(stacks)) + '|']
+    rows = []
     for way in ways:
         numbers = []
         for stack in stacks:
             found = [family[way] for family in results[stack]['families'].values()]
             found = [result for result in found if not result.startswith(NOTHING)]
             numbers.append(f'{found.count("yes")} of {len(found)}')
-        lines.append(f'| families that train, {way} | ' + ' | '.join(numbers) + ' |')
+        rows.append([f'families that train, {way}', *numbers])
     for family in families:
         of_stacks = [results[stack]['families'].get(family, dict.fromkeys(ways, 'not shipped')) for stack in stacks]
-        rows = {f'{family}, {way}': [of_stack[way] for of_stack in of_stacks] for way in ways}
-        shipped, converted = rows.values()
-        for what, row in ({family: shipped} if shipped == converted else rows).items():
+        found = {f'{family}, {way}': [of_stack[way] for of_stack in of_stacks] for way in ways}
+        shipped, converted = found.values()
+        for what, row in ({family: shipped} if shipped == converted else found).items():
             if any(result != 'yes' and not result.startswith(NOTHING) for result in row):
-                lines.append(f'| {what} | ' + ' | '.join(map(cell, row)) + ' |')
-    return lines
+                rows.append([what, *map(cell, row)])
+    return markdown(['', *stacks], rows)
 
 
-def tables(results: dict) -> list[tuple[Path, str, list[str]]]:
-    """Every table in the project's text: file, name, lines."""
+def tables(results: dict) -> list[Table]:
+    """Every table in the project's text."""
     page = ROOT / 'docs/install.md'
     return [(page, 'stacks', table_of_commands(results)), (page, 'families', table_of_families(results))]
 
@@ -229,11 +226,8 @@ def main(arguments: list[str] | None = None) -> None:
             for way, result in families[family].items():
                 console.print(f'{family}, {way}: {cell(result)}', markup=False)
     if args.write:
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results[stack_name()] = dict(torch=torch.__version__, commands=commands, families=families)
-        RESULTS.write_text(json.dumps(results, indent=1) + '\n')
-        for table in tables(results):
-            replace_table(*table)
+        measured = {stack_name(): dict(torch=torch.__version__, commands=commands, families=families)}
+        record(RESULTS, measured, tables)
 
 
 if __name__ == '__main__':

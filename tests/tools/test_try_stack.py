@@ -1,5 +1,6 @@
 import json
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -59,7 +60,9 @@ def test_a_family_from_trial_to_table(tool, tmp_path, monkeypatch, capsys):
     written = []
     monkeypatch.setattr(tool, 'RESULTS', tmp_path / 'stacks.json')
     monkeypatch.setattr(tool, 'of_the_command_line', lambda folder: {'a command': lambda: None})
-    monkeypatch.setattr(tool, 'replace_table', lambda page, name, lines: written.append((name, lines)))
+    monkeypatch.setattr(
+        sys.modules['marked_tables'], 'replace_table', lambda page, name, lines: written.append((name, lines))
+    )
 
     tool.main(['--families', 'fastscnn', 'maskformer', '--write'])
 
