@@ -53,6 +53,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     cmdclass=dict(build_py=BuildWithMim),
+    package_data={'mmseg_wce.class_weights': ['*.json']},
     packages=find_packages(include=['mmseg_wce', 'mmseg_wce.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],

@@ -22,6 +22,7 @@ __all__ = [
     'check_data',
     'check_losses',
     'check_work_dir',
+    'in_one_line',
     'load_config',
     'nodes',
 ]
@@ -46,13 +47,13 @@ def load_config(path: str, options: dict[str, Any] | None = None, import_custom_
     try:
         config = Config.fromfile(path, import_custom_modules=import_custom_modules)
     except Exception as error:  # a config is code: anything can be wrong with it
-        raise PreflightError(f'config file {path!r} cannot be read: {_in_one_line(error)}') from error
+        raise PreflightError(f'config file {path!r} cannot be read: {in_one_line(error)}') from error
     for key, value in (options or {}).items():
         try:
             config.merge_from_dict({key: value})
         except Exception as error:
             raise PreflightError(
-                f'--cfg-options {key}={value} does not fit the config: {_in_one_line(error)}'
+                f'--cfg-options {key}={value} does not fit the config: {in_one_line(error)}'
             ) from error
     return config
 
@@ -64,7 +65,8 @@ def _check_file(path: str, what: str) -> None:
         raise PreflightError(f'{what} {path!r} does not exist (looked in {osp.abspath(".")})')
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """Kind and message of an error, shortened."""
     words = ' '.join(str(error).split())
     return f'{type(error).__name__}: {words[:200]}{"..." if len(words) > 200 else ""}'
 
@@ -100,7 +102,7 @@ def check_losses(config: Config) -> None:
             try:
                 load_class_weight(loss['class_weight'])
             except (TypeError, ValueError) as error:
-                raise PreflightError(_in_one_line(error).split(': ', 1)[1]) from error
+                raise PreflightError(in_one_line(error).split(': ', 1)[1]) from error
 
 
 def nodes(node: Any) -> Iterator[dict]:
@@ -175,7 +177,7 @@ def _check_samples(dataset: dict, where: str) -> None:
         built = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
         samples = built.load_data_list()
     except Exception as error:
-        raise PreflightError(f'{where}: the data set cannot be read: {_in_one_line(error)}') from error
+        raise PreflightError(f'{where}: the data set cannot be read: {in_one_line(error)}') from error
     if not samples:
         raise PreflightError(f'{where}: img_path {built.data_prefix["img_path"]!r} holds no files *{built.img_suffix}')
     for name in ('img_path', 'seg_map_path'):

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import mmseg_wce  # noqa: F401  (registers the data set and the loss)
 from demo_report import Result, draw_report, print_table
+from label_arguments import scan_with_progress
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model, init_model
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS
-from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency
+from mmseg_wce.class_weights import class_weights
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+from mmseg_wce.label_files import of_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 
@@ -38,14 +40,12 @@ def labels_of(dataset: dict):
     return DATASETS.build({**dataset, 'pipeline': [load]})
 
 
-def write_class_weights(config: Config, num_classes: int) -> tuple[list[float], list[float]]:
+def write_class_weights(config: Config) -> tuple[list[float], list[float]]:
     """Save the weights where the config looks for them. Returns the classes' shares of pixels and their weights."""
-    training = labels_of(config.train_dataloader.dataset)
-    indices = track(range(len(training)), 'Counting pixels', console=console)
-    counts = count_pixels((training[i]['gt_seg_map'] for i in indices), num_classes)
-    weights = [round(float(w), 4) for w in inverse_sqrt_frequency(counts)]
+    statistics = scan_with_progress(of_config(config), 0, console, 'Counting pixels')
+    weights = [round(float(w), 4) for w in class_weights(statistics, 'sqrt_inverse_frequency')]
     (DATA_ROOT / 'class_weight.json').write_text(json.dumps(weights))
-    return (counts / counts.sum()).tolist(), weights
+    return statistics.share.tolist(), weights
 
 
 def train(name: str, iterations: int) -> Path:
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = Config.fromfile(CONFIGS['weighted'])
     validation = labels_of(config.val_dataloader.dataset)
     classes, palette = validation.metainfo['classes'], validation.metainfo['palette']
-    shares, weights = write_class_weights(config, len(classes))
+    shares, weights = write_class_weights(config)
 
     console.print('[bold]2/3[/] Training the same model twice: only the loss differs')
     checkpoints = {name: train(name, args.iterations) for name in CONFIGS}

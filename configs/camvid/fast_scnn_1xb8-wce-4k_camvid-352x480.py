@@ -1,6 +1,6 @@
 _base_ = './fast_scnn_1xb8-4k_camvid-352x480.py'
 
-# mmseg_wce.class_weights.inverse_sqrt_frequency of the training labels; tests/test_configs.py computes them anew
+# tools/class_weights.py of the training labels by sqrt_inverse_frequency; tests/test_configs.py computes them anew
 class_weight = [0.8769, 0.7463, 3.6303, 0.6397, 1.6992, 1.1542, 3.3232, 3.3906, 1.4861, 4.5016, 6.6643]
 
 model = _base_.model

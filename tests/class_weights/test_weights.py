@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from mmseg_wce.class_weights import count_pixels, inverse_sqrt_frequency, load_class_weight
+from mmseg_wce.class_weights import Convention, LabelStatistics, class_weights, load_class_weight, load_statistics
 
 WEIGHTS = [0.5, 1.25, 2.0]
 
@@ -134,21 +134,54 @@ def test_bad_values(weights, words):
 
 @pytest.mark.parametrize('weights', [3.0, {'wall': 1.0}, object()])
 def test_bad_types(weights):
-    with pytest.raises(TypeError, match='class_weight must be a list'):
+    with pytest.raises(TypeError, match='class_weight must be a list of numbers'):
         load_class_weight(weights)
 
 
-def test_count_pixels_leaves_out_what_is_ignored():
-    maps = [np.array([[0, 1, 255], [2, 2, 7]], np.uint8), np.array([[-1, 0]])]
+@pytest.fixture
+def statistics_file(tmp_path):
+    histograms = np.zeros((2, 256), np.int64)
+    histograms[:, :4] = [[10, 60, 30, 0], [0, 70, 0, 30]]  # raw 0 is ignored
+    table = np.arange(-1, 255) % 256
+    statistics = LabelStatistics.of(
+        'three', ['a', 'b', 'c'], Convention(True), table, ['1.png', '2.png'], histograms, [(10, 10)] * 2, ['L'] * 2
+    )
+    statistics.save(tmp_path / 'statistics.json')
+    return tmp_path / 'statistics.json'
 
-    assert count_pixels(maps, 3).tolist() == [2, 1, 2]
+
+def test_by_a_scheme(statistics_file):
+    weights = load_class_weight(
+        dict(statistics=str(statistics_file), scheme='median_frequency', normalize=None, max_ratio=1.5)
+    )
+
+    # frequencies where present: 130 / 200, 30 / 100, 30 / 100
+    expected = np.minimum(0.3 / np.array([0.65, 0.3, 0.3]), 1.5 * 0.3 / 0.65)
+    assert weights.tolist() == pytest.approx(expected.tolist())
 
 
-def test_inverse_sqrt_frequency():
-    counts = np.array([900, 0, 100])
+def test_by_a_scheme_from_what_the_package_ships():
+    weights = load_class_weight(dict(statistics='ade20k', scheme='enet', normalize=None))
 
-    weights = inverse_sqrt_frequency(counts)
+    assert weights.shape == (150,)
+    assert weights[0].item() == pytest.approx(1 / math.log(1.02 + 0.1576 / 0.9275))
+    assert torch.equal(weights, load_class_weight(class_weights(load_statistics('ade20k'), 'enet', normalize=None)))
 
-    assert weights[0] * 3 == pytest.approx(weights[2])  # sqrt(900 / 100)
-    assert weights[1] == 0
-    assert (weights * counts).sum() / counts.sum() == pytest.approx(1.0)
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'words'),
+    [
+        (dict(scheme='enet'), TypeError, 'statistics='),
+        (dict(statistics=['a']), TypeError, 'statistics='),
+        (dict(statistics='nowhere.json'), ValueError, "'nowhere.json' cannot be read"),
+        (dict(statistics='ade20k', scheme='focal'), ValueError, "got 'focal'"),
+        (dict(statistics='ade20k', beta=0.9), TypeError, "'sqrt_inverse_frequency' has no such option"),
+        (dict(statistics='ade20k', max_ratio=0.5), ValueError, 'at least 1, got 0.5'),
+    ],
+)
+def test_schemes_that_cannot_be(options, error, words):
+    with pytest.raises(error) as caught:
+        load_class_weight(options)
+
+    assert 'class_weight' in str(caught.value) or 'statistics' in str(caught.value)
+    assert words in str(caught.value)

@@ -1,4 +1,4 @@
-"""Class weights as users write them, a list or a file, read safely and checked before a model is built on them."""
+"""Class weights as users write them, a list, a file or a scheme, read safely and checked before a model is built."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from mmseg_wce.class_weights.schemes import class_weights
+from mmseg_wce.class_weights.statistics import load_statistics
 from mmseg_wce.plain_arrays import STAND_INS
 from torch import Tensor
 
-__all__ = ['ClassWeight', 'check_class_weight', 'count_pixels', 'inverse_sqrt_frequency', 'load_class_weight']
+__all__ = ['ClassWeight', 'check_class_weight', 'load_class_weight']
 
-ClassWeight = Sequence[float] | np.ndarray | Tensor | str | os.PathLike
+ClassWeight = Sequence[float] | np.ndarray | Tensor | str | os.PathLike | Mapping[str, Any]
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -84,17 +86,21 @@ def load_class_weight(class_weight: ClassWeight) -> Tensor:
     Args:
         class_weight: one number per class in order of the class indices, as a list, tuple, array or tensor, or the
             path of a ``.npy``, ``.json``, ``.yaml`` or ``.pkl`` file that holds such a list (any file backend of
-            mmengine; pickles may hold numbers and NumPy arrays only).
+            mmengine; pickles may hold numbers and NumPy arrays only), or
+            ``dict(statistics='ade20k' or a file of tools/class_weights.py, scheme='median_frequency', ...)`` with the
+            options of :func:`mmseg_wce.class_weights.class_weights`.
 
     Returns:
         (C,), float32, on CPU.
 
     Raises:
-        TypeError: it is none of these.
-        ValueError: the file is missing or does not hold a list of real numbers, or a weight is negative, NaN or
-            infinite, or all are zero.
+        TypeError: it is none of these, or an option that the scheme does not have.
+        ValueError: the file is missing or does not hold what it should, or a weight is negative, NaN or infinite, or
+            all are zero.
     """
     source, complaint = 'class_weight', TypeError
+    if isinstance(class_weight, Mapping):
+        class_weight = _by_scheme(class_weight)
     if isinstance(class_weight, (str, os.PathLike)):
         path = os.fspath(class_weight)
         source, complaint, class_weight = f'class_weight file {path!r}', ValueError, _read_file(path)
@@ -103,6 +109,20 @@ def load_class_weight(class_weight: ClassWeight) -> Tensor:
     weights = _as_float32(class_weight, source)
     check_class_weight(weights, source)
     return weights
+
+
+def _by_scheme(options: Mapping[str, Any]) -> np.ndarray:
+    options = dict(options)
+    if not isinstance(options.get('statistics'), (str, os.PathLike)):
+        raise TypeError(
+            "class_weight must be a list of numbers, a file, or dict(statistics='ade20k' or a file, scheme=...), got "
+            f'{options!r:.200}'
+        )
+    statistics = load_statistics(options.pop('statistics'))
+    try:
+        return class_weights(statistics, **options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f'class_weight by a scheme: {error}') from error
 
 
 def _as_float32(class_weight: Sequence[float] | np.ndarray | Tensor, source: str) -> Tensor:
@@ -116,33 +136,3 @@ def _as_float32(class_weight: Sequence[float] | np.ndarray | Tensor, source: str
         raise ValueError(f'{source} must be a flat list of real numbers, got {class_weight!r:.200} ({array.dtype})')
     with np.errstate(over='ignore'):  # too large for float32 is infinite, which is refused with its class
         return torch.from_numpy(array.astype(np.float32))
-
-
-def count_pixels(label_maps: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
-    """Pixels of each class.
-
-    Args:
-        label_maps: integer arrays of any shape as the loss gets them: classes in [0, num_classes), the rest ignored.
-        num_classes: C.
-
-    Returns:
-        (C,), int64.
-    """
-    counts = np.zeros(num_classes, np.int64)
-    for labels in label_maps:
-        counts += np.bincount(labels[(labels >= 0) & (labels < num_classes)], minlength=num_classes)
-    return counts
-
-
-def inverse_sqrt_frequency(pixel_counts: np.ndarray) -> np.ndarray:
-    """w_c = p_c^(-1/2) / sum_k p_k^(1/2), p_c being the class's share of pixels: the mean weight of a pixel is 1.
-
-    Args:
-        pixel_counts: (C,), not all zero.
-
-    Returns:
-        (C,), float64; 0 for a class without pixels.
-    """
-    share = pixel_counts / pixel_counts.sum()
-    inverse = np.divide(1.0, np.sqrt(share), out=np.zeros_like(share), where=share > 0)
-    return inverse / np.sqrt(share).sum()

@@ -1,0 +1,152 @@
+"""Weighting schemes: from statistics of the labels to one weight per class.
+
+n_c are a class's pixels, m_c the images that contain it, N all images, p_c = n_c / sum_k n_k:
+
+======================== ================================================ ==========================================
+scheme                   weight                                           source
+======================== ================================================ ==========================================
+'inverse_frequency'      1 / p_c                                          folklore
+'sqrt_inverse_frequency' 1 / sqrt(p_c)                                    Mikolov et al. 2013 (of words); common since
+'median_frequency'       median(f) / f_c, f_c being n_c over all pixels   Eigen & Fergus 2015, section 6.3.2
+                         of the images that contain the class
+'enet'                   1 / ln(1.02 + p_c)                               Paszke et al. 2016, section 5.2
+'effective_number'       (1 - b) / (1 - b^m_c), b = (N - 1) / N           Cui et al. 2019, equations 2 and 5
+======================== ================================================ ==========================================
+
+The ratio of the largest to the smallest weight that each gives on ADE20K, and when to take which, is in
+``docs/class_weights.md``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from numbers import Real
+from typing import Literal
+
+import numpy as np
+from mmseg_wce.class_weights.statistics import LabelStatistics
+
+__all__ = ['NORMALIZATIONS', 'SCHEMES', 'Scheme', 'class_weights']
+
+Scheme = Literal['inverse_frequency', 'sqrt_inverse_frequency', 'median_frequency', 'enet', 'effective_number']
+NORMALIZATIONS = ('pixels', 'classes', None)
+
+
+def _inverse_frequency(statistics: LabelStatistics, present: np.ndarray) -> np.ndarray:
+    return 1 / statistics.share[present]
+
+
+def _sqrt_inverse_frequency(statistics: LabelStatistics, present: np.ndarray) -> np.ndarray:
+    return 1 / np.sqrt(statistics.share[present])
+
+
+def _median_frequency(statistics: LabelStatistics, present: np.ndarray) -> np.ndarray:
+    frequency = statistics.frequency_where_present[present]
+    return np.median(frequency) / frequency
+
+
+def _enet(statistics: LabelStatistics, present: np.ndarray) -> np.ndarray:
+    return 1 / np.log(1.02 + statistics.share[present])
+
+
+def _effective_number(
+    statistics: LabelStatistics, present: np.ndarray, beta: float | None = None, count: str = 'images'
+) -> np.ndarray:
+    if count not in ('images', 'pixels'):
+        raise ValueError(f"count must be 'images' or 'pixels', got {count!r}")
+    number = getattr(statistics, count)[present]
+    if beta is None:
+        complement = 1 / (statistics.num_images if count == 'images' else statistics.pixels.sum())
+    elif isinstance(beta, Real) and 0 <= beta < 1:
+        complement = 1 - beta
+    else:
+        raise ValueError(f'beta must be at least 0 and less than 1, got {beta!r}')
+    if complement == 1:
+        return np.ones(len(number))
+    return complement / -np.expm1(number * math.log1p(-complement))  # 1 - b^n, exact where b is next to 1
+
+
+SCHEMES: dict[str, Callable[..., np.ndarray]] = {
+    'inverse_frequency': _inverse_frequency,
+    'sqrt_inverse_frequency': _sqrt_inverse_frequency,
+    'median_frequency': _median_frequency,
+    'enet': _enet,
+    'effective_number': _effective_number,
+}
+
+
+def class_weights(
+    statistics: LabelStatistics,
+    scheme: Scheme = 'sqrt_inverse_frequency',
+    *,
+    exponent: float = 1.0,
+    max_ratio: float | None = None,
+    normalize: Literal['pixels', 'classes'] | None = 'pixels',
+    absent: float = 0.0,
+    **options,
+) -> np.ndarray:
+    """Weights of the classes: the scheme's formula, then exponent, max_ratio, normalize and absent, in this order.
+
+    Args:
+        statistics: of the training labels.
+        scheme: key of ``SCHEMES``; the table above has the formulas.
+        exponent: power that the weights are raised to: 0 makes them equal, 0.5 halves their range in logarithms.
+        max_ratio: largest ratio of two weights, at least 1: what is larger than this times the smallest is lowered.
+        normalize: 'pixels' makes the mean weight of a labelled pixel 1, which leaves the scale of the loss and with it
+            the learning rate as they were; 'classes' the mean of the weights; None leaves the formula's scale.
+        absent: weight of a class that never occurs, taken as it is: 0 or 1. A warning names these classes.
+        options: of the scheme: 'effective_number' has ``beta`` (by default (N - 1) / N) and ``count``, 'images' or
+            'pixels' (N pixels in all). Of pixels there are so many that every usual beta makes the weights equal.
+
+    Returns:
+        (C,), float64, finite.
+
+    Raises:
+        TypeError: an option that the scheme does not have.
+        ValueError: no such scheme, a value out of range, or no class occurs at all.
+    """
+    _check_options(scheme, exponent, max_ratio, normalize, absent)
+    present = statistics.pixels > 0
+    if not present.any():
+        raise ValueError(f'statistics of {statistics.dataset!r}: no pixel has a class, so nothing can be weighted')
+    if statistics.absent:
+        warnings.warn(_absent_message(statistics, absent), stacklevel=2)
+    try:
+        of_present = SCHEMES[scheme](statistics, present, **options) ** exponent
+    except TypeError as error:
+        raise TypeError(f'scheme {scheme!r} has no such option: {error}') from error
+    if max_ratio is not None:
+        of_present = np.minimum(of_present, max_ratio * of_present.min())
+    if normalize is not None:
+        share = statistics.share[present] if normalize == 'pixels' else 1 / present.sum()
+        of_present = of_present / (share * of_present).sum()
+    weights = np.full(len(statistics.classes), float(absent))
+    weights[present] = of_present
+    return weights
+
+
+def _check_options(scheme: str, exponent: float, max_ratio: float | None, normalize: str | None, absent: float) -> None:
+    if scheme not in SCHEMES:
+        raise ValueError(f'scheme must be one of {", ".join(SCHEMES)}, got {scheme!r}')
+    for name, value in (('exponent', exponent), ('max_ratio', max_ratio), ('absent', absent)):
+        if not (value is None and name == 'max_ratio') and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f'{name} must be a number, got {value!r}')
+    for condition, message in (
+        (math.isfinite(exponent), f'exponent must be finite, got {exponent}'),
+        (max_ratio is None or 1 <= max_ratio < math.inf, f'max_ratio must be finite and at least 1, got {max_ratio}'),
+        (normalize in NORMALIZATIONS, f'normalize must be one of {NORMALIZATIONS}, got {normalize!r}'),
+        (absent in (0, 1), f'absent must be 0 or 1, got {absent}'),
+    ):
+        if not condition:
+            raise ValueError(message)
+
+
+def _absent_message(statistics: LabelStatistics, absent: float) -> str:
+    names = statistics.absent
+    listed = ', '.join(names[:8]) + f' and {len(names) - 8} more' * (len(names) > 8)
+    return (
+        f'{len(names)} of the {len(statistics.classes)} classes never occur in the {statistics.num_images} images of '
+        f'{statistics.dataset!r}, and get the weight {absent:g}: {listed}'
+    )

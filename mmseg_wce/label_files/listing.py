@@ -1,0 +1,186 @@
+"""Which label files a config, a data set or a folder has."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import os.path as osp
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from mmengine import fileio
+from mmengine.config import Config
+from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg_wce.class_weights import Convention
+from mmseg_wce.label_files.reading import LabelFiles
+from mmseg_wce.preflight import in_one_line, nodes
+
+__all__ = ['in_folder', 'main_head', 'of_config', 'of_dataset']
+
+
+def of_config(config: Config, split: str = 'train') -> list[LabelFiles]:
+    """Label files of a config's data set.
+
+    Args:
+        config: of a segmentor, with ``<split>_dataloader``.
+        split: 'train', 'val' or 'test'.
+
+    Raises:
+        ValueError: it has no such data set, or one without labels; its parts say different things.
+    """
+    init_default_scope(config.get('default_scope', 'mmseg'))
+    loader = config.get(f'{split}_dataloader')
+    if loader is None:
+        raise ValueError(f'the config has no {split}_dataloader')
+    try:
+        dataset = DATASETS.build(_only_loading(copy.deepcopy(loader['dataset'])))
+    except Exception as error:  # data sets have many ways to fail, and few that say why
+        raise ValueError(f'{split}_dataloader: the data set cannot be read: {in_one_line(error)}') from error
+    head = main_head(config)
+    return of_dataset(dataset, head.get('num_classes'), head.get('ignore_index', 255))
+
+
+def main_head(config: Config) -> dict:
+    """The decode head of a config, the last one of a cascade; an empty dict where there is none."""
+    head = config.get('model', {}).get('decode_head') or {}
+    return head[-1] if isinstance(head, list | tuple) else head
+
+
+def _only_loading(dataset: dict) -> dict:
+    """A data set's config without transforms but the one that reads labels: the others cost time and may not exist."""
+    if 'datasets' in dataset:
+        dataset['datasets'] = [_only_loading(inner) for inner in dataset['datasets']]
+    elif 'dataset' in dataset:
+        dataset['dataset'] = _only_loading(dataset['dataset'])
+        if 'pipeline' in dataset:
+            dataset['pipeline'] = []
+    else:
+        dataset['pipeline'] = [step for step in nodes(dataset.get('pipeline') or []) if _is_loading(step.get('type'))][
+            :1
+        ]
+    return dataset
+
+
+def _is_loading(kind: str | type | None) -> bool:
+    found = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
+    return found is not None and 'Annotation' in found.__name__
+
+
+def of_dataset(dataset: Any, num_classes: int | None = None, ignore_index: int = 255) -> list[LabelFiles]:
+    """Label files of a built data set; one entry for each data set inside wrappers that join or repeat.
+
+    Args:
+        dataset: of mmseg, or a wrapper around such.
+        num_classes: of the model, for a data set that names no classes.
+        ignore_index: the label that the loss does not count.
+
+    Raises:
+        ValueError: there is no label, or its parts say different things.
+    """
+    parts = [_of_leaf(leaf, num_classes, ignore_index, times) for leaf, times in _leaves(dataset)]
+    common = math.gcd(*(part.times for part in parts))
+    return [replace(part, times=part.times // common) for part in parts]
+
+
+def _leaves(dataset: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    if isinstance(dataset, ConcatDataset):
+        for inner in dataset.datasets:
+            yield from _leaves(inner, times)
+    elif isinstance(dataset, RepeatDataset):
+        yield from _leaves(dataset.dataset, times * dataset.times)
+    elif hasattr(dataset, 'dataset'):
+        yield from _leaves(dataset.dataset, times)
+    else:
+        yield dataset, times
+
+
+def _of_leaf(dataset: Any, num_classes: int | None, ignore_index: int, times: int) -> LabelFiles:
+    name = type(dataset).__name__
+    load = next(_loading_transforms(dataset.pipeline), None)
+    if load is None:
+        raise ValueError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    files = [info['seg_map_path'] for info in infos if info.get('seg_map_path') is not None]
+    if not files:
+        raise ValueError(
+            f'{name}: none of its {len(infos)} samples in {dataset.data_prefix.get("img_path")!r} has a label: '
+            'data_prefix needs seg_map_path'
+        )
+    reduces = infos[0]['reduce_zero_label']
+    if getattr(load, 'reduce_zero_label', None) not in (None, reduces):
+        raise ValueError(
+            f'{name} says reduce_zero_label={reduces} and its LoadAnnotations says {load.reduce_zero_label}: give both '
+            'the same'
+        )
+    metainfo = dataset.metainfo
+    classes = metainfo.get('classes') or [str(c) for c in range(num_classes or 0)]
+    if not classes:
+        raise ValueError(f'{name} names no classes, and the config has no decode_head with num_classes')
+    return LabelFiles(
+        dataset=name,
+        classes=tuple(classes),
+        palette=[list(color) for color in metainfo.get('palette') or []],
+        convention=Convention(bool(reduces), ignore_index, infos[0].get('label_map')),
+        load=load,
+        files=files,
+        images=[info['img_path'] for info in infos if info.get('seg_map_path') is not None],
+        times=times,
+    )
+
+
+def _loading_transforms(pipeline: Any) -> Iterator[Any]:
+    for step in getattr(pipeline, 'transforms', None) or []:
+        if 'Annotation' in type(step).__name__:
+            yield step
+        yield from _loading_transforms(step)
+
+
+def in_folder(
+    folder: str,
+    num_classes: int,
+    reduce_zero_label: bool = False,
+    ignore_index: int = 255,
+    suffix: str = '.png',
+    images: str | None = None,
+) -> LabelFiles:
+    """Label files below a folder, without a config.
+
+    Args:
+        folder: searched with all its subfolders; any file backend of mmengine.
+        num_classes: C.
+        reduce_zero_label: whether raw 0 is "other" and raw k is class k - 1.
+        ignore_index: the label that does not count.
+        suffix: of the label files.
+        images: folder with an image at each label's relative path, whatever its suffix.
+
+    Raises:
+        ValueError: there is no such folder, or no such file in it.
+    """
+    if not fileio.isdir(folder):
+        raise ValueError(f'folder {folder!r} does not exist (looked in {os.getcwd()})')
+    names = sorted(fileio.list_dir_or_file(folder, list_dir=False, recursive=True))
+    files = [name for name in names if name.endswith(suffix)]
+    if not files:
+        others = ', '.join(sorted({f'*{osp.splitext(name)[1]}' for name in names}))
+        raise ValueError(
+            f'folder {folder!r} holds no label *{suffix}: ' + (f'it has {others}' if names else 'it is empty')
+        )
+    return LabelFiles(
+        dataset=osp.basename(osp.normpath(folder)),
+        classes=tuple(str(c) for c in range(num_classes)),
+        palette=[],
+        convention=Convention(reduce_zero_label, ignore_index),
+        load=TRANSFORMS.build(dict(type='mmseg.LoadAnnotations')),
+        files=[osp.join(folder, name) for name in files],
+        images=[] if images is None else _paired(images, [name.removesuffix(suffix) for name in files]),
+    )
+
+
+def _paired(folder: str, stems: list[str]) -> list[str]:
+    """Image of each label; where there is none, a path that does not exist."""
+    names = {osp.splitext(n)[0]: n for n in fileio.list_dir_or_file(folder, list_dir=False, recursive=True)}
+    return [osp.join(folder, names.get(stem, f'{stem}.jpg')) for stem in stems]

@@ -1,0 +1,118 @@
+"""One pass over label files: in parallel, in constant memory, resumed after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import os.path as osp
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmseg_wce.class_weights import LabelStatistics
+from mmseg_wce.label_files.reading import LabelFiles
+from torch.utils.data import DataLoader, Dataset, Subset
+
+__all__ = ['scan']
+
+_FILES_IN_CHUNK = 16
+_SECONDS_BETWEEN_SAVES = 2.0
+
+
+class _Chunks(Dataset):
+    """Runs of files as a DataLoader asks for them; an item is their statistics."""
+
+    def __init__(self, parts: Sequence[LabelFiles]) -> None:
+        self.parts = parts
+        self.bounds = [
+            (i, start) for i, part in enumerate(parts) for start in range(0, len(part.files), _FILES_IN_CHUNK)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __getitem__(self, index: int) -> tuple[int, LabelStatistics]:
+        i, start = self.bounds[index]
+        files = self.parts[i].files[start : start + _FILES_IN_CHUNK]
+        return len(files), self.parts[i].statistics(files) * self.parts[i].times
+
+
+def scan(
+    parts: Sequence[LabelFiles], num_workers: int = 0, unfinished: str | os.PathLike | None = None
+) -> Iterator[tuple[int, LabelStatistics]]:
+    """Read every file once. Memory does not grow with their number.
+
+    Args:
+        parts: of one data set, with the same classes.
+        num_workers: processes that read; 0 reads in this one.
+        unfinished: where to keep what an interrupted scan had, to go on from there: a file that exists only until the
+            scan is complete. What it holds of other files, or of files that have changed since, is not used.
+
+    Yields:
+        Number of files done and the statistics of them, again and again, the last time of all.
+    """
+    chunks = _Chunks(parts)
+    for part in parts:
+        _ = part.table  # made here once, not in every process
+    kept = _Kept(Path(unfinished), parts) if unfinished is not None else None
+    first, done, total = kept.load() if kept else (0, 0, None)
+    if total is not None:
+        yield done, total
+    loader = DataLoader(
+        Subset(chunks, range(first, len(chunks))), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is
+    )
+    saved, index = time.monotonic(), first
+    try:
+        for index, (number, statistics) in enumerate(loader, first + 1):
+            done, total = done + number, statistics if total is None else total + statistics
+            if kept and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                kept.save(index, done, total)
+                saved = time.monotonic()
+            yield done, total
+    except BaseException:  # an interrupt, or whoever consumes this has had enough
+        if kept and total is not None:
+            kept.save(index, done, total)
+        raise
+    if kept:
+        kept.path.unlink(missing_ok=True)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+class _Kept:
+    """What an interrupted scan had, in a file."""
+
+    def __init__(self, path: Path, parts: Sequence[LabelFiles]) -> None:
+        self.path, self.digest = path, _digest(parts)
+
+    def load(self) -> tuple[int, int, LabelStatistics | None]:
+        """Chunks done, files done, their statistics."""
+        try:
+            content = json.loads(self.path.read_text())
+            if content['digest'] != self.digest:
+                return 0, 0, None
+            return content['chunks'], content['files'], LabelStatistics.from_json(content['statistics'])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, 0, None
+
+    def save(self, chunks: int, files: int, statistics: LabelStatistics) -> None:
+        content = dict(digest=self.digest, chunks=chunks, files=files, statistics=statistics.to_json())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_name(self.path.name + '.new')
+        new.write_text(json.dumps(content))
+        os.replace(new, self.path)
+
+
+def _digest(parts: Iterable[LabelFiles]) -> str:
+    """Of everything that the statistics depend on; local files by size and time of change."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f'{part.dataset} {part.classes} {part.convention} {part.load} {part.times}'.encode())
+        for file in part.files:
+            stat = os.stat(file) if osp.isfile(file) else None
+            digest.update(f'{file} {stat and (stat.st_size, stat.st_mtime_ns)}'.encode())
+    return digest.hexdigest()

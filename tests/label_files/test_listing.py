@@ -1,0 +1,132 @@
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+from mmseg_wce.label_files import in_folder, of_config, of_dataset
+from three_classes import dataset_config, make_masks, write_data
+
+
+@pytest.fixture
+def data(tmp_path):
+    init_default_scope('mmseg')
+    return write_data(tmp_path / 'data', make_masks(6))
+
+
+def config_of(dataset, **head) -> Config:
+    return Config(dict(train_dataloader=dict(dataset=dataset), model=dict(decode_head=head)))
+
+
+def test_config(data):
+    (part,) = of_config(config_of(dataset_config(data), num_classes=3, ignore_index=7))
+
+    assert [f.rsplit('/', 1)[1] for f in part.files] == [f'{i:02d}.png' for i in range(6)]
+    assert [f.rsplit('/', 1)[1] for f in part.images] == [f'{i:02d}.jpg' for i in range(6)]
+    assert part.classes == ('a', 'b', 'c')
+    assert part.palette == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert str(part.convention) == 'reduce_zero_label=True, ignore_index=7'
+    assert part.times == 1
+
+
+def test_config_is_left_as_it_was_and_its_other_transforms_are_not_built(data):
+    config = config_of(dataset_config(data))
+    config.train_dataloader.dataset.pipeline.append(dict(type='NotRegisteredAnywhere'))
+    before = config.to_dict()
+
+    of_config(config)
+
+    assert config.to_dict() == before
+
+
+def test_indices_and_suffix(data):
+    for file in list((data / 'annotations/training').iterdir()):
+        file.rename(file.with_name(file.stem + '_labelTrainIds.png'))
+
+    (part,) = of_config(config_of(dataset_config(data, indices=[4, 1], seg_map_suffix='_labelTrainIds.png')))
+
+    assert [f.rsplit('/', 1)[1] for f in part.files] == ['04_labelTrainIds.png', '01_labelTrainIds.png']
+
+
+def test_wrappers_count_as_often_as_the_training_visits(data):
+    repeated = dict(type='RepeatDataset', times=4, dataset=dataset_config(data, indices=2))
+    twice = dict(type='RepeatDataset', times=2, dataset=dataset_config(data, indices=[5]))
+    joined = dict(type='ConcatDataset', datasets=[repeated, twice])
+    mixed = dict(type='MultiImageMixDataset', dataset=joined, pipeline=[dict(type='NotRegisteredAnywhere')])
+
+    parts = of_config(config_of(mixed))
+
+    assert [(len(part.files), part.times) for part in parts] == [(2, 2), (1, 1)]
+
+
+def test_a_repeated_data_set_alone_counts_once(data):
+    (part,) = of_config(config_of(dict(type='RepeatDataset', times=50, dataset=dataset_config(data))))
+
+    assert part.times == 1
+
+
+def test_transforms_inside_others_are_found(data):
+    load = dict(type='KeyMapper', transforms=[dict(type='LoadAnnotations')])
+    config = dataset_config(data)
+    config['pipeline'][1] = load
+
+    (part,) = of_config(config_of(config))
+    (built,) = of_dataset(DATASETS.build(config))
+
+    assert type(part.load).__name__ == type(built.load).__name__ == 'LoadAnnotations'
+
+
+def test_classes_may_come_from_the_head(data):
+    dataset = dict(dataset_config(data), type='BaseSegDataset')
+
+    (part,) = of_config(config_of(dataset, num_classes=4))
+
+    assert part.classes == ('0', '1', '2', '3')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        (dict(pipeline=[dict(type='LoadImageFromFile')]), 'has no LoadAnnotations'),
+        (dict(data_prefix=dict(img_path='images/training')), 'none of its 6 samples'),
+        (dict(load=dict(reduce_zero_label=False)), 'says reduce_zero_label=True and its LoadAnnotations says False'),
+        (dict(type='BaseSegDataset'), 'names no classes'),
+        (dict(img_suffix='.bmp'), 'train_dataloader: the data set cannot be read: ValueError'),
+    ],
+)
+def test_data_sets_without_labels(data, changes, words):
+    with pytest.raises(ValueError, match=words):
+        of_config(config_of(dataset_config(data, **changes)))
+
+
+def test_config_without_the_loader(data):
+    with pytest.raises(ValueError, match='no val_dataloader'):
+        of_config(config_of(dataset_config(data)), 'val')
+
+
+def test_folder(data):
+    (data / 'annotations/training/deeper').mkdir()
+    (data / 'annotations/training/03.png').rename(data / 'annotations/training/deeper/03.png')
+
+    part = in_folder(str(data / 'annotations'), 3, reduce_zero_label=True, images=str(data / 'images'))
+
+    assert [f.split('annotations/')[1] for f in part.files] == [
+        *(f'training/{i:02d}.png' for i in (0, 1, 2, 4, 5)),
+        'training/deeper/03.png',
+    ]
+    assert part.images[0] == str(data / 'images/training/00.jpg')
+    assert part.images[5] == str(data / 'images/training/deeper/03.jpg')
+    assert part.table[:5].tolist() == [255, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ('folder', 'suffix', 'words'),
+    [
+        ('nowhere', '.png', "nowhere' does not exist"),
+        ('images', '.png', r'no label \*\.png: it has \*\.jpg'),
+        ('empty', '.png', 'it is empty'),
+    ],
+)
+def test_folders_without_labels(data, folder, suffix, words):
+    (data / 'empty').mkdir()
+
+    with pytest.raises(ValueError, match=words):
+        in_folder(str(data / folder), 3, suffix=suffix)

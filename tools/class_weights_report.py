@@ -1,0 +1,102 @@
+"""Class frequencies and weights as a table for the terminal and as one picture."""
+
+import warnings
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+import matplotlib.pyplot as plt
+import numpy as np
+from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights
+from rich.console import Console
+from rich.table import Table
+
+FREQUENCY, CHOSEN, OTHER = '#5c7c99', '#d9480f', '#e3b294'
+
+
+def print_table(console: Console, statistics: LabelStatistics, scheme: str, weights: np.ndarray) -> None:
+    s = statistics
+    table = Table(title=f'{s.dataset}: {s.num_images} images; most frequent first')
+    for column in ('', 'class', 'share of pixels', 'images', f'weight, {scheme}'):
+        table.add_column(column, justify='left' if column == 'class' else 'right')
+    for c in np.argsort(-s.pixels, kind='stable'):
+        table.add_row(str(c), s.classes[c], f'{100 * s.share[c]:.3f} %', str(s.images[c]), f'{weights[c]:.4g}')
+    console.print(table)
+    positive = weights[weights > 0]
+    ignored = 100 * s.ignored_pixels / max(s.num_pixels, 1)
+    console.print(
+        f'Weights from {positive.min():.4g} to {positive.max():.4g}, ratio {positive.max() / positive.min():.4g}. '
+        f'{ignored:.2f} % of all pixels are ignored.',
+        highlight=False,
+    )
+    if s.unexpected:
+        listed = ', '.join(f'{label} ({t.files} files, such as {t.example})' for label, t in s.unexpected.items())
+        console.print(
+            f'[bold red]Labels that are no class:[/] {listed}. They count for nothing here, and the loss refuses them: '
+            'tools/check_labels.py says more.',
+            soft_wrap=True,
+        )
+    if s.pixels_in_images is None:
+        console.print(f'Approximate: {s.source}.', highlight=False)
+
+
+def draw_weights(path: Path, statistics: LabelStatistics, chosen: dict) -> None:
+    """Write the picture: share of pixels, and the weights of every scheme, on logarithmic axes.
+
+    Args:
+        path: of the PNG.
+        statistics: of the labels.
+        chosen: scheme and options as in a config; they are kept for the other schemes where these have them.
+    """
+    order = np.argsort(-statistics.pixels, kind='stable')
+    rows = np.arange(len(order))
+    height = max(3.0, 0.19 * len(order) + 1.2)
+    plt.rcParams.update({'font.size': 9, 'font.family': 'DejaVu Sans'})
+    figure, axes = plt.subplots(
+        1,
+        1 + len(SCHEMES),
+        figsize=(14, height),
+        sharey=True,
+        layout='constrained',
+        width_ratios=[1.3, *[1] * len(SCHEMES)],
+    )
+    share = 100 * statistics.share[order]
+    _style(axes[0])
+    axes[0].barh(rows, share, 0.75, color=FREQUENCY)
+    axes[0].set_title('share of pixels (%)', loc='left')
+    axes[0].set_yticks(rows, [statistics.classes[c] for c in order])
+    weights = _of_every_scheme(statistics, chosen)
+    positive = np.concatenate([w[w > 0] for w in weights.values()])
+    for axis, (scheme, of_scheme) in zip(axes[1:], weights.items(), strict=True):
+        mine, present = scheme == chosen['scheme'], of_scheme[statistics.pixels > 0]
+        drawn = np.where(of_scheme > 0, of_scheme, np.nan)[order]
+        _style(axis)
+        axis.barh(rows, np.abs(drawn - 1), 0.75, left=np.minimum(drawn, 1), color=CHOSEN if mine else OTHER)
+        title = f'{scheme}\nratio {present.max() / present.min():.3g}'
+        axis.set_title(title, loc='left', weight='bold' if mine else 'normal')
+        axis.axvline(1, color='0.4', linewidth=0.8)
+        axis.set_xlim(min(positive.min(), 0.5) / 1.2, max(positive.max(), 2) * 1.2)
+    axes[0].set_ylim(len(order) - 0.4, -0.6)  # the most frequent at the top
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, facecolor='white')
+    plt.close(figure)
+
+
+def _of_every_scheme(statistics: LabelStatistics, chosen: dict) -> dict[str, np.ndarray]:
+    common = {key: value for key, value in chosen.items() if key not in ('scheme', 'beta')}
+    with warnings.catch_warnings():  # of absent classes, which the table has named
+        warnings.simplefilter('ignore')
+        others = {scheme: class_weights(statistics, scheme, **common) for scheme in SCHEMES}
+        return {**others, chosen['scheme']: class_weights(statistics, **chosen)}
+
+
+def _style(axis) -> None:
+    axis.set_xscale('log')
+    axis.xaxis.set_major_formatter('{x:g}')
+    axis.xaxis.set_minor_formatter('')
+    axis.spines[['top', 'right', 'left']].set_visible(False)
+    axis.tick_params(axis='y', length=0)
+    axis.grid(axis='x', color='0.88', linewidth=0.6)
+    axis.set_axisbelow(True)

@@ -1,0 +1,94 @@
+"""What tools/class_weights.py and tools/check_labels.py share: whose labels are meant, and a scan with its progress."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmseg_wce.class_weights import LabelStatistics
+from mmseg_wce.label_files import LabelFiles, in_folder, scan
+from mmseg_wce.preflight import load_config
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+NOT_RUN = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """One of the two tools' command line: a config, or a folder of labels and what is in it."""
+
+    def __init__(self, description: str, of_source: str) -> None:
+        super().__init__(description=description)
+        self.add_argument('source', nargs='?', metavar='CONFIG', help=of_source)
+        self.add_argument('--labels', metavar='DIR', help='folder of label files, instead of a config')
+        self.add_argument('--num-classes', type=int, metavar='K', help='with --labels: number of classes')
+        self.add_argument(
+            '--reduce-zero-label', action='store_true', help='with --labels: raw 0 is no class, raw k is class k - 1'
+        )
+        self.add_argument('--ignore-index', type=int, default=255, help='with --labels: what does not count [255]')
+        self.add_argument('--suffix', default='.png', help='with --labels: of the label files [.png]')
+        self.add_argument(
+            '--workers', type=int, default=min(len(os.sched_getaffinity(0)), 8), help='processes [%(default)s]'
+        )
+        self.add_argument(
+            '--cfg-options', nargs='+', action=DictAction, help='settings that override the config: key=value ...'
+        )
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """The arguments, with exactly one source of labels among them."""
+        args = self.parse_args(arguments)
+        if (args.source is None) == (args.labels is None):
+            self.error('give either a CONFIG or --labels DIR')
+        if args.labels is not None and args.num_classes is None:
+            self.error('--labels needs --num-classes')
+        if args.num_classes is not None and not 2 <= args.num_classes <= 256:
+            self.error(f'--num-classes must be from 2 to 256, got {args.num_classes}')
+        if args.workers < 0:
+            self.error(f'--workers must not be negative, got {args.workers}')
+        return args
+
+
+def labels_in_folder(args: argparse.Namespace, images: str | None = None) -> LabelFiles:
+    """Of ``--labels`` and the options that go with it. Raises ValueError."""
+    return in_folder(args.labels, args.num_classes, args.reduce_zero_label, args.ignore_index, args.suffix, images)
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The config that is meant. Raises PreflightError."""
+    return load_config(args.source, args.cfg_options)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """For the files that a tool writes."""
+    return Path(args.labels or args.source).resolve().stem
+
+
+def scan_with_progress(
+    parts: Sequence[LabelFiles], workers: int, console: Console, title: str, unfinished: Path | None = None
+) -> LabelStatistics:
+    """Statistics of all files."""
+    total, done, statistics = sum(len(part.files) for part in parts), 0, None
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(title, total=total)
+            for done, so_far in scan(parts, workers, unfinished):
+                statistics = so_far
+                progress.update(task, completed=done)
+    except KeyboardInterrupt:
+        if unfinished is not None:
+            console.print(f'Interrupted. {done} of {total} files are kept: the same command goes on from there.')
+        raise SystemExit(130) from None
+    return statistics
+
+
+def print_failures(console: Console, statistics: LabelStatistics, most: int = 20) -> None:
+    """Name the files that could not be read."""
+    failed = list(statistics.failed.items())
+    if failed:
+        console.print(f'[bold red]{len(failed)} files could not be read and count for nothing:[/]')
+    for file, reason in failed[:most]:
+        console.print(f'  {file}: {reason}', markup=False, highlight=False, soft_wrap=True)
+    if len(failed) > most:
+        console.print(f'  and {len(failed) - most} more')
