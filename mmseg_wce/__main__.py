@@ -11,6 +11,8 @@ TOOLS = dict(
     train='train a segmentor',
     test='test a segmentor',
     convert_config='write the weighted version of a config',
+    class_weights='compute class weights from labels',
+    check_labels='check labels, and draw some',
     demo='train with the built-in loss and with ours, and compare',
     benchmark='time and memory of the loss step',
 )

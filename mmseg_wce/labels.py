@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ['LabelFindings', 'explain', 'raise_pending', 'valid_pixels']
+__all__ = ['LabelFindings', 'explain', 'likely_causes', 'raise_pending', 'valid_pixels']
 
 # Bins of a finding: values below 0, the values 0..255 that a mask file can hold, values above.
 _FIRST_BIN, _LAST_BIN = -1, 256
@@ -40,6 +40,7 @@ class LabelFindings:
         shape: of the target.
         num_classes: C.
         ignore_index: the label that does not count.
+        reduce_zero_label: how the labels were made of raw values, where that is known.
     """
 
     bad_counts: dict[float, int]
@@ -51,6 +52,7 @@ class LabelFindings:
     shape: tuple[int, ...]
     num_classes: int
     ignore_index: int
+    reduce_zero_label: bool | None = None
 
     @property
     def num_bad(self) -> int:
@@ -181,7 +183,7 @@ def explain(findings: LabelFindings) -> str:
     return (
         f'{f.num_bad} of {f.num_pixels} pixels of the target {f.shape} have a label that is neither in '
         f'[0, {f.num_classes}) nor ignore_index={f.ignore_index}: {listed}. '
-        f'The first is {f.first_value} at index {f.first_index}. Likely cause: {"; or ".join(_likely_causes(f))}.'
+        f'The first is {f.first_value} at index {f.first_index}. Likely cause: {"; or ".join(likely_causes(f))}.'
     )
 
 
@@ -189,8 +191,8 @@ def _bin_name(value: float) -> str:
     return {-math.inf: 'below 0', math.inf: 'above 255'}.get(value, str(value))
 
 
-def _likely_causes(f: LabelFindings) -> list[str]:
-    """From the most to the least likely."""
+def likely_causes(f: LabelFindings) -> list[str]:
+    """Why labels are what they are, and what to change; from the most to the least likely."""
     bad, num_classes = {*f.bad_counts, f.first_value}, f.num_classes
     beyond = sorted(v for v in bad if num_classes <= v <= 253)
     causes = []
@@ -226,16 +228,18 @@ def _causes_of_too_large(f: LabelFindings, beyond: list[int]) -> list[str]:
         f'with reduce_zero_label=True, raw {raw} in the label files became {found} (only raw 0 and raw 255 become '
         f'255): the files hold values that are no class'
     )
-    if beyond != [f.num_classes]:
-        return [shifted] if f.ignore_index == 255 else []
     unshifted = (
         f'raw labels 0..{f.num_classes}, as ADE20K stores them (0 is "other"), that were not shifted: set '
         f'reduce_zero_label=True in the dataset and in LoadAnnotations'
     )
+    if f.reduce_zero_label is not None:
+        return [shifted] if f.reduce_zero_label else [unshifted] * (beyond == [f.num_classes])
+    if f.ignore_index != 255:
+        return [unshifted] * (beyond == [f.num_classes])
+    if beyond != [f.num_classes]:
+        return [shifted]
     # Shifted labels hold no raw 0 but many 255; raw ones hold few 0, "other", and 255 only where they were padded.
     looks_shifted = f.num_ignored > f.num_zero
-    if f.ignore_index != 255:
-        return [unshifted]
     return [shifted, unshifted] if looks_shifted else [unshifted, shifted]
 
 

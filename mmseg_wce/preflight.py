@@ -13,7 +13,7 @@ from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
-from mmseg_wce.class_weights import load_class_weight
+from mmseg_wce.class_weights import ClassWeight, load_class_weight
 
 __all__ = [
     'PreflightError',
@@ -23,6 +23,7 @@ __all__ = [
     'check_losses',
     'check_work_dir',
     'in_one_line',
+    'leaf_datasets',
     'load_config',
     'nodes',
 ]
@@ -96,13 +97,28 @@ def check_checkpoint(path: str | None) -> None:
 
 
 def check_losses(config: Config) -> None:
-    """Raise PreflightError where a loss of the config names class weights that cannot be used."""
-    for loss in nodes(config.get('model', {})):
-        if str(loss.get('type')).split('.')[-1] == 'WeightedCrossEntropyLoss' and loss.get('class_weight') is not None:
-            try:
-                load_class_weight(loss['class_weight'])
-            except (TypeError, ValueError) as error:
-                raise PreflightError(in_one_line(error).split(': ', 1)[1]) from error
+    """Raise PreflightError where a loss of the config names class weights that cannot be used, or too many or few."""
+    for head in nodes(config.get('model', {})):
+        for loss in nodes(head.get('loss_decode') or {}):
+            if _is_weighted(loss):
+                weights = _class_weight(loss['class_weight'])
+                if weights.numel() != head.get('num_classes', weights.numel()):
+                    raise PreflightError(
+                        f'class_weight holds {weights.numel()} weights, but {head.get("type")} has '
+                        f'num_classes={head["num_classes"]}: {loss["class_weight"]!r:.120}'
+                    )
+
+
+def _is_weighted(loss: dict) -> bool:
+    ours = str(loss.get('type')).split('.')[-1] == 'WeightedCrossEntropyLoss'
+    return ours and loss.get('class_weight') is not None
+
+
+def _class_weight(class_weight: ClassWeight) -> torch.Tensor:
+    try:
+        return load_class_weight(class_weight)
+    except (TypeError, ValueError) as error:
+        raise PreflightError(in_one_line(error).split(': ', 1)[1]) from error
 
 
 def nodes(node: Any) -> Iterator[dict]:
@@ -127,7 +143,7 @@ def check_data(config: Config, *splits: str) -> None:
     loaders = {name: loader for name, loader in loaders.items() if loader is not None}
     init_default_scope(config.get('default_scope', 'mmseg'))
     for name, loader in loaders.items():
-        for dataset in _datasets(loader['dataset']):
+        for dataset in leaf_datasets(loader['dataset']):
             if dataset.get('backend_args') is None:  # other storages are the file backend's business
                 _check_dataset(dataset, name, [n for n, other in loaders.items() if _root(other) == _root(loader)])
 
@@ -136,13 +152,13 @@ def _root(loader: dict) -> str | None:
     return loader['dataset'].get('data_root')
 
 
-def _datasets(dataset: dict) -> Iterator[dict]:
+def leaf_datasets(dataset: dict) -> Iterator[dict]:
     """The data sets inside wrappers such as ConcatDataset and RepeatDataset."""
     if 'datasets' in dataset:
         for inner in dataset['datasets']:
-            yield from _datasets(inner)
+            yield from leaf_datasets(inner)
     elif 'dataset' in dataset:
-        yield from _datasets(dataset['dataset'])
+        yield from leaf_datasets(dataset['dataset'])
     else:
         yield dataset
 

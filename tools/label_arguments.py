@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 NOT_RUN = 2
+warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,7 +1,29 @@
-"""The label files of a data set, read as its own ``LoadAnnotations`` reads them."""
+"""The label files of a data set, read as its own ``LoadAnnotations`` reads them, counted and checked."""
 
-from mmseg_wce.label_files.listing import in_folder, of_config, of_dataset
+from mmseg_wce.label_files.agreement import check_classes, check_config
+from mmseg_wce.label_files.findings import Finding, Severity
+from mmseg_wce.label_files.listing import LabelConflict, in_folder, of_config, of_dataset
+from mmseg_wce.label_files.pairs import check_pairs, pairs_of
+from mmseg_wce.label_files.raw_zero import check_raw_zero, evenly
 from mmseg_wce.label_files.reading import LabelFileError, LabelFiles
 from mmseg_wce.label_files.scanning import scan
+from mmseg_wce.label_files.statistics_checks import check_statistics
 
-__all__ = ['LabelFileError', 'LabelFiles', 'in_folder', 'of_config', 'of_dataset', 'scan']
+__all__ = [
+    'Finding',
+    'LabelConflict',
+    'LabelFileError',
+    'LabelFiles',
+    'Severity',
+    'check_classes',
+    'check_config',
+    'check_pairs',
+    'check_raw_zero',
+    'check_statistics',
+    'evenly',
+    'in_folder',
+    'of_config',
+    'of_dataset',
+    'pairs_of',
+    'scan',
+]

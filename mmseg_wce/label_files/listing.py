@@ -19,7 +19,11 @@ from mmseg_wce.class_weights import Convention
 from mmseg_wce.label_files.reading import LabelFiles
 from mmseg_wce.preflight import in_one_line, nodes
 
-__all__ = ['in_folder', 'main_head', 'of_config', 'of_dataset']
+__all__ = ['LabelConflict', 'in_folder', 'main_head', 'of_config', 'of_dataset']
+
+
+class LabelConflict(ValueError):
+    """A data set and its transforms say different things about its labels."""
 
 
 def of_config(config: Config, split: str = 'train') -> list[LabelFiles]:
@@ -30,7 +34,7 @@ def of_config(config: Config, split: str = 'train') -> list[LabelFiles]:
         split: 'train', 'val' or 'test'.
 
     Raises:
-        ValueError: it has no such data set, or one without labels; its parts say different things.
+        ValueError: it has no such data set, or one without labels, or with conflicts (:class:`LabelConflict`).
     """
     init_default_scope(config.get('default_scope', 'mmseg'))
     loader = config.get(f'{split}_dataloader')
@@ -70,18 +74,22 @@ def _is_loading(kind: str | type | None) -> bool:
     return found is not None and 'Annotation' in found.__name__
 
 
-def of_dataset(dataset: Any, num_classes: int | None = None, ignore_index: int = 255) -> list[LabelFiles]:
+def of_dataset(
+    dataset: Any, num_classes: int | None = None, ignore_index: int = 255, most: int | None = None
+) -> list[LabelFiles]:
     """Label files of a built data set; one entry for each data set inside wrappers that join or repeat.
 
     Args:
         dataset: of mmseg, or a wrapper around such.
         num_classes: of the model, for a data set that names no classes.
         ignore_index: the label that the loss does not count.
+        most: how many files to take of each data set, evenly spread over it; None for all.
 
     Raises:
-        ValueError: there is no label, or its parts say different things.
+        LabelConflict: a data set and its ``LoadAnnotations`` say different things.
+        ValueError: there is no label.
     """
-    parts = [_of_leaf(leaf, num_classes, ignore_index, times) for leaf, times in _leaves(dataset)]
+    parts = [_of_leaf(leaf, num_classes, ignore_index, times, most) for leaf, times in _leaves(dataset)]
     common = math.gcd(*(part.times for part in parts))
     return [replace(part, times=part.times // common) for part in parts]
 
@@ -98,12 +106,14 @@ def _leaves(dataset: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
         yield dataset, times
 
 
-def _of_leaf(dataset: Any, num_classes: int | None, ignore_index: int, times: int) -> LabelFiles:
+def _of_leaf(dataset: Any, num_classes: int | None, ignore_index: int, times: int, most: int | None) -> LabelFiles:
     name = type(dataset).__name__
     load = next(_loading_transforms(dataset.pipeline), None)
     if load is None:
         raise ValueError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
-    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    number = len(dataset)
+    indices = range(number) if most is None else sorted({i * number // most for i in range(most)})
+    infos = [dataset.get_data_info(i) for i in indices]
     files = [info['seg_map_path'] for info in infos if info.get('seg_map_path') is not None]
     if not files:
         raise ValueError(
@@ -112,7 +122,7 @@ def _of_leaf(dataset: Any, num_classes: int | None, ignore_index: int, times: in
         )
     reduces = infos[0]['reduce_zero_label']
     if getattr(load, 'reduce_zero_label', None) not in (None, reduces):
-        raise ValueError(
+        raise LabelConflict(
             f'{name} says reduce_zero_label={reduces} and its LoadAnnotations says {load.reduce_zero_label}: give both '
             'the same'
         )
@@ -129,7 +139,13 @@ def _of_leaf(dataset: Any, num_classes: int | None, ignore_index: int, times: in
         files=files,
         images=[info['img_path'] for info in infos if info.get('seg_map_path') is not None],
         times=times,
+        folder=None if _is_a_choice(dataset) or most is not None else dataset.data_prefix['seg_map_path'],
     )
+
+
+def _is_a_choice(dataset: Any) -> bool:
+    """Whether other files of its folders belong to other splits."""
+    return bool(dataset.ann_file) or getattr(dataset, '_indices', None) is not None
 
 
 def _loading_transforms(pipeline: Any) -> Iterator[Any]:

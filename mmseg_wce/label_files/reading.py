@@ -17,7 +17,7 @@ from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg_wce.class_weights import Convention, LabelStatistics
 from mmseg_wce.preflight import in_one_line
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 __all__ = ['LabelFileError', 'LabelFiles']
 
@@ -39,6 +39,7 @@ class LabelFiles:
         files: paths of the labels.
         images: path of each label's image; empty where they are not known.
         times: how often the training visits each file in an epoch.
+        folder: holds the files, and none but them should be there; None where others may be.
     """
 
     dataset: str
@@ -49,6 +50,7 @@ class LabelFiles:
     files: list[str]
     images: list[str] = field(default_factory=list)
     times: int = 1
+    folder: str | None = None
 
     @property
     def reads_raw_values(self) -> bool:
@@ -155,4 +157,6 @@ def _checked(values: np.ndarray) -> np.ndarray:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return 'it does not exist'
+    if isinstance(error, UnidentifiedImageError):  # its message holds an address in memory
+        return 'it is empty, or no image'
     return str(error) if isinstance(error, LabelFileError) else in_one_line(error)

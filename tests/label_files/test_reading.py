@@ -113,7 +113,7 @@ def _sixteen_bits(path):
         (_sixteen_bits, 'cv2', '256, which LoadAnnotations turns into 0'),
         (_cut, 'pillow', 'truncated'),
         (_cut, 'cv2', ''),
-        (lambda path: Path(path).write_bytes(b''), 'pillow', 'cannot identify image file'),
+        (lambda path: Path(path).write_bytes(b''), 'pillow', 'it is empty, or no image'),
         (lambda path: Path(path).write_bytes(b'text'), 'cv2', 'cannot decode'),
         (lambda path: Path(path).unlink(), 'pillow', 'it does not exist'),
     ],

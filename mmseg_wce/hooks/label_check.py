@@ -1,0 +1,73 @@
+"""A look at some label files before the training starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+from mmseg_wce.label_files import Finding, LabelConflict, Severity, check_statistics, evenly, of_dataset
+
+__all__ = ['LabelCheckHook']
+
+
+@HOOKS.register_module()
+class LabelCheckHook(Hook):
+    """Reads some label files through the training data set: illegal values stop the run, what looks odd is logged.
+
+    ``default_hooks = dict(label_check=dict(type='LabelCheckHook'))``. ``tools/check_labels.py`` reads all of them and
+    checks more.
+
+    Args:
+        num_files: how many label files to read, evenly spread over the data set.
+
+    Raises:
+        ValueError: on every rank, before the first iteration, where a file cannot be read, holds a label that is
+            neither a class of the decode head nor ignored, or the data set contradicts its transforms.
+    """
+
+    def __init__(self, num_files: int = 16) -> None:
+        if num_files < 1:
+            raise ValueError(f'LabelCheckHook: num_files must be at least 1, got {num_files}')
+        self.num_files = num_files
+
+    def before_train(self, runner: Runner) -> None:
+        outcome: list[Any] = [self._look(runner) if is_main_process() else None]
+        broadcast_object_list(outcome)
+        wrong, doubts = outcome[0]
+        for line in doubts:
+            runner.logger.warning(f'LabelCheckHook: {line}')
+        if wrong:
+            raise ValueError('LabelCheckHook: ' + '\n'.join(wrong))
+
+    def _look(self, runner: Runner) -> tuple[list[str], list[str]]:
+        """What is wrong, and what is only odd."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        head = getattr(model, 'decode_head', None)
+        head = head[-1] if hasattr(head, '__getitem__') else head
+        num_classes, ignore_index = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
+        try:
+            parts = of_dataset(runner.train_dataloader.dataset, num_classes, ignore_index, most=self.num_files)
+            found = list(_findings(parts, self.num_files))
+        except LabelConflict as error:
+            return [str(error)], []
+        except Exception as error:  # data sets of other kinds: not knowing them is no reason to stop
+            return [], [f'labels are not checked: {error}']
+        if num_classes not in (None, 1, len(parts[0].classes)):
+            number = len(parts[0].classes)
+            return [f'the decode head has num_classes={num_classes}, but {parts[0].dataset} has {number} classes'], []
+        return (
+            [str(finding) for finding in found if finding.severity == Severity.ERROR],
+            [str(finding) for finding in found if finding.severity == Severity.WARNING],
+        )
+
+
+def _findings(parts: list, num_files: int) -> list[Finding]:
+    total = None
+    for part, i in evenly(parts, num_files):
+        statistics = part.statistics([part.files[i]])
+        total = statistics if total is None else total + statistics
+    return check_statistics(total)

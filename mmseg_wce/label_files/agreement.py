@@ -1,0 +1,146 @@
+"""Whether the parts of a config agree on classes, on the ignored label and on reduce_zero_label."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+from mmseg_wce.label_files.findings import Finding, Severity
+from mmseg_wce.label_files.reading import LabelFiles
+from mmseg_wce.preflight import leaf_datasets, nodes
+
+__all__ = ['check_classes', 'check_config', 'heads_of']
+
+_SPLITS = ('train', 'val', 'test')
+_IGNORED = ('ignore_index', 'ignore_label', 'seg_pad_val')
+# What ignores 255 where it says nothing else.
+_BY_DEFAULT = {'RandomCrop': 'ignore_index', 'RandomRotate': 'seg_pad_val', 'IoUMetric': 'ignore_index'}
+
+
+def check_config(config: Config) -> list[Finding]:
+    """Contradictions that show without reading a label."""
+    init_default_scope(config.get('default_scope', 'mmseg'))
+    return [*_ignored_label(config), *_reduce_zero_label(config)]
+
+
+def check_classes(config: Config, parts: list[LabelFiles]) -> list[Finding]:
+    """Whether every head has as many classes as the data set."""
+    found, number = [], len(parts[0].classes)
+    for place, head in heads_of(config):
+        if head.get('num_classes') not in (None, number):
+            found.append(
+                Finding(
+                    Severity.ERROR,
+                    f'{place} has num_classes={head.num_classes}, but {parts[0].dataset} has {number} classes',
+                    f'set num_classes={number} in it',
+                )
+            )
+    return found
+
+
+def heads_of(config: Config) -> Iterator[tuple[str, dict]]:
+    """Decode and auxiliary heads, with the place where each stands."""
+    model = config.get('model', {})
+    for name in ('decode_head', 'auxiliary_head'):
+        heads = model.get(name)
+        if isinstance(heads, list | tuple):
+            yield from ((f'model.{name}[{i}]', head) for i, head in enumerate(heads))
+        elif heads:
+            yield f'model.{name}', heads
+
+
+def _ignored_label(config: Config) -> Iterator[Finding]:
+    places: dict[Any, list[str]] = {}
+    for place, value in dict(_places_of_ignored_label(config)).items():
+        places.setdefault(value, []).append(place)
+    if len(places) > 1:
+        most = max(places, key=lambda value: len(places[value]))
+        listed = '; '.join(f'{value} in {", ".join(where)}' for value, where in places.items() if value != most)
+        yield Finding(
+            Severity.ERROR,
+            f'the label that does not count differs: {listed}; {most} everywhere else ({len(places[most])} places)',
+            f'give all the same: {most}, or what reduce_zero_label and padding really write',
+        )
+
+
+def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
+    for place, head in heads_of(config):
+        yield f'{place}.ignore_index', head.get('ignore_index', 255)
+        for loss in nodes(head.get('loss_decode', {})):
+            for key in _IGNORED:
+                if loss.get(key) is not None:
+                    yield f'{place}.loss_decode.{key}', loss[key]
+    preprocessor = config.get('model', {}).get('data_preprocessor') or config.get('data_preprocessor')
+    if preprocessor:
+        yield 'data_preprocessor.seg_pad_val', preprocessor.get('seg_pad_val', 255)
+    for split in _SPLITS:
+        loader = config.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        for dataset in leaf_datasets(loader['dataset']):
+            yield f'{split}_dataloader.dataset.ignore_index', dataset.get('ignore_index', 255)
+        yield from _in_steps(f'{split}_dataloader', loader['dataset'])
+        yield from _in_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {})
+
+
+def _in_steps(where: str, config: Any) -> Iterator[tuple[str, int]]:
+    """Transforms and metrics."""
+    for step in nodes(config):
+        kind = step.get('type')
+        name = kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
+        if 'pipeline' in step or 'dataset' in step:
+            continue
+        for key in _IGNORED:
+            if step.get(key) is not None:
+                yield f'{where}: {name}.{key}', step[key]
+        if name in _BY_DEFAULT and step.get(_BY_DEFAULT[name]) is None:
+            yield f'{where}: {name}.{_BY_DEFAULT[name]}', 255
+        if isinstance(step.get('pad_val'), dict) and 'seg' in step['pad_val']:
+            yield f'{where}: {name}.pad_val.seg', step['pad_val']['seg']
+
+
+def _reduce_zero_label(config: Config) -> Iterator[Finding]:
+    said: dict[str, dict[bool, str]] = {}
+    for split in _SPLITS:
+        loader = config.get(f'{split}_dataloader')
+        for dataset in leaf_datasets(loader['dataset']) if loader else ():
+            own = _default_of(dataset)
+            value = bool(dataset.get('reduce_zero_label', own))
+            place = f'{split}_dataloader'
+            kind = str(dataset.get('type'))
+            said.setdefault(kind, {}).setdefault(value, place)
+            for step in nodes(dataset.get('pipeline') or []):
+                loading = 'Annotation' in str(step.get('type')) and step.get('reduce_zero_label') is not None
+                if loading and bool(step['reduce_zero_label']) != value:
+                    yield Finding(
+                        Severity.ERROR,
+                        f'{place}: the dataset says reduce_zero_label={value}, its LoadAnnotations '
+                        f'{step["reduce_zero_label"]}: mmseg refuses the first image',
+                        'give both the same',
+                    )
+            if own and not value:
+                yield Finding(
+                    Severity.WARNING,
+                    f'{place}: reduce_zero_label=False, but for {kind} raw 0 is "other" (its own default is True)',
+                    'set reduce_zero_label=True in the dataset and in LoadAnnotations, unless the masks were made anew',
+                )
+    for kind, values in said.items():
+        if len(values) > 1:
+            yield Finding(
+                Severity.ERROR,
+                f'{kind}: reduce_zero_label is True in {values[True]} and False in {values[False]}',
+                'give all the same: what is learnt is not what is measured',
+            )
+
+
+def _default_of(dataset: dict) -> bool:
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if kind is None:
+        return False
+    parameter = inspect.signature(kind).parameters.get('reduce_zero_label')
+    return bool(parameter is not None and parameter.default is True)

@@ -1,0 +1,133 @@
+import logging
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, HOOKS
+from mmseg_wce.hooks import label_check
+from three_classes import dataset_config, make_masks, write_data
+from torch import nn
+
+
+def runner_on(dataset, num_classes=3, cascade=False) -> SimpleNamespace:
+    head = nn.Identity()
+    head.num_classes, head.ignore_index = num_classes, 255
+    model = nn.Module()
+    model.decode_head = nn.ModuleList([nn.Identity(), head]) if cascade else head
+    return SimpleNamespace(
+        model=model, train_dataloader=SimpleNamespace(dataset=dataset), logger=logging.getLogger('label check')
+    )
+
+
+@pytest.fixture
+def data(tmp_path):
+    init_default_scope('mmseg')
+    return write_data(tmp_path, make_masks(60))
+
+
+def build(data, **changes):
+    return DATASETS.build(dataset_config(data, **changes))
+
+
+def check(runner, **options) -> None:
+    HOOKS.build(dict(type='LabelCheckHook', **options)).before_train(runner)
+
+
+@pytest.mark.parametrize('cascade', [False, True])
+def test_nothing_is_said_where_nothing_is_wrong(data, caplog, cascade):
+    check(runner_on(build(data), cascade=cascade))
+
+    assert caplog.records == []
+
+
+def test_reads_no_more_files_than_it_is_told(data, monkeypatch):
+    read, original = [], label_check.of_dataset
+    dataset = build(data)
+
+    def counted(*args, **options):
+        parts = original(*args, **options)
+        for part in parts:
+            part.load.transform = lambda results: read.append(results['seg_map_path'])
+        return parts
+
+    kind = type(original(dataset, 3)[0])
+    histogram = kind.histogram
+    monkeypatch.setattr(kind, 'histogram', lambda part, file: read.append(file) or histogram(part, file))
+
+    check(runner_on(dataset), num_files=7)
+
+    assert len(set(read)) == len(read) == 7
+    assert read[0].endswith('00.png')
+    assert read[-1] > read[0]
+
+
+@pytest.mark.parametrize(
+    ('damage', 'words'),
+    [
+        (lambda path: cv2.imwrite(path, np.full((12, 16), 200, np.uint8)), r'199 \(raw 200'),
+        (lambda path: cv2.imwrite(path, np.zeros((12, 16, 3), np.uint8)), 'colour channels'),
+    ],
+)
+def test_illegal_labels_stop_the_run(data, damage, words):
+    damage(str(data / 'annotations/training/00.png'))
+
+    with pytest.raises(ValueError, match=words) as caught:
+        check(runner_on(build(data)))
+
+    assert '00.png' in str(caught.value)
+
+
+def test_labels_that_were_not_reduced_stop_the_run(data):
+    with pytest.raises(ValueError, match='set reduce_zero_label=True'):
+        check(runner_on(build(data, reduce_zero_label=False)))
+
+
+def test_contradictions_stop_the_run(data):
+    with pytest.raises(ValueError, match='says reduce_zero_label=True and its LoadAnnotations says False'):
+        check(runner_on(build(data, load=dict(reduce_zero_label=False))))
+    with pytest.raises(ValueError, match='num_classes=4, but ThreeClasses has 3 classes'):
+        check(runner_on(build(data), num_classes=4))
+
+
+def test_what_looks_odd_is_a_warning(data, caplog):
+    for file in (data / 'annotations/training').iterdir():
+        cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_UNCHANGED) - 1)
+
+    check(runner_on(build(data)))
+
+    assert ['shifted already' in record.message for record in caplog.records] == [True]
+
+
+def test_other_data_sets_are_left_alone(caplog):
+    check(runner_on(torch.utils.data.TensorDataset(torch.zeros(3))))
+
+    assert ['labels are not checked' in record.message for record in caplog.records] == [True]
+
+
+def test_every_rank_hears_of_it(data, monkeypatch):
+    def from_rank_0(outcome):
+        assert outcome == [None]
+        outcome[0] = ['bad labels'], ['odd']
+
+    monkeypatch.setattr(label_check, 'is_main_process', lambda: False)
+    monkeypatch.setattr(label_check, 'broadcast_object_list', from_rank_0)
+
+    with pytest.raises(ValueError, match='bad labels'):
+        check(runner_on(None))
+
+
+def test_bad_argument():
+    with pytest.raises(ValueError, match='at least 1, got 0'):
+        label_check.LabelCheckHook(0)
+
+
+def test_it_is_in_every_config(root):
+    configs = sorted((root / 'configs').glob('[!_]*/*.py'))
+
+    assert configs
+    for config in configs:
+        assert Config.fromfile(config).default_hooks.label_check.type == 'LabelCheckHook'

@@ -1,0 +1,120 @@
+import pytest
+from mmengine.config import Config
+from mmseg_wce.label_files import Severity, check_classes, check_config, of_config
+from three_classes import dataset_config, make_masks, write_data
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    write_data(tmp_path, make_masks(2))
+    crop = dict(type='RandomCrop', crop_size=(4, 4))
+    train = dataset_config(tmp_path)
+    train['pipeline'].insert(2, crop)
+    loader = dict(dataset=dict(type='RepeatDataset', times=2, dataset=train))
+    head = dict(type='FCNHead', num_classes=3, loss_decode=[dict(type='WeightedCrossEntropyLoss')])
+    return Config(
+        dict(
+            data_preprocessor=dict(type='SegDataPreProcessor', seg_pad_val=255),
+            train_dataloader=loader,
+            val_dataloader=dict(dataset=dataset_config(tmp_path)),
+            val_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU']),
+            model=dict(decode_head=head, auxiliary_head=[dict(head), dict(head)]),
+        )
+    )
+
+
+def everything(config):
+    return [*check_config(config), *check_classes(config, of_config(config, 'val'))]
+
+
+def test_nothing_is_found_where_all_agree(config):
+    assert everything(config) == []
+
+
+TRAIN = 'train_dataloader.dataset.dataset.'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'places'),
+    [
+        ({'model.decode_head.ignore_index': 0}, ['0 in model.decode_head.ignore_index']),
+        ({'model.auxiliary_head.1.ignore_index': -1}, ['-1 in model.auxiliary_head[1].ignore_index']),
+        ({'model.decode_head.loss_decode.0.ignore_index': 3}, ['3 in model.decode_head.loss_decode.ignore_index']),
+        ({'data_preprocessor.seg_pad_val': 0}, ['0 in data_preprocessor.seg_pad_val']),
+        ({f'{TRAIN}ignore_index': 254}, ['254 in train_dataloader.dataset.ignore_index']),
+        ({f'{TRAIN}pipeline.2.ignore_index': 254}, ['254 in train_dataloader: RandomCrop.ignore_index']),
+        ({'val_evaluator.ignore_index': 0}, ['0 in val_evaluator: IoUMetric.ignore_index']),
+    ],
+)
+def test_ignored_labels_that_differ(config, changes, places):
+    config.merge_from_dict(changes)
+
+    (finding,) = everything(config)
+
+    assert finding.severity == Severity.ERROR
+    assert all(place in finding.what for place in places)
+    assert '255 everywhere else' in finding.what
+
+
+@pytest.mark.parametrize('kind', ['Pad', 'RandomRotate'])
+def test_what_transforms_write(config, kind):
+    step = dict(
+        Pad=dict(type='Pad', size=(9, 9), pad_val=dict(img=0, seg=7)),
+        RandomRotate=dict(type='RandomRotate', prob=0.5, degree=9, seg_pad_val=7),
+    )[kind]
+    config.train_dataloader.dataset.dataset.pipeline.append(step)
+
+    (finding,) = everything(config)
+
+    assert f'7 in train_dataloader: {kind}' in finding.what
+
+
+def test_a_label_other_than_255_everywhere_is_fine(config):
+    config.model.decode_head.ignore_index = 9
+    for head in config.model.auxiliary_head:
+        head.ignore_index = 9
+    config.merge_from_dict(
+        {
+            'data_preprocessor.seg_pad_val': 9,
+            f'{TRAIN}ignore_index': 9,
+            f'{TRAIN}pipeline.2.ignore_index': 9,
+            'val_dataloader.dataset.ignore_index': 9,
+            'val_evaluator.ignore_index': 9,
+        }
+    )
+
+    assert everything(config) == []
+
+
+def test_number_of_classes(config):
+    config.model.auxiliary_head[1].num_classes = 4
+
+    (finding,) = everything(config)
+
+    assert 'model.auxiliary_head[1] has num_classes=4, but ThreeClasses has 3 classes' in finding.what
+
+
+def test_data_set_against_its_pipeline(config):
+    config.val_dataloader.dataset.pipeline[1].reduce_zero_label = False
+
+    (finding,) = check_config(config)
+
+    assert 'val_dataloader: the dataset says reduce_zero_label=True, its LoadAnnotations False' in finding.what
+
+
+def test_training_against_validation(config):
+    config.val_dataloader.dataset.reduce_zero_label = False
+
+    (finding,) = everything(config)
+
+    assert 'True in train_dataloader and False in val_dataloader' in finding.what
+
+
+def test_against_what_the_data_set_is(config):
+    for dataset in (config.train_dataloader.dataset.dataset, config.val_dataloader.dataset):
+        dataset.update(type='ADE20KDataset', reduce_zero_label=False)
+
+    found = check_config(config)
+
+    assert [f.severity for f in found] == [Severity.WARNING] * 2
+    assert all('for ADE20KDataset raw 0 is "other"' in f.what for f in found)

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+from mmseg_wce.label_files import check_raw_zero, evenly, in_folder, of_dataset
+from PIL import Image
+from three_classes import ThreeClasses, dataset_config, make_masks, write_data
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    init_default_scope('mmseg')
+
+
+def gaps_between(masks):
+    """Blocks of 1..3, with 0 where they meet."""
+    masks = [np.maximum(mask, 1).repeat(5, 0).repeat(5, 1) for mask in masks]
+    for mask in masks:
+        mask[::20] = mask[:, ::20] = 0
+    return masks
+
+
+@pytest.mark.parametrize('reduce_zero_label', [True, False])
+def test_gaps_between_things_look_like_other(tmp_path, reduce_zero_label):
+    write_data(tmp_path, gaps_between(make_masks(5)))
+
+    found = check_raw_zero([in_folder(str(tmp_path / 'annotations'), 4, reduce_zero_label)])
+
+    assert ['looks like "other"' in f.what for f in found] == [True] * (not reduce_zero_label)
+
+
+def test_blocks_look_like_a_class(tmp_path):
+    write_data(tmp_path, [mask.repeat(5, 0).repeat(5, 1) for mask in make_masks(5)])
+
+    assert check_raw_zero([in_folder(str(tmp_path / 'annotations'), 4)]) == []
+
+
+def test_camvid_and_ade20k(shared_data):
+    for folder, num_classes in ('camvid/annotations/training', 11), ('ade20k_sample/annotations', 150):
+        for reduce_zero_label in (True, False):
+            part = in_folder(str(shared_data / folder), num_classes, reduce_zero_label)
+            assert len(check_raw_zero([part])) == (not reduce_zero_label)
+
+
+@pytest.mark.parametrize('reduce_zero_label', [True, False])
+@pytest.mark.parametrize('offset', [0, 1])
+def test_palette_says_which_raw_value_a_class_has(tmp_path, offset, reduce_zero_label):
+    write_data(tmp_path, make_masks(4))
+    for file in (tmp_path / 'annotations/training').iterdir():
+        image = Image.fromarray(np.array(Image.open(file)))
+        image.putpalette([7, 7, 7] * offset + [value for color in ThreeClasses.METAINFO['palette'] for value in color])
+        image.save(file)
+    parts = of_dataset(DATASETS.build(dataset_config(tmp_path, reduce_zero_label=reduce_zero_label)))
+
+    found = check_raw_zero(parts)
+
+    if bool(offset) == reduce_zero_label:
+        assert found == []
+    else:
+        assert f'gives raw {offset} the colour of class 0 (a)' in found[0].what
+        assert f'reduce_zero_label={bool(offset)}' in found[0].change
+
+
+def test_evenly(tmp_path):
+    write_data(tmp_path, make_masks(10))
+    part = in_folder(str(tmp_path / 'annotations'), 4)
+
+    assert [i for _, i in evenly([part], 4)] == [0, 2, 5, 7]
+    assert [i for _, i in evenly([part], 99)] == list(range(10))
+    assert evenly([], 4) == []

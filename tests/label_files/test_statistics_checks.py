@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from mmengine.registry import init_default_scope
+from mmseg_wce.class_weights import LabelStatistics
+from mmseg_wce.label_files import Severity, check_statistics, in_folder
+from PIL import Image
+from three_classes import make_masks
+
+ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
+
+
+def statistics_of(folder, masks, num_classes=3, reduce_zero_label=True) -> LabelStatistics:
+    init_default_scope('mmseg')
+    folder.mkdir(exist_ok=True)
+    for i, mask in enumerate(masks):
+        Image.fromarray(mask).save(folder / f'{i:03d}.png')
+    part = in_folder(str(folder), num_classes, reduce_zero_label)
+    return part.statistics(part.files)
+
+
+def test_nothing_is_found_where_nothing_is_wrong(tmp_path):
+    assert check_statistics(statistics_of(tmp_path, make_masks(30))) == []
+
+
+def shifted(masks):
+    return [mask - 1 for mask in masks]  # uint8: 0 becomes 255
+
+
+def painted(masks):
+    masks[4][:2, :2] = 200
+    return masks
+
+
+def binary(masks):
+    return [np.where(mask > 1, 255, 0).astype(np.uint8) for mask in masks]
+
+
+def one_empty(masks):
+    masks[7][:] = 0
+    return masks
+
+
+def background(masks):
+    return [np.where(mask == 3, 0, mask) * (np.arange(16) > 9).astype(np.uint8) for mask in masks]
+
+
+def without_last(masks):
+    return [np.minimum(mask, 2) for mask in masks]
+
+
+@pytest.mark.parametrize(
+    ('change', 'options', 'severity', 'words', 'files', 'advice'),
+    [
+        (shifted, {}, WARNING, 'shifted already: they hold 255 and values up to 2', None, 'reduce_zero_label=False'),
+        (lambda masks: masks, dict(reduce_zero_label=False), ERROR, '3 (', None, 'set reduce_zero_label=True'),
+        (lambda masks: masks, dict(num_classes=2), ERROR, '2 (raw 3,', None, 'num_classes=2 is too small'),
+        (painted, {}, ERROR, '199 (raw 200, 4 px)', 1, 'painted with a value that is no class'),
+        (binary, dict(num_classes=2), ERROR, '0 and 255 only', None, 'store 1 for the foreground'.capitalize()),
+        (binary, dict(num_classes=2, reduce_zero_label=False), ERROR, '0 and 255 only', None, 'Store 1'),
+        (one_empty, {}, WARNING, 'no valid pixel', 1, 'ignore_index'),
+        (background, {}, WARNING, 'looks like a class (background)', None, 'reduce_zero_label=False'),
+        (without_last, {}, NOTE, '1 of the 3 classes never occur in 30 images: 2', None, 'too large?'),
+    ],
+)
+def test_each_mistake_is_found(tmp_path, change, options, severity, words, files, advice):
+    found = check_statistics(statistics_of(tmp_path, change(make_masks(30)), **options))
+
+    (finding,) = [f for f in found if words in f.what]
+    assert finding.severity == severity
+    assert advice in str(finding)
+    assert '\n' not in str(finding)
+    if files is not None:
+        assert finding.files == files
+        assert f'({files} file, such as {finding.example})' in str(finding)
+
+
+def test_a_wrong_convention_is_not_called_a_mistake_of_painting(tmp_path):
+    (finding,) = check_statistics(statistics_of(tmp_path, make_masks(30), reduce_zero_label=False))
+
+    assert 'painted' not in str(finding)
+    assert 'reduce_zero_label=True, raw' not in str(finding)
+
+
+def test_many_images_without_the_last_class_are_a_doubt(tmp_path):
+    found = check_statistics(statistics_of(tmp_path, without_last(make_masks(100))))
+
+    assert [f.severity for f in found] == [WARNING]
+
+
+def test_masks_that_were_shifted_on_disk_and_are_read_so_are_right(tmp_path):
+    statistics = statistics_of(tmp_path, shifted(make_masks(30)), reduce_zero_label=False)
+
+    assert check_statistics(statistics) == []
+
+
+def test_files_that_cannot_be_read_are_grouped_by_their_reason(tmp_path):
+    statistics_of(tmp_path, make_masks(10, shape=(64, 64)))
+    for i in (2, 5):
+        content = (tmp_path / f'{i:03d}.png').read_bytes()
+        (tmp_path / f'{i:03d}.png').write_bytes(content[: len(content) // 2])
+    Image.new('RGB', (4, 4)).save(tmp_path / '007.png')
+    part = in_folder(str(tmp_path), 3, True)
+
+    found = check_statistics(part.statistics(part.files))
+
+    assert [(f.severity, f.files, f.example[-7:]) for f in found] == [(ERROR, 2, '002.png'), (ERROR, 1, '007.png')]
+    assert 'truncated' in found[0].what
+    assert 'RGB' in found[1].what
+
+
+def test_palette_files_are_worth_a_note(tmp_path):
+    statistics_of(tmp_path, make_masks(3))
+    image = Image.fromarray(make_masks(1)[0])
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    image.save(tmp_path / '001.png')
+    part = in_folder(str(tmp_path), 3, True)
+
+    (finding,) = [f for f in check_statistics(part.statistics(part.files)) if 'palette' in f.what]
+
+    assert (finding.severity, finding.files) == (NOTE, 1)
+
+
+def test_no_file_at_all_could_be_read(tmp_path):
+    statistics_of(tmp_path, make_masks(2))
+    for file in tmp_path.iterdir():
+        file.write_bytes(b'')
+    part = in_folder(str(tmp_path), 3, True)
+
+    (finding,) = check_statistics(part.statistics(part.files))
+
+    assert finding.files == 2
