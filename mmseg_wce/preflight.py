@@ -129,12 +129,13 @@ def nodes(node: Any) -> Iterator[dict]:
         yield from nodes(child)
 
 
-def check_data(config: Config, *splits: str) -> None:
+def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
     """Look whether the local folders and lists that the data loaders read exist and hold files.
 
     Args:
         config: with ``<split>_dataloader`` for each split that it uses.
         splits: 'train', 'val', 'test'.
+        first_files: look for the files of the first sample as well.
 
     Raises:
         PreflightError: a folder or list is missing or empty.
@@ -145,7 +146,8 @@ def check_data(config: Config, *splits: str) -> None:
     for name, loader in loaders.items():
         for dataset in leaf_datasets(loader['dataset']):
             if dataset.get('backend_args') is None:  # other storages are the file backend's business
-                _check_dataset(dataset, name, [n for n, other in loaders.items() if _root(other) == _root(loader)])
+                same_root = [n for n, other in loaders.items() if _root(other) == _root(loader)]
+                _check_dataset(dataset, name, same_root, first_files)
 
 
 def _root(loader: dict) -> str | None:
@@ -163,7 +165,7 @@ def leaf_datasets(dataset: dict) -> Iterator[dict]:
         yield dataset
 
 
-def _check_dataset(dataset: dict, where: str, loaders: list[str]) -> None:
+def _check_dataset(dataset: dict, where: str, loaders: list[str], first_files: bool) -> None:
     root = dataset.get('data_root') or ''
     if root and not osp.isdir(root):
         options = ' '.join(f'{name}.dataset.data_root=PATH' for name in loaders)
@@ -181,10 +183,10 @@ def _check_dataset(dataset: dict, where: str, loaders: list[str]) -> None:
         folder = osp.join(root, prefix)
         if not osp.isdir(folder):
             raise PreflightError(f'{where}: {kind} {folder!r} does not exist, or is no folder')
-    _check_samples(dataset, where)
+    _check_samples(dataset, where, first_files)
 
 
-def _check_samples(dataset: dict, where: str) -> None:
+def _check_samples(dataset: dict, where: str, first_files: bool) -> None:
     """Let the data set list its samples, and look whether the first one's files are there."""
     kind = DATASETS.get(dataset['type'])
     if not (isinstance(kind, type) and issubclass(kind, BaseSegDataset)):  # mmengine says what is wrong with its type
@@ -196,7 +198,7 @@ def _check_samples(dataset: dict, where: str) -> None:
         raise PreflightError(f'{where}: the data set cannot be read: {in_one_line(error)}') from error
     if not samples:
         raise PreflightError(f'{where}: img_path {built.data_prefix["img_path"]!r} holds no files *{built.img_suffix}')
-    for name in ('img_path', 'seg_map_path'):
+    for name in ('img_path', 'seg_map_path') if first_files else ():
         path = samples[0].get(name)
         if path is not None and not osp.isfile(path):
             raise PreflightError(f'{where}: {name} {path!r} of the first sample does not exist')

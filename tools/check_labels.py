@@ -52,7 +52,7 @@ def splits_of(config: Config, splits: Iterable[str]) -> dict[str, list[LabelFile
     present = [split for split in splits if config.get(f'{split}_dataloader') is not None]
     if not present:
         raise ValueError(f'the config has none of {", ".join(f"{split}_dataloader" for split in splits)}')
-    check_data(config, *present)
+    check_data(config, *present, first_files=False)
     found: dict[str, list[LabelFiles]] = {}
     for split in present:
         try:

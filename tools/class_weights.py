@@ -33,7 +33,7 @@ from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, loa
 from mmseg_wce.class_weights.schemes import NORMALIZATIONS
 from mmseg_wce.class_weights.statistics import SHIPPED
 from mmseg_wce.label_files import of_config
-from mmseg_wce.preflight import PreflightError
+from mmseg_wce.preflight import PreflightError, check_data
 from rich.console import Console
 
 WRITERS: dict[str, Callable[[list[float]], bytes]] = {
@@ -82,7 +82,12 @@ def statistics_of(args: argparse.Namespace) -> tuple[LabelStatistics, str, Path]
         kept = Path('work_dirs/class_weights', args.source) if args.source in SHIPPED else Path(args.source)
         return load_statistics(args.source), args.source, kept
     kept = args.statistics or Path('work_dirs/class_weights', f'{name_of(args)}.json')
-    parts = of_config(config_of(args)) if args.labels is None else [labels_in_folder(args)]
+    if args.labels is None:
+        config = config_of(args)
+        check_data(config, 'train', first_files=False)
+        parts = of_config(config)
+    else:
+        parts = [labels_in_folder(args)]
     unfinished = kept.with_name(kept.name + '.unfinished')
     statistics = scan_with_progress(parts, args.workers, console, 'Reading labels', unfinished)
     statistics.save(kept)
@@ -100,13 +105,15 @@ def write_weights(path: Path, weights: np.ndarray) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
-    options = scheme_options(args)
+    options, statistics = scheme_options(args), None
     try:
         statistics, name, kept = statistics_of(args)
         with warnings.catch_warnings(record=True) as aloud:
             warnings.simplefilter('always')
             weights = class_weights(statistics, **options)
     except (PreflightError, TypeError, ValueError) as error:
+        if statistics is not None:
+            print_failures(console, statistics)
         print(f'error: {error}', file=sys.stderr)
         return NOT_RUN
     print_table(console, statistics, args.scheme, weights)

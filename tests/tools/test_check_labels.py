@@ -1,0 +1,121 @@
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from three_classes import config_text, dataset_config, make_masks, write_data
+
+
+@pytest.fixture
+def tool(import_tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / 'data', make_masks(20, shape=(64, 64)))
+    (tmp_path / 'config.py').write_text(config_text(tmp_path / 'data'))
+    return import_tool('check_labels')
+
+
+def test_nothing_looks_wrong(tool, tmp_path, capsys):
+    assert tool.main(['config.py', '--workers', '2']) == 0
+
+    output = capsys.readouterr().out
+    assert output.count('nothing looks wrong') == 2  # of the config, of the labels
+    sheet = np.array(Image.open(tmp_path / 'work_dirs/check_labels/config/train.png'))
+    for color in ([255, 0, 0], [0, 255, 0], [0, 0, 255]):  # the legend
+        assert (sheet[..., :3] == color).all(-1).any()
+
+
+@pytest.mark.parametrize('images', [[], ['--images', 'data/images']])
+def test_folder(tool, tmp_path, capsys, images):
+    arguments = ['--labels', 'data/annotations', '--num-classes', '3', '--reduce-zero-label', '--workers', '0']
+
+    assert tool.main([*arguments, *images, '--out', 'sheets']) == 0
+
+    assert (tmp_path / 'sheets/labels.png').stat().st_size > 5000
+    assert ('Comparing sizes' in capsys.readouterr().out) == bool(images)
+
+
+def test_mistakes_made_on_purpose(tool, tmp_path, capsys):
+    files = sorted((tmp_path / 'data/annotations/training').iterdir())
+    cv2.imwrite(str(files[1]), np.full((64, 64), 200, np.uint8))
+    Image.open(files[2]).convert('RGB').save(files[2])
+    files[3].write_bytes(files[3].read_bytes()[:60])
+    Image.fromarray(np.full((64, 64), 300, np.uint16)).save(files[4])
+    files[5].unlink()
+    cv2.imwrite(str(files[6]), np.zeros((64, 64), np.uint8))
+    cv2.imwrite(str(tmp_path / 'data/images/training/07.jpg'), np.zeros((32, 64, 3), np.uint8))
+
+    assert tool.main(['config.py', '--workers', '0']) == 1
+
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith(('wrong', 'doubt'))]
+    for file, words in (
+        (files[1], '199 (raw 200'),
+        (files[2], 'RGB'),
+        (files[3], 'cannot be read'),
+        (files[4], '300, which LoadAnnotations turns into 44'),
+        (files[5], 'does not exist'),
+        (files[6], 'no valid pixel'),
+        (files[7], 'differ in size'),
+    ):
+        (line,) = [line for line in lines if str(file) in line]
+        assert words in line
+    assert len(lines) == 7
+    sheet = np.array(Image.open(tmp_path / 'work_dirs/check_labels/config/train.png'))
+    assert (sheet[..., :3] == [255, 0, 255]).all(-1).any()  # no class, in the legend
+
+
+def test_contradictions_of_the_config(tool, tmp_path, capsys):
+    (tmp_path / 'config.py').write_text(config_text(tmp_path / 'data', num_classes=4))
+
+    assert tool.main(['config.py', '--workers', '0']) == 1
+
+    assert 'model.decode_head has num_classes=4, but ThreeClasses has 3 classes' in capsys.readouterr().out
+
+
+def test_labels_that_mmseg_would_refuse_to_load(tool, tmp_path, capsys):
+    (tmp_path / 'config.py').write_text(config_text(tmp_path / 'data', load=dict(reduce_zero_label=False)))
+
+    assert tool.main(['config.py']) == 1
+
+    assert 'its LoadAnnotations False' in capsys.readouterr().out
+
+
+def test_the_same_files_are_read_once(tool, tmp_path, capsys):
+    same = f'val_dataloader = dict(dataset={dataset_config(tmp_path / "data")!r})\n'
+    (tmp_path / 'config.py').write_text(config_text(tmp_path / 'data') + same)
+
+    assert tool.main(['config.py', '--workers', '0']) == 0
+
+    output = capsys.readouterr().out
+    assert 'train: 20 labels' in output
+    assert 'val: ' not in output
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['nowhere.py'], "config file 'nowhere.py' does not exist"),
+        (['config.py', '--splits', 'val'], 'the config has none of val_dataloader'),
+        (['--labels', 'nowhere', '--num-classes', '3'], "folder 'nowhere' does not exist"),
+        (['config.py', '--cfg-options', 'train_dataloader.dataset.data_root=no'], "data_root 'no' does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(tool, capsys, arguments, words):
+    assert tool.main(arguments) == 2
+
+    error = capsys.readouterr().err.strip()
+    assert error.startswith('error: ')
+    assert words in error
+    assert '\n' not in error
+
+
+def test_camvid_and_ade20k(root, tool, shared_data, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv('MMSEG_WCE_DATA', str(shared_data))
+    camvid = str(root / 'configs/camvid/fast_scnn_1xb8-wce-4k_camvid-352x480.py')
+    segformer = str(root / 'configs/ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py')
+    sample = f'val_dataloader.dataset.data_root={shared_data / "ade20k_sample"}'
+
+    assert tool.main([camvid, '--splits', 'val', '--workers', '0', '--out', str(tmp_path)]) == 0
+    assert tool.main([segformer, '--splits', 'val', '--cfg-options', sample, '--workers', '0']) == 0
+    changed = [sample, 'model.decode_head.num_classes=149']
+    assert tool.main([segformer, '--splits', 'val', '--cfg-options', *changed, '--workers', '0']) == 1
+
+    assert 'num_classes=149, but ADE20KDataset has 150 classes' in capsys.readouterr().out

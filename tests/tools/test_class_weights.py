@@ -1,0 +1,204 @@
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from mmseg_wce.class_weights import class_weights, load_class_weight, load_statistics
+from three_classes import config_text, make_masks, write_data
+
+
+@pytest.fixture
+def tool(import_tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / 'data', make_masks(20))
+    (tmp_path / 'config.py').write_text(config_text(tmp_path / 'data'))
+    return import_tool('class_weights')
+
+
+FOLDER = ['--labels', 'data/annotations', '--num-classes', '3', '--reduce-zero-label', '--workers', '0']
+
+
+def share_of_the_masks() -> np.ndarray:
+    raw = np.bincount(np.concatenate([mask.ravel() for mask in make_masks(20)]), minlength=4)
+    return raw[1:] / raw[1:].sum()
+
+
+@pytest.mark.parametrize('source', [['config.py', '--workers', '2'], FOLDER])
+def test_config_and_folder(tool, tmp_path, capsys, source):
+    assert tool.main([*source, '--out', 'new/weights.json']) == 0
+
+    weights = json.loads((tmp_path / 'new/weights.json').read_text())
+    expected = share_of_the_masks() ** -0.5
+    np.testing.assert_allclose(np.array(weights) / weights[0], expected / expected[0])
+    output = capsys.readouterr().out
+    assert "loss_decode=dict(type='WeightedCrossEntropyLoss', class_weight='new/weights.json')" in output
+    name = 'config' if source[0] == 'config.py' else 'annotations'
+    kept = tmp_path / f'work_dirs/class_weights/{name}.json'
+    np.testing.assert_allclose(load_statistics(kept).share, share_of_the_masks())
+    assert kept.with_suffix('.png').stat().st_size > 5000
+    assert not list(kept.parent.glob('*.unfinished'))
+
+
+def test_the_line_for_the_config_gives_the_same_weights(tool, capsys):
+    options = ['--scheme', 'effective_number', '--beta', '0.9', '--max-ratio', '1.1', '--normalize', 'none']
+    tool.main([*FOLDER, *options, '--out', 'weights.npy'])
+    tool.main([*FOLDER, *options])
+
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    loss = eval(line.removeprefix('loss_decode='))
+
+    assert loss['class_weight']['normalize'] is None
+    assert load_class_weight(loss['class_weight']).tolist() == load_class_weight('weights.npy').tolist()
+
+
+@pytest.mark.parametrize('suffix', ['npy', 'json', 'yaml', 'pkl'])
+def test_files_are_read_by_mmseg_and_by_us(tool, tmp_path, suffix):
+    from mmseg.models.losses.utils import get_class_weight
+
+    tool.main([*FOLDER, '--scheme', 'enet', '--out', f'weights.{suffix}'])
+
+    path = str(tmp_path / f'weights.{suffix}')
+    expected = class_weights(load_statistics('work_dirs/class_weights/annotations.json'), 'enet')
+    assert list(get_class_weight(path)) == expected.tolist()
+    np.testing.assert_allclose(load_class_weight(path).numpy(), expected, rtol=1e-6)
+    if suffix in ('yaml', 'pkl'):
+        content = (tmp_path / path).read_bytes()
+        assert (yaml.safe_load(content) if suffix == 'yaml' else pickle.loads(content)) == expected.tolist()
+
+
+def test_statistics_are_used_again_without_the_labels(tool, tmp_path, capsys):
+    tool.main([*FOLDER, '--statistics', 'kept.json'])
+    for file in (tmp_path / 'data/annotations/training').iterdir():
+        file.unlink()
+
+    assert tool.main(['kept.json', '--scheme', 'median_frequency', '--picture', 'new/all.png']) == 0
+
+    assert "class_weight=dict(statistics='kept.json', scheme='median_frequency')" in capsys.readouterr().out
+    assert (tmp_path / 'new/all.png').exists()
+
+
+def test_ade20k_needs_no_data(tool, capsys):
+    assert tool.main(['ade20k', '--scheme', 'enet']) == 0
+
+    output = capsys.readouterr().out
+    assert 'Approximate' in output
+    assert "dict(statistics='ade20k', scheme='enet')" in output
+
+
+def test_files_that_cannot_be_read_are_named_at_the_end(tool, tmp_path, capsys):
+    broken = [tmp_path / f'data/annotations/training/{i:02d}.png' for i in (3, 4)]
+    for file in broken:
+        file.write_bytes(b'')
+
+    assert tool.main(['config.py', '--out', 'weights.json']) == 1
+
+    output = capsys.readouterr().out
+    for file in broken:
+        assert f'{file}: it is empty, or no image' in output
+    assert (tmp_path / 'weights.json').exists()
+    assert load_statistics('work_dirs/class_weights/config.json').num_images == 18
+
+
+def test_values_that_are_no_class_are_said(tool, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / 'data/annotations/training/07.png'), np.full((4, 4), 200, np.uint8))
+
+    tool.main(['config.py'])
+
+    assert 'Labels that are no class: 199' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('absent', [0, 1])
+def test_classes_that_never_occur_are_said(tool, capsys, absent):
+    assert tool.main([*FOLDER[:3], '5', *FOLDER[4:], '--absent', str(absent), '--out', 'weights.json']) == 0
+
+    output = ' '.join(capsys.readouterr().out.split())
+    assert f"2 of the 5 classes never occur in the 20 images of 'annotations', and get the weight {absent}" in output
+    assert json.loads(Path('weights.json').read_text())[3:] == [absent, absent]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['nowhere.py'], "config file 'nowhere.py' does not exist"),
+        (['nowhere.json'], "statistics 'nowhere.json' cannot be read"),
+        (['--labels', 'empty', '--num-classes', '3'], 'it is empty'),
+        (['--labels', 'data/images', '--num-classes', '3'], 'no label *.png'),
+        (['ade20k', '--max-ratio', '0.5'], 'at least 1'),
+        (['ade20k', '--scheme', 'enet', '--beta', '0.5'], 'no such option'),
+        (['config.py', '--cfg-options', 'train_dataloader.dataset.data_root=no'], "data_root 'no' does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(tool, tmp_path, capsys, arguments, words):
+    (tmp_path / 'empty').mkdir()
+
+    assert tool.main(arguments) == 2
+
+    error = capsys.readouterr().err.strip()
+    assert error.startswith('error: ')
+    assert words in error
+    assert '\n' not in error
+
+
+def test_a_folder_in_which_nothing_can_be_read(tool, tmp_path, capsys):
+    for file in (tmp_path / 'data/annotations/training').iterdir():
+        file.write_bytes(b'')
+
+    assert tool.main(FOLDER) == 2
+
+    captured = capsys.readouterr()
+    assert 'no pixel has a class' in captured.err
+    assert '20 files could not be read' in captured.out
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['config.py', *FOLDER],
+        ['--labels', 'data/annotations'],
+        ['--labels', 'data', '--num-classes', '1'],
+        ['config.py', '--out', 'weights.txt'],
+        ['config.py', '--scheme', 'focal'],
+        ['config.py', '--workers', '-1'],
+    ],
+)
+def test_usage_errors(tool, arguments):
+    with pytest.raises(SystemExit, match='2'):
+        tool.main(arguments)
+
+
+def test_interrupted_by_the_keyboard(root, tool, tmp_path):
+    """A real process, as Ctrl-C reaches it; what it had is used by the next."""
+    write_data(tmp_path / 'more', make_masks(1500))
+    arguments = ['--labels', 'more/annotations', '--num-classes', '3', '--reduce-zero-label', '--workers', '2']
+    command = [sys.executable, str(root / 'tools/class_weights.py'), *arguments]
+    slow = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    # reading is slowed down from outside, so that there is time to interrupt it
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import time, PIL.Image\nopened = PIL.Image.open\n'
+        'def slowly(*args, **options):\n    time.sleep(0.004)\n    return opened(*args, **options)\n'
+        'PIL.Image.open = slowly\n'
+    )
+    process = subprocess.Popen(command, env=slow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    kept = tmp_path / 'work_dirs/class_weights/annotations.json.unfinished'
+    while not kept.exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate()[0]
+
+    assert process.returncode == 130
+    assert 'files are kept: the same command goes on from there' in output
+    assert json.loads(kept.read_text())['files'] > 0
+
+    assert tool.main(arguments) == 0
+    assert load_statistics('work_dirs/class_weights/annotations.json').num_images == 1500
+    assert not kept.exists()
