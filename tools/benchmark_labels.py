@@ -1,0 +1,105 @@
+"""Time and memory of a scan over label files, against merely decoding them.
+
+python tools/benchmark_labels.py                       generated labels of ADE20K's size
+python tools/benchmark_labels.py --labels DIR          of a folder
+
+Everything is interleaved in one process, so that a busy machine slows down all of it. Medians, with the range.
+"""
+
+import argparse
+import io
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
+import numpy as np
+from mmseg_wce.datasets.demo_scenes import draw_scene
+from mmseg_wce.label_files import LabelFiles, in_folder, scan
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+HEIGHT, WIDTH = 512, 683  # ADE20K: 512 at the shorter side, 4:3 as most of its images
+SCENES = 100
+console = Console()
+
+
+def write_labels(folder: Path, number: int) -> None:
+    """Generated landscapes, each shifted and mirrored in a way of its own."""
+    rng = np.random.default_rng(0)
+    scenes = [cv2.resize(draw_scene(rng)[1], (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST) for _ in range(SCENES)]
+    for i in track(range(number), f'Writing {number} labels', console=console):
+        labels = np.roll(scenes[i % SCENES], rng.integers(WIDTH), axis=1)[:, :: 1 - 2 * (i % 2)]
+        cv2.imwrite(str(folder / f'{i:06d}.png'), labels)
+
+
+def decode(files: Sequence[str]) -> None:
+    """What there is to beat: bytes from disk to pixels, and nothing with them."""
+    for file in files:
+        Image.open(io.BytesIO(Path(file).read_bytes())).load()
+
+
+def read_all(part: LabelFiles, workers: int = 0) -> None:
+    for _ in scan([part], workers):
+        pass
+
+
+def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, after a round that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for i in track(range(rounds + 1), 'Measuring', console=console):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if i > 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
+    parser.add_argument('--labels', help='folder of PNG label files, instead of generated ones')
+    parser.add_argument('--images', type=int, default=20000, help='number of generated ones [%(default)s]')
+    parser.add_argument('--rounds', type=int, default=3, help='[%(default)s]')
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.labels is None:
+            write_labels(Path(folder), args.images)
+        part = in_folder(args.labels or folder, 150, reduce_zero_label=True)
+        read_all(replace(part, files=part.files[: max(1, len(part.files) // 10)]))
+        of_a_tenth = peak_megabytes()
+        read_all(part)
+        of_all = peak_megabytes()
+        ways = {
+            'decode only': lambda: decode(part.files),
+            'scan, one process': lambda: read_all(part),
+            'scan, two processes': lambda: read_all(part, 2),
+        }
+        times = interleaved(ways, args.rounds)
+    number = len(part.files)
+    table = Table(title=f'{number} label files')
+    for column in ('', 'seconds', 'range', 'ms a file', 'against decoding', 'against one process'):
+        table.add_column(column, justify='right' if column else 'left')
+    decoding, one = (statistics.median(times[name]) for name in ('decode only', 'scan, one process'))
+    for name, values in times.items():
+        median = statistics.median(values)
+        of_range = f'{min(values):.2f}-{max(values):.2f}'
+        ratios = f'{median / decoding:.2f} x', f'{one / median:.2f} times as fast'
+        table.add_row(name, f'{median:.2f}', of_range, f'{1000 * median / number:.2f}', *ratios)
+    console.print(table)
+    console.print(f'Peak memory: {of_a_tenth:.0f} MB after a tenth of the files, {of_all:.0f} MB after all of them.')
+
+
+if __name__ == '__main__':
+    main()
