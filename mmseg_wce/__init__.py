@@ -1,6 +1,6 @@
 """Exact weighted cross-entropy for semantic segmentation.
 
-Importing this package registers the loss and the data sets with mmseg where mmseg is installed. Without it,
+Importing this package registers the loss, the hooks and the data sets with mmseg where mmseg is installed. Without it,
 :mod:`mmseg_wce.functional` and :mod:`mmseg_wce.kernels` work alone and nothing is registered.
 """
 
@@ -17,9 +17,9 @@ if importlib.util.find_spec('mmseg') is not None:
         from mmseg_wce import compat
 
         compat.apply()
-        from mmseg_wce import datasets, fusion, losses
+        from mmseg_wce import datasets, fusion, hooks, losses
 
-        __all__ += ['datasets', 'fusion', 'losses']
+        __all__ += ['datasets', 'fusion', 'hooks', 'losses']
     except Exception as error:  # mmseg asserts versions; a broken torchvision or CUDA library raises anything
         warnings.warn(
             f'mmseg is installed but cannot be imported, so mmseg_wce registered nothing with it; '
