@@ -13,7 +13,10 @@ __all__ = ['ClassFigures', 'ClassTally']
 
 # Few classes are spread over about this many bins where they would queue for the same atomics.
 _NUM_BINS = 4096
-_WITHOUT_ATOMICS = ('cpu',)
+# On CPU, pieces too small for PyTorch to hand to threads: beside a busy neighbour each handing over waits for it, and
+# a dozen of them cost ten times what they compute.
+_SERIAL_DEVICES = ('cpu',)
+_SERIAL_PIECE = 32000
 
 
 class ClassTally:
@@ -49,16 +52,36 @@ class ClassTally:
 
 def _sums(seen: ObservedPixels, dtype: torch.dtype) -> Tensor:
     """(3, C + 1): pixels, correct ones, pixel weight times nll."""
+    maps = [seen.label, seen.correct, seen.nll]
+    if seen.pixel_weight is not None:
+        maps.append(seen.pixel_weight.expand_as(seen.label))
+    serial = seen.label.device.type in _SERIAL_DEVICES
+    size = _SERIAL_PIECE if serial else max(1, seen.label.numel())
+    copies = 1 if serial else max(1, _NUM_BINS // (seen.num_classes + 1))
+    pieces = zip(*(m.flatten().split(size) for m in maps), strict=True)
+    return torch.stack([_sums_of(seen, copies, dtype, *piece) for piece in pieces]).sum(0)
+
+
+def _sums_of(
+    seen: ObservedPixels,
+    copies: int,
+    dtype: torch.dtype,
+    label: Tensor,
+    correct: Tensor,
+    nll: Tensor,
+    pixel_weight: Tensor | None = None,
+) -> Tensor:
+    """The same of some of the pixels, each (P,), each class summed in so many bins."""
     ignored = seen.num_classes
-    counts = (seen.label >= 0) & (seen.label < ignored) & (seen.label != seen.ignore_index)
-    bins = torch.where(counts, seen.label.long(), ignored).flatten()
-    copies = 1 if bins.device.type in _WITHOUT_ATOMICS else max(1, _NUM_BINS // (ignored + 1))
+    counts = (label >= 0) & (label < ignored) & (label != seen.ignore_index)
+    bins = torch.where(counts, label.long(), ignored)
     if copies > 1:
         bins = bins + (ignored + 1) * (torch.arange(bins.numel(), device=bins.device) % copies)
-    nll = seen.nll if seen.pixel_weight is None else seen.nll * seen.pixel_weight
+    if pixel_weight is not None:
+        nll = nll * pixel_weight
     empty = torch.zeros(copies * (ignored + 1), dtype=dtype, device=bins.device)
-    rows = (counts.new_ones(1).expand_as(counts), seen.correct, nll)
-    sums = [empty.scatter_add(0, bins, row.to(dtype).flatten()) for row in rows]
+    rows = counts.new_ones(1).expand_as(counts), correct, nll
+    sums = [empty.scatter_add(0, bins, row.to(dtype)) for row in rows]
     return torch.stack(sums).view(3, copies, -1).sum(1)
 
 

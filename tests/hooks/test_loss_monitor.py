@@ -20,9 +20,11 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.fusion import fuse_decode_heads
+from mmseg_wce.hooks import class_tally
 from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
+from mmseg_wce.hooks.finite_watch import FiniteWatch, finite_flags
 from mmseg_wce.hooks.loss_monitor import LossMonitorHook
-from mmseg_wce.losses import WeightedCrossEntropyLoss
+from mmseg_wce.losses import ObservedPixels, WeightedCrossEntropyLoss
 from torch import nn
 
 NAMES = ('road', 'wall', 'pole', 'kite')
@@ -203,11 +205,22 @@ def test_spread_over_many_bins_as_on_an_accelerator(monkeypatch):
 
 
 def _sums_on(monkeypatch, seen):
-    from mmseg_wce.hooks import class_tally
-
     here = class_tally._sums(seen, torch.float64)
-    monkeypatch.setattr(class_tally, '_WITHOUT_ATOMICS', ())
+    monkeypatch.setattr(class_tally, '_SERIAL_DEVICES', ())
     return here, class_tally._sums(seen, torch.float64)
+
+
+def test_piece_by_piece(monkeypatch):
+    logits, label, pixel_weight = batch()
+    loss, sums = WeightedCrossEntropyLoss(), []
+    for size in (10**6, 7):
+        monkeypatch.setattr(class_tally, '_SERIAL_PIECE', size)
+        tally = ClassTally(5, torch.device('cpu'))
+        loss.observer = tally.add
+        loss(logits, label, weight=pixel_weight[:, :1])  # broadcast over rows
+        sums.append(tally.sums)
+
+    torch.testing.assert_close(sums[1], sums[0])
 
 
 def test_shares_of_nothing():
@@ -262,6 +275,21 @@ def test_only_training_is_observed():
     assert calls == []
     loss.train()(logits, label)
     assert len(calls) == 1
+
+
+def test_nothing_waits_for_the_device():
+    """Tensors on the device 'meta' have no values: whoever reads one, or makes a shape of one, raises."""
+    meta = torch.device('meta')
+    logits, label, pixel_weight = (x.detach().to(meta) for x in batch())
+    tally, watch = ClassTally(5, meta), FiniteWatch()
+
+    tally.add(ObservedPixels(label, logits.new_empty(label.shape), label > 0, pixel_weight, None, 5, 255))
+    watch.record(1, logits.mean(), ['a.png'])
+    bad = watch.num_bad(meta)
+
+    with pytest.raises(RuntimeError, match='meta'):
+        bad.item()
+    assert finite_flags([logits, label]).shape == (2,)
 
 
 def test_an_observed_loss_compiles_whole():
