@@ -46,6 +46,10 @@ class MonitoredStep:
         self.step.forward()
         self.step.backward()
 
+    def plain_again(self) -> None:
+        """What the noise of the machine makes of no difference at all."""
+        self.plain()
+
     def monitored(self) -> None:
         self.loss.observer = self.observer
         self.step.forward()
@@ -79,6 +83,11 @@ def milliseconds(function: Callable[[], None], device: str, rounds: int) -> floa
     return 1e3 * statistics.median(times)
 
 
+def compared(rounds: list[dict[str, float]], way: str) -> str:
+    low, median, high = statistics.quantiles([times[way] / times['plain'] for times in rounds], n=4)
+    return f'{median:.4f} (quartiles {low:.3f}, {high:.3f})'
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
@@ -88,16 +97,15 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         step = MonitoredStep(args.device, args.crop, args.interval, folder)
-        pairs = []
+        ways, rounds = [step.plain, step.monitored, step.plain_again], []
         for i in track(range(args.rounds + 1), 'Steps', transient=True):
-            both = [step.plain, step.monitored]
-            times = {f.__name__: seconds(f, args.device) for f in (both if i % 2 else both[::-1])}
-            pairs += [times] if i > 0 else []
-        plain = statistics.median(pair['plain'] for pair in pairs)
-        ratio = statistics.median(pair['monitored'] / pair['plain'] for pair in pairs)
+            ways.append(ways.pop(0))  # each has every place in the round
+            rounds.append({way.__name__: seconds(way, args.device) for way in ways})
         iteration, point = (milliseconds(part, args.device, 50) for part in step.parts())
     alone = iteration + point / args.interval
-    print(f'step without the hook: {plain:.3f} s, with it {ratio:.4f} times that (median of {len(pairs)} pairs)')
+    plain = statistics.median(times['plain'] for times in rounds[1:])
+    monitored, again = (compared(rounds[1:], way) for way in ('monitored', 'plain_again'))
+    print(f'step without the hook: {plain:.3f} s; with it {monitored} times that; without it once more: {again}')
     print(
         f'alone: {iteration:.2f} ms an iteration, {point:.2f} ms a logging point every {args.interval}: '
         f'{alone:.2f} ms, {0.1 * alone / plain:.2f} % of a step'
