@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         step = MonitoredStep(args.device, args.crop, args.interval, folder)
         ways, rounds = [step.plain, step.monitored, step.plain_again], []
-        for i in track(range(args.rounds + 1), 'Steps', transient=True):
+        for _ in track(range(args.rounds + 1), 'Steps', transient=True):
             ways.append(ways.pop(0))  # each has every place in the round
             rounds.append({way.__name__: seconds(way, args.device) for way in ways})
         iteration, point = (milliseconds(part, args.device, 50) for part in step.parts())

@@ -97,14 +97,15 @@ class LossMonitorHook(Hook):
             self._point(runner, runner.iter + 1, log=log, parameters=saves)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self._point(runner, runner.iter, parameters=True)  # a checkpoint of the epoch may follow
+        self._point(runner, runner.iter, parameters=True)  # a checkpoint may follow, or the end
 
     def before_val(self, runner: Runner) -> None:
         if self._watch is not None:
             self._point(runner, runner.iter, parameters=True)  # a best checkpoint may follow
 
     def after_train(self, runner: Runner) -> None:
-        self._point(runner, runner.iter, log=runner.iter > self._last_log, parameters=True)
+        if runner.iter > self._last_log:
+            self._point(runner, runner.iter, log=True)
         self._end()
 
     def _end(self) -> None:
