@@ -16,7 +16,7 @@ EXTRAS = {
     'full': [*MMSEG, 'mmcv>=2.1.0,<2.2'],
     'onedl': ['onedl-mmsegmentation[mminstall]>=1.4.2', 'ftfy', 'regex', 'packaging', 'setuptools<81'],
     'triton': ['triton>=3.3'],
-    'tests': ['pytest>=8', 'hypothesis>=6.100', 'ruff>=0.8'],
+    'tests': ['pytest>=8', 'hypothesis>=6.100', 'ruff>=0.8', 'tensorboard>=2.14'],
 }
 
 

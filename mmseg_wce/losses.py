@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
 
@@ -18,13 +20,15 @@ from mmseg_wce.functional import (
     Normalizer,
     Pixels,
     Reduction,
+    check_inputs,
     normalizer,
     smoothing_weight,
     weighted_cross_entropy,
 )
+from mmseg_wce.kernels import pixel_nll
 from torch import Tensor, nn
 
-__all__ = ['WeightedCrossEntropyLoss']
+__all__ = ['ObservedPixels', 'WeightedCrossEntropyLoss']
 
 _DEFAULT_IGNORE_INDEX = 255
 
@@ -90,6 +94,29 @@ def _check_options(
             raise ValueError(f'WeightedCrossEntropyLoss: {message}')
 
 
+@dataclass(frozen=True)
+class ObservedPixels:
+    """What an observer of :class:`WeightedCrossEntropyLoss` is shown of a call. No gradient flows; not to be changed.
+
+    Attributes:
+        label: (N, ...), any integer dtype.
+        nll: (N, ...), negative log-likelihood without any weight or smoothing; 0 where ignored.
+        correct: (N, ...), bool: the label has the greatest logit; False where ignored.
+        pixel_weight: broadcastable to (N, ...), or None.
+        class_weight: (C,) float32, or None.
+        num_classes: C.
+        ignore_index: the label that does not count.
+    """
+
+    label: Tensor
+    nll: Tensor
+    correct: Tensor
+    pixel_weight: Tensor | None
+    class_weight: Tensor | None
+    num_classes: int
+    ignore_index: int
+
+
 @MODELS.register_module()
 class WeightedCrossEntropyLoss(nn.Module):
     """Softmax cross-entropy that is exact with class weights and ignored pixels. Drop-in for ``CrossEntropyLoss``.
@@ -114,9 +141,15 @@ class WeightedCrossEntropyLoss(nn.Module):
             the gradient averaged by DistributedDataParallel is that of the whole batch on one device. Sends one number
             for each loss call; nothing with ``avg_factor``, reduction 'sum' or 'none', or without gradients.
 
+    Attributes:
+        observer: called with :class:`ObservedPixels` at the end of every training forward that records gradients (a
+            sampler ranks pixels by others that do not). None by default, and in copies and pickles.
+
     Raises:
         TypeError, ValueError: an argument that cannot be meant, when the model is built.
     """
+
+    observer: Callable[[ObservedPixels], None] | None = None
 
     def __init__(
         self,
@@ -150,6 +183,10 @@ class WeightedCrossEntropyLoss(nn.Module):
         self.ignore_index = ignore_index
         self.sync_normalizer = sync_normalizer
         self._loss_name = loss_name
+
+    def __getstate__(self) -> dict:
+        """An observer belongs to one run: a copy (EMA makes one) or a pickled model would drag it along."""
+        return {name: value for name, value in vars(self).items() if name != 'observer'}
 
     def _apply(self, fn, recurse=True):
         """Follow the module to its device, but keep float32: ``.half()`` would round the weights."""
@@ -208,8 +245,14 @@ class WeightedCrossEntropyLoss(nn.Module):
                 constructor name different labels to ignore.
         """
         reduction, class_weight = reduction_override or self.reduction, self._float32_class_weight()
+        ignore_index = self._resolve_ignore_index(ignore_index)
+        observed = self.observer is not None and self.training and torch.is_grad_enabled()
+        if observed and pixels is None:  # the maps that weighted_cross_entropy would make
+            check_inputs(cls_score, label, class_weight)
+            smoothing = self.smoothing_weight(cls_score)
+            pixels = pixel_nll(cls_score, label.long(), ignore_index=ignore_index, smoothing_weight=smoothing)
         options = dict(
-            ignore_index=self._resolve_ignore_index(ignore_index),
+            ignore_index=ignore_index,
             label_smoothing=self.label_smoothing,
             pixel_weight=weight,
             pixels=pixels,
@@ -220,6 +263,11 @@ class WeightedCrossEntropyLoss(nn.Module):
         else:
             options.update(reduction=reduction, normalize_by=self.normalize_by, avg_factor=avg_factor)
             loss = weighted_cross_entropy(cls_score, label, class_weight, **options)
+        if observed:
+            nll, correct = pixels[0].detach(), pixels[2]
+            shown = label, nll, correct, weight, class_weight, cls_score.shape[1], ignore_index
+            with torch.no_grad():
+                self.observer(ObservedPixels(*shown))
         return self.loss_weight * loss
 
     def smoothing_weight(self, cls_score: Tensor) -> Tensor | None:

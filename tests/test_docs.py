@@ -67,6 +67,7 @@ def test_every_config_is_in_the_table(root):
         'docs/semantics.md',
         'docs/benchmarks.md',
         'docs/fused_loss.md',
+        'docs/monitoring.md',
         'docs/recipes.md',
         'docs/install.md',
     ],

@@ -1,0 +1,116 @@
+"""Losses and images of the iterations since all was last known to be finite, and what to say when it is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['Findings', 'FiniteWatch', 'explain', 'finite_flags']
+
+_MOST_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a rank knows of the iterations since the last check.
+
+    Attributes:
+        rank: of the process.
+        first_bad: the first iteration whose loss was not finite, and that loss; None where all were.
+        images: of each iteration.
+        bad_parameters: names of those that are not finite.
+    """
+
+    rank: int
+    first_bad: tuple[int, float] | None
+    images: dict[int, list[str]]
+    bad_parameters: list[str]
+
+
+class FiniteWatch:
+    """Remembers losses where they are; never waits for the device until it is asked for findings."""
+
+    def __init__(self) -> None:
+        self._losses: dict[int, Tensor] = {}
+        self._images: dict[int, list[str]] = {}
+
+    def record(self, iteration: int, loss: Tensor | float | None, images: list[str]) -> None:
+        """Remember an iteration.
+
+        Args:
+            iteration: its number, from 1.
+            loss: the total, one element; None where the model reports none.
+            images: paths of its images.
+        """
+        self._images[iteration] = images
+        if loss is not None:
+            self._losses[iteration] = torch.as_tensor(loss).detach().reshape(())
+
+    def num_bad(self, device: torch.device) -> Tensor:
+        """Number of losses that are not finite, 0-d, on the device, without waiting for it."""
+        if not self._losses:
+            return torch.zeros((), dtype=torch.int64, device=device)
+        return torch.stack(list(self._losses.values())).to(device).isfinite().logical_not().count_nonzero()
+
+    def findings(self, rank: int, parameters: Iterable[tuple[str, nn.Parameter]]) -> Findings:
+        """All that is known, for the case that something is not finite; waits for the device."""
+        losses = {iteration: loss.item() for iteration, loss in self._losses.items()}
+        first = next(((i, value) for i, value in losses.items() if not math.isfinite(value)), None)
+        names = [name for name, p in parameters if not finite_flags([p]).all()]
+        return Findings(rank, first, dict(self._images), names)
+
+    def clear(self) -> None:
+        """All was finite: forget the iterations."""
+        self._losses.clear()
+        self._images.clear()
+
+
+def finite_flags(parameters: Iterable[Tensor]) -> Tensor:
+    """(number of parameters,), bool: whether all elements of each are finite. Without waiting for the device."""
+    # the part of a sharded parameter that is here
+    local = (p.to_local() if hasattr(p, 'to_local') else p for p in parameters)
+    return torch.stack([p.detach().isfinite().all() for p in local])
+
+
+def explain(findings: Sequence[Findings], last_checkpoint: str | None) -> str:
+    """Message for a training that has to stop: where it began, on which images, the likely causes, where to go on.
+
+    Args:
+        findings: of every rank.
+        last_checkpoint: the last that was written while all was finite.
+    """
+    bad = [f for f in findings if f.first_bad]
+    if bad:
+        iteration = min(f.first_bad[0] for f in bad)
+        suspects = [f for f in bad if f.first_bad[0] == iteration]
+        values = ', '.join(f'{f.first_bad[1]} on rank {f.rank}' for f in suspects)
+        what = f'The loss of iteration {iteration} is not finite: {values}. Its images: '
+    else:
+        iteration = max(max(f.images, default=0) for f in findings)
+        suspects = findings
+        names = list(dict.fromkeys(name for f in findings for name in f.bad_parameters))
+        more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+        what = (
+            f'Parameters are not finite after iteration {iteration}, though every loss was: '
+            f'{", ".join(names[:3])}{more}. The images of that iteration: '
+        )
+    first = [image for f in suspects for image in f.images.get(iteration, [])]
+    # an update made of an earlier iteration may have done it, the later the likelier; what came after is innocent
+    order = sorted({i for f in findings for i in f.images}, key=lambda i: (i > iteration, -i))
+    rest = [image for i in order for f in findings for image in f.images.get(i, [])]
+    rest = [image for image in dict.fromkeys(rest) if image not in first]
+    where = f'the last good one is {last_checkpoint}' if last_checkpoint else 'this run had written none before'
+    return (
+        f'{what}{_listed(first)}. Other images since the last check, iteration {iteration} backwards: {_listed(rest)}. '
+        f'Likely causes: a learning rate that is too high, or no warm-up; an image or label that cannot be right; '
+        f'float16, which overflows at 65504 (bfloat16 does not). No checkpoint was written since; {where}.'
+    )
+
+
+def _listed(images: Sequence[str]) -> str:
+    more = f' and {len(images) - _MOST_IMAGES} more' if len(images) > _MOST_IMAGES else ''
+    return (', '.join(images[:_MOST_IMAGES]) or 'none') + more
