@@ -128,8 +128,10 @@ class WeightedCrossEntropyLoss(nn.Module):
         use_sigmoid: must be False; accepted so that changing ``type`` is enough.
         use_mask: must be False; likewise.
         reduction: 'mean', 'sum' or 'none'.
-        class_weight: one finite non-negative number per class: a list, an array, or the path of a ``.npy``, ``.json``,
-            ``.yaml`` or ``.pkl`` file. Kept in float32 whatever the model is cast to; not part of the state dict.
+        class_weight: one finite non-negative number per class: a list, an array, the path of a ``.npy``, ``.json``,
+            ``.yaml`` or ``.pkl`` file, or ``dict(statistics='ade20k' or a file, scheme='median_frequency', ...)``
+            (:func:`mmseg_wce.class_weights.class_weights`). Kept in float32 whatever the model is cast to; not part of
+            the state dict.
         loss_weight: factor of the loss.
         loss_name: key in the log; has to start with ``loss_``, or mmengine does not add it to the total loss.
         avg_non_ignore: as in mmseg: True means ``normalize_by='class_weight'``; False means 'all' without class

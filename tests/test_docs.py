@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
+from mmseg_wce.class_weights import SCHEMES, class_weights, load_statistics
 
 
 def python_blocks(text: str) -> list[str]:
@@ -66,7 +67,9 @@ def test_every_config_is_in_the_table(root):
         'configs/README.md',
         'docs/semantics.md',
         'docs/benchmarks.md',
+        'docs/class_weights.md',
         'docs/fused_loss.md',
+        'docs/labels.md',
         'docs/monitoring.md',
         'docs/recipes.md',
         'docs/install.md',
@@ -79,3 +82,13 @@ def test_links_lead_somewhere(root, page):
         assert ((root / page).parent / target).exists(), target
     for file in re.findall(r'(?<![\w/])((?:tests|tools)/[\w/]+\.py)', text):
         assert (root / file).exists(), file
+
+
+def test_the_table_of_schemes(root):
+    rows = re.findall(r'^\| `(\w+)` \|(.*)$', (root / 'docs/class_weights.md').read_text(), re.MULTILINE)
+
+    assert {scheme for scheme, _ in rows} == set(SCHEMES)
+    for scheme, row in rows:
+        weights = class_weights(load_statistics('ade20k'), scheme)
+        expected = [weights.min(), weights.max(), weights.max() / weights.min()]
+        assert [cell.strip() for cell in row.split('|')[1:4]] == [f'{value:.3g}' for value in expected]

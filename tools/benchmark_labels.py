@@ -89,13 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         times = interleaved(ways, args.rounds)
     number = len(part.files)
     table = Table(title=f'{number} label files')
-    for column in ('', 'seconds', 'range', 'ms a file', 'against decoding', 'against one process'):
+    for column in ('', 'seconds', 'range', 'ms a file', 'of decoding', 'speed-up'):
         table.add_column(column, justify='right' if column else 'left')
     decoding, one = (statistics.median(times[name]) for name in ('decode only', 'scan, one process'))
     for name, values in times.items():
         median = statistics.median(values)
         of_range = f'{min(values):.2f}-{max(values):.2f}'
-        ratios = f'{median / decoding:.2f} x', f'{one / median:.2f} times as fast'
+        ratios = f'{median / decoding:.2f} x', f'{one / median:.2f} x'
         table.add_row(name, f'{median:.2f}', of_range, f'{1000 * median / number:.2f}', *ratios)
     console.print(table)
     console.print(f'Peak memory: {of_a_tenth:.0f} MB after a tenth of the files, {of_all:.0f} MB after all of them.')

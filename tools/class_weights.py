@@ -29,9 +29,9 @@ from label_arguments import (
     print_failures,
     scan_with_progress,
 )
-from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics
+from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics, save_statistics
 from mmseg_wce.class_weights.schemes import NORMALIZATIONS
-from mmseg_wce.class_weights.statistics import SHIPPED
+from mmseg_wce.class_weights.statistics_file import SHIPPED
 from mmseg_wce.label_files import of_config
 from mmseg_wce.preflight import PreflightError, check_data
 from rich.console import Console
@@ -90,7 +90,7 @@ def statistics_of(args: argparse.Namespace) -> tuple[LabelStatistics, str, Path]
         parts = [labels_in_folder(args)]
     unfinished = kept.with_name(kept.name + '.unfinished')
     statistics = scan_with_progress(parts, args.workers, console, 'Reading labels', unfinished)
-    statistics.save(kept)
+    save_statistics(statistics, kept)
     return statistics, str(kept), kept
 
 

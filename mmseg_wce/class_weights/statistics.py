@@ -6,21 +6,15 @@ Statistics of parts add up to the statistics of the whole, so a scan can be cut,
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-__all__ = ['SHIPPED', 'Convention', 'LabelStatistics', 'Tally', 'load_statistics']
+__all__ = ['Convention', 'LabelStatistics', 'Tally']
 
-SHIPPED: dict[str, Path] = {'ade20k': Path(__file__).with_name('ade20k.json')}
-"""Statistics that need no data set, by name."""
-
-_FORMAT = 'mmseg_wce label statistics 1'
 _FINGERPRINTS = 1 << 64  # they add up modulo this
 
 
@@ -47,6 +41,9 @@ class Tally:
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(self.pixels + other.pixels, self.files + other.files, self.example)
+
+    def __mul__(self, times: int) -> Tally:
+        return Tally(self.pixels * times, self.files * times, self.example)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +124,8 @@ class LabelStatistics:
         if not files:
             return cls.empty(dataset, classes, convention)
         num_classes = len(classes)
-        becomes = np.zeros((256, 256))
-        becomes[np.arange(256), table] = 1
-        labels = (histograms @ becomes).astype(np.int64)  # float64 is exact up to 2^53 pixels
+        labels = np.zeros_like(histograms)
+        np.add.at(labels.T, table, histograms.T)  # no matrix product, whose threads would fight among processes
         present, size = labels[:, :num_classes] > 0, histograms.sum(1)
         no_class = [v for v in range(num_classes, 256) if v != convention.ignore_index]
         ignored = labels[:, convention.ignore_index] if 0 <= convention.ignore_index < 256 else np.zeros_like(size)
@@ -207,100 +203,30 @@ class LabelStatistics:
         )
 
     def __mul__(self, times: int) -> LabelStatistics:
-        total = self
-        for _ in range(times - 1):
-            total = total + self
-        return total
+        around, without = self.pixels_in_images, self.images_without_label
+        return replace(
+            self,
+            pixels=self.pixels * times,
+            images=self.images * times,
+            pixels_in_images=None if around is None else around * times,
+            num_images=self.num_images * times,
+            num_pixels=self.num_pixels * times,
+            ignored_pixels=self.ignored_pixels * times,
+            images_without_label=without and without * times,
+            **{
+                name: {value: tally * times for value, tally in getattr(self, name).items()}
+                for name in ('unexpected', 'raw_values', 'storage')
+            },
+            fingerprint=self.fingerprint * times % _FINGERPRINTS,
+        )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LabelStatistics) and self.to_json() == other.to_json()
+        if not isinstance(other, LabelStatistics):
+            return NotImplemented
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a is b or bool(a == b) for a, b in pairs)
 
     __hash__ = None
-
-    def to_json(self) -> dict[str, Any]:
-        """What :meth:`from_json` reads."""
-        content = {'format': _FORMAT, **asdict(self)}
-        for name in ('pixels', 'images', 'pixels_in_images'):
-            content[name] = None if content[name] is None else content[name].tolist()
-        content['fingerprint'] = f'{self.fingerprint:016x}'
-        return json.loads(json.dumps(content))  # as it is read back: keys are text, tuples are lists
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> LabelStatistics:
-        """Statistics from what :meth:`to_json` gave.
-
-        Raises:
-            ValueError: the counts do not fit the classes.
-        """
-        values = {f.name: content[f.name] for f in fields(cls)}
-        for name in ('pixels', 'images', 'pixels_in_images'):
-            values[name] = None if values[name] is None else np.array(values[name], np.int64)
-        for name in ('unexpected', 'raw_values'):
-            values[name] = {int(value): Tally(**tally) for value, tally in values[name].items()}
-        values['storage'] = {kind: Tally(**tally) for kind, tally in values['storage'].items()}
-        values['images_without_label'] = Tally(**without) if (without := values['images_without_label']) else None
-        for name in ('classes', 'height', 'width'):
-            values[name] = None if values[name] is None else tuple(values[name])
-        values['conventions'] = tuple(_convention(c) for c in values['conventions'])
-        values['fingerprint'] = int(values['fingerprint'], 16)
-        statistics = cls(**values)
-        counts = [c for c in (statistics.pixels, statistics.images, statistics.pixels_in_images) if c is not None]
-        if any(c.shape != (len(statistics.classes),) or (c < 0).any() for c in counts):
-            raise ValueError(f'its counts do not fit its {len(statistics.classes)} classes')
-        return statistics
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write a JSON file that :func:`load_statistics` reads; what was there stays until the new one is complete."""
-        path, content = Path(path), self.to_json()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + '.new')
-        unfinished.write_text(json.dumps({**content, 'checksum': _checksum(content)}, indent=1))
-        os.replace(unfinished, path)
-
-
-def load_statistics(source: str | os.PathLike) -> LabelStatistics:
-    """Statistics by name ('ade20k') or from a file that ``LabelStatistics.save`` or ``tools/class_weights.py`` wrote.
-
-    Args:
-        source: a key of ``SHIPPED``, or a path (any file backend of mmengine).
-
-    Raises:
-        ValueError: there is no such file, it is no such statistics, or it was changed after it was written.
-    """
-    path = os.fspath(SHIPPED.get(os.fspath(source), source))
-    try:
-        content = json.loads(_read(path))
-    except (OSError, ImportError, KeyError, ValueError) as error:
-        raise ValueError(
-            f'statistics {path!r} cannot be read from {os.getcwd()!r}: {error}. Either one of {", ".join(SHIPPED)}, or '
-            'a file written by tools/class_weights.py'
-        ) from error
-    if not isinstance(content, dict) or content.get('format') != _FORMAT:
-        raise ValueError(f'statistics {path!r}: not a file that tools/class_weights.py wrote as its statistics')
-    if content.pop('checksum', None) != _checksum(content):
-        raise ValueError(f'statistics {path!r} is damaged, or was changed by hand: run tools/class_weights.py again')
-    try:
-        return LabelStatistics.from_json(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'statistics {path!r}: {error}') from error
-
-
-def _read(path: str) -> bytes:
-    if os.path.isfile(path):
-        return Path(path).read_bytes()
-    from mmengine import fileio  # every other storage that mmengine knows
-
-    return fileio.get(path)
-
-
-def _convention(content: dict[str, Any]) -> Convention:
-    label_map = content['label_map']
-    mapped = None if label_map is None else {int(old): new for old, new in label_map.items()}
-    return Convention(content['reduce_zero_label'], content['ignore_index'], mapped)
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fingerprint(file: str, histogram: np.ndarray) -> int:

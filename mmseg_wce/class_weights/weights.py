@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmseg_wce.class_weights.schemes import class_weights
-from mmseg_wce.class_weights.statistics import load_statistics
+from mmseg_wce.class_weights.statistics_file import load_statistics
 from mmseg_wce.plain_arrays import STAND_INS
 from torch import Tensor
 

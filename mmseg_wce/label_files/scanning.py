@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmseg_wce.class_weights import LabelStatistics
+from mmseg_wce.class_weights.statistics_file import from_json, to_json, write_json
 from mmseg_wce.label_files.reading import LabelFiles
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -95,16 +96,13 @@ class _Kept:
             content = json.loads(self.path.read_text())
             if content['digest'] != self.digest:
                 return 0, 0, None
-            return content['chunks'], content['files'], LabelStatistics.from_json(content['statistics'])
+            return content['chunks'], content['files'], from_json(content['statistics'])
         except (OSError, ValueError, KeyError, TypeError):
             return 0, 0, None
 
     def save(self, chunks: int, files: int, statistics: LabelStatistics) -> None:
-        content = dict(digest=self.digest, chunks=chunks, files=files, statistics=statistics.to_json())
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(self.path.name + '.new')
-        new.write_text(json.dumps(content))
-        os.replace(new, self.path)
+        content = dict(digest=self.digest, chunks=chunks, files=files, statistics=to_json(statistics))
+        write_json(self.path, content)
 
 
 def _digest(parts: Iterable[LabelFiles]) -> str:

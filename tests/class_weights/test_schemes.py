@@ -124,6 +124,8 @@ def test_nothing_occurs(statistics):
         (dict(scheme='focal'), ValueError, "got 'focal'"),
         (dict(exponent='2'), TypeError, "exponent must be a number, got '2'"),
         (dict(exponent=float('nan')), ValueError, 'exponent must be finite'),
+        (dict(exponent=2000), ValueError, 'exponent=2000 makes'),
+        (dict(exponent=-2000), ValueError, 'exponent=-2000 makes'),
         (dict(max_ratio=0.9), ValueError, 'got 0.9'),
         (dict(max_ratio=True), TypeError, 'got True'),
         (dict(normalize='mean'), ValueError, "got 'mean'"),

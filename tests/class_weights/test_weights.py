@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from mmseg_wce.class_weights import Convention, LabelStatistics, class_weights, load_class_weight, load_statistics
+from mmseg_wce.class_weights import (
+    Convention,
+    LabelStatistics,
+    class_weights,
+    load_class_weight,
+    load_statistics,
+    save_statistics,
+)
 
 WEIGHTS = [0.5, 1.25, 2.0]
 
@@ -146,7 +153,7 @@ def statistics_file(tmp_path):
     statistics = LabelStatistics.of(
         'three', ['a', 'b', 'c'], Convention(True), table, ['1.png', '2.png'], histograms, [(10, 10)] * 2, ['L'] * 2
     )
-    statistics.save(tmp_path / 'statistics.json')
+    save_statistics(statistics, tmp_path / 'statistics.json')
     return tmp_path / 'statistics.json'
 
 

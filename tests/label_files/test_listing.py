@@ -1,5 +1,6 @@
 import pytest
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend, register_backend
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.label_files import in_folder, of_config, of_dataset
@@ -95,6 +96,41 @@ def test_classes_may_come_from_the_head(data):
 def test_data_sets_without_labels(data, changes, words):
     with pytest.raises(ValueError, match=words):
         of_config(config_of(dataset_config(data, **changes)))
+
+
+@register_backend('elsewhere', prefixes='elsewhere')
+class Elsewhere(LocalBackend):
+    """Files of this machine under other names, as a storage service has them."""
+
+    root = ''
+
+    def get(self, filepath):
+        return super().get(filepath.replace('elsewhere://', self.root))
+
+    def isdir(self, filepath):
+        return super().isdir(filepath.replace('elsewhere://', self.root))
+
+    def join_path(self, filepath, *filepaths):
+        return '/'.join([filepath, *filepaths])
+
+    def list_dir_or_file(self, dir_path, *args, **options):
+        return super().list_dir_or_file(dir_path.replace('elsewhere://', self.root), *args, **options)
+
+
+@pytest.mark.parametrize('of', ['config', 'folder'])
+def test_other_storages(data, monkeypatch, of):
+    monkeypatch.setattr(Elsewhere, 'root', f'{data}/')
+    here = in_folder(str(data / 'annotations'), 3, reduce_zero_label=True)
+    if of == 'folder':
+        there = in_folder('elsewhere://annotations', 3, reduce_zero_label=True)
+    else:
+        prefix = dict(img_path='elsewhere://images/training', seg_map_path='elsewhere://annotations/training')
+        storage = dict(backend='elsewhere')
+        changes = dict(data_root='', data_prefix=prefix, backend_args=storage, load=dict(backend_args=storage))
+        (there,) = of_config(config_of(dataset_config(data, **changes)))
+
+    assert all(file.startswith('elsewhere://') for file in there.files)
+    assert there.statistics(there.files).pixels.tolist() == here.statistics(here.files).pixels.tolist()
 
 
 def test_config_without_the_loader(data):

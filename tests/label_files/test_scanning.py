@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-from mmseg_wce.class_weights import load_statistics
+from mmseg_wce.class_weights import load_statistics, save_statistics
 from mmseg_wce.label_files import of_dataset, scan
 from three_classes import dataset_config, make_masks, write_data
 
@@ -126,5 +126,5 @@ def test_bad_files_do_not_cost_the_scan(parts, tmp_path):
 
     assert list(statistics.failed) == [file]
     assert statistics.num_images == 3 * 25 + 14
-    statistics.save(tmp_path / 'statistics.json')
+    save_statistics(statistics, tmp_path / 'statistics.json')
     assert load_statistics(tmp_path / 'statistics.json') == statistics

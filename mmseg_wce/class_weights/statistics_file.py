@@ -1,0 +1,112 @@
+"""Statistics of labels as JSON files, and those that the package ships."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmseg_wce.class_weights.statistics import Convention, LabelStatistics, Tally
+
+__all__ = ['SHIPPED', 'from_json', 'load_statistics', 'save_statistics', 'to_json', 'write_json']
+
+SHIPPED: dict[str, Path] = {'ade20k': Path(__file__).with_name('ade20k.json')}
+"""Statistics that need no data set, by name."""
+
+_FORMAT = 'mmseg_wce label statistics 1'
+
+
+def to_json(statistics: LabelStatistics) -> dict[str, Any]:
+    """What :func:`from_json` reads."""
+    content = {'format': _FORMAT, **asdict(statistics)}
+    for name in ('pixels', 'images', 'pixels_in_images'):
+        content[name] = None if content[name] is None else content[name].tolist()
+    content['fingerprint'] = f'{statistics.fingerprint:016x}'
+    return json.loads(json.dumps(content))  # as it is read back: keys are text, tuples are lists
+
+
+def from_json(content: dict[str, Any]) -> LabelStatistics:
+    """Statistics from what :func:`to_json` gave.
+
+    Raises:
+        ValueError: the counts do not fit the classes.
+    """
+    values = {f.name: content[f.name] for f in fields(LabelStatistics)}
+    for name in ('pixels', 'images', 'pixels_in_images'):
+        values[name] = None if values[name] is None else np.array(values[name], np.int64)
+    for name in ('unexpected', 'raw_values'):
+        values[name] = {int(value): Tally(**tally) for value, tally in values[name].items()}
+    values['storage'] = {kind: Tally(**tally) for kind, tally in values['storage'].items()}
+    values['images_without_label'] = Tally(**without) if (without := values['images_without_label']) else None
+    for name in ('classes', 'height', 'width'):
+        values[name] = None if values[name] is None else tuple(values[name])
+    values['conventions'] = tuple(_convention(c) for c in values['conventions'])
+    values['fingerprint'] = int(values['fingerprint'], 16)
+    statistics = LabelStatistics(**values)
+    counts = [c for c in (statistics.pixels, statistics.images, statistics.pixels_in_images) if c is not None]
+    if any(c.shape != (len(statistics.classes),) or (c < 0).any() for c in counts):
+        raise ValueError(f'its counts do not fit its {len(statistics.classes)} classes')
+    return statistics
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file; what was there stays until the new one is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + '.new')
+    new.write_text(json.dumps(content, indent=1))
+    os.replace(new, path)
+
+
+def save_statistics(statistics: LabelStatistics, path: str | os.PathLike) -> None:
+    """Write a JSON file that :func:`load_statistics` reads."""
+    content = to_json(statistics)
+    write_json(Path(path), {**content, 'checksum': _checksum(content)})
+
+
+def load_statistics(source: str | os.PathLike) -> LabelStatistics:
+    """Statistics by name ('ade20k') or from a file of :func:`save_statistics` or ``tools/class_weights.py``.
+
+    Args:
+        source: a key of ``SHIPPED``, or a path (any file backend of mmengine).
+
+    Raises:
+        ValueError: there is no such file, it is no such statistics, or it was changed after it was written.
+    """
+    path = os.fspath(SHIPPED.get(os.fspath(source), source))
+    try:
+        content = json.loads(_read(path))
+    except (OSError, ImportError, KeyError, ValueError) as error:
+        raise ValueError(
+            f'statistics {path!r} cannot be read from {os.getcwd()!r}: {error}. Either one of {", ".join(SHIPPED)}, or '
+            'a file written by tools/class_weights.py'
+        ) from error
+    if not isinstance(content, dict) or content.get('format') != _FORMAT:
+        raise ValueError(f'statistics {path!r}: not a file that tools/class_weights.py wrote as its statistics')
+    if content.pop('checksum', None) != _checksum(content):
+        raise ValueError(f'statistics {path!r} is damaged, or was changed by hand: run tools/class_weights.py again')
+    try:
+        return from_json(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'statistics {path!r}: {error}') from error
+
+
+def _read(path: str) -> bytes:
+    if os.path.isfile(path):
+        return Path(path).read_bytes()
+    from mmengine import fileio  # every other storage that mmengine knows
+
+    return fileio.get(path)
+
+
+def _convention(content: dict[str, Any]) -> Convention:
+    label_map = content['label_map']
+    mapped = None if label_map is None else {int(old): new for old, new in label_map.items()}
+    return Convention(content['reduce_zero_label'], content['ignore_index'], mapped)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
