@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -35,9 +36,12 @@ class LabelCheckHook(Hook):
         self.num_files = num_files
 
     def before_train(self, runner: Runner) -> None:
+        start = time.perf_counter()
         outcome: list[Any] = [self._look(runner) if is_main_process() else None]
         broadcast_object_list(outcome)
         wrong, doubts = outcome[0]
+        seconds = time.perf_counter() - start
+        runner.logger.info(f'LabelCheckHook: looked at up to {self.num_files} label files in {seconds:.2f} s')
         for line in doubts:
             runner.logger.warning(f'LabelCheckHook: {line}')
         if wrong:
