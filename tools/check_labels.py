@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 from contact_sheet import draw_contact_sheet
-from label_arguments import NOT_RUN, Parser, config_of, labels_in_folder, name_of, scan_with_progress
+from label_arguments import NOT_RUN, Parser, check_output, config_of, labels_in_folder, name_of, scan_with_progress
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.label_files import (
@@ -40,6 +40,7 @@ console = Console()
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__.split('\n', 1)[0], 'config file')
     parser.add_argument('--images', metavar='DIR', help='with --labels: folder of images at the same relative paths')
+    parser.add_argument('--image-suffix', help='with --images: of the images, where their stems differ from the labels')
     parser.add_argument(
         '--splits', nargs='+', choices=('train', 'val', 'test'), default=('train', 'val', 'test'), help='[all three]'
     )
@@ -47,21 +48,28 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse(arguments)
 
 
-def splits_of(config: Config, splits: Iterable[str]) -> dict[str, list[LabelFiles]]:
-    """Label files of each split that the config has, the same files once."""
+def splits_of(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[LabelFiles]], list[Finding]]:
+    """Label files of each split that the config has, the same files once; and what is to be said of other splits."""
     present = [split for split in splits if config.get(f'{split}_dataloader') is not None]
     if not present:
         raise ValueError(f'the config has none of {", ".join(f"{split}_dataloader" for split in splits)}')
     check_data(config, *present, first_files=False)
     found: dict[str, list[LabelFiles]] = {}
+    notes: list[Finding] = []
     for split in present:
         try:
             parts = of_config(config, split)
         except LabelConflict:  # check_config has said so
             continue
+        except ValueError as error:
+            severity = Severity.NOTE if split == 'test' else Severity.WARNING
+            notes.append(Finding(severity, f'{split}: no labels to check: {error}', 'it may be meant to have none'))
+            continue
         if not any([p.files for p in parts] == [p.files for p in others] for others in found.values()):
             found[split] = parts
-    return found
+    if not found and notes:
+        raise ValueError(notes[0].what)
+    return found, notes
 
 
 def check(parts: list[LabelFiles], args: argparse.Namespace, name: str) -> tuple[LabelStatistics, list[Finding]]:
@@ -69,12 +77,12 @@ def check(parts: list[LabelFiles], args: argparse.Namespace, name: str) -> tuple
     statistics = scan_with_progress(parts, args.workers, console, f'Reading labels, {name}')
     pairs = pairs_of(parts)
     shown = track(pairs, f'Comparing sizes, {name}', console=console) if pairs else ()
-    found = [*check_statistics(statistics), *check_raw_zero(parts), *check_pairs(parts, shown)]
+    found = [*check_statistics(statistics), *check_raw_zero(parts, statistics), *check_pairs(parts, shown)]
     return statistics, sorted(found, key=lambda finding: -finding.severity)
 
 
 def print_findings(title: str, found: list[Finding]) -> None:
-    console.print(f'[bold]{title}[/]', highlight=False)
+    console.print(title, style='bold', markup=False, highlight=False, soft_wrap=True)
     for finding in found:
         console.print(f'  {MARKS[finding.severity]}  ', end='')
         console.print(str(finding), markup=False, highlight=False, soft_wrap=True)
@@ -84,28 +92,35 @@ def print_findings(title: str, found: list[Finding]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
-    everything: list[Finding] = []
     try:
-        if args.labels is not None:
-            splits = dict(labels=[labels_in_folder(args, args.images)])
-        else:
-            config = config_of(args)
-            everything = check_config(config)
-            splits = splits_of(config, args.splits)
-            everything += check_classes(config, next(iter(splits.values()))) if splits else []
-            print_findings(f'{args.source}', everything)
-    except (PreflightError, ValueError) as error:
+        everything = run(args)
+    except (PreflightError, ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return NOT_RUN
+    return 1 if any(finding.severity > Severity.NOTE for finding in everything) else 0
+
+
+def run(args: argparse.Namespace) -> list[Finding]:
+    """Print what is found, and draw."""
+    everything: list[Finding] = []
     out = args.out or Path('work_dirs/check_labels', name_of(args))
+    check_output(out / 'train.png', '--out')
+    if args.labels is not None:
+        splits = dict(labels=[labels_in_folder(args, images=args.images, image_suffix=args.image_suffix)])
+    else:
+        config = config_of(args)
+        splits, notes = splits_of(config, args.splits)
+        of_classes = [finding for parts in splits.values() for finding in check_classes(config, parts)]
+        everything = [*check_config(config), *notes, *dict.fromkeys(of_classes)]
+        print_findings(args.source, everything)
     for name, parts in splits.items():
         statistics, found = check(parts, args, name)
         everything += found
         ignored = 100 * statistics.ignored_pixels / max(statistics.num_pixels, 1)
         print_findings(f'{name}: {statistics.num_images} labels, {ignored:.2f} % of their pixels ignored', found)
         if draw_contact_sheet(out / f'{name}.png', parts, statistics):
-            console.print(f'  Picture: {out / f"{name}.png"}', highlight=False, soft_wrap=True)
-    return 1 if any(finding.severity > Severity.NOTE for finding in everything) else 0
+            console.print(f'  Picture: {out / f"{name}.png"}', markup=False, highlight=False, soft_wrap=True)
+    return everything
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from class_weights_report import draw_weights, print_table
 from label_arguments import (
     NOT_RUN,
     Parser,
+    check_output,
     config_of,
     labels_in_folder,
     name_of,
@@ -30,15 +31,16 @@ from label_arguments import (
     scan_with_progress,
 )
 from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics, save_statistics
-from mmseg_wce.class_weights.schemes import NORMALIZATIONS
+from mmseg_wce.class_weights.schemes import NORMALIZATIONS, check_options
 from mmseg_wce.class_weights.statistics_file import SHIPPED
-from mmseg_wce.label_files import of_config
+from mmseg_wce.label_files import LabelFiles, of_config
 from mmseg_wce.preflight import PreflightError, check_data
 from rich.console import Console
 
 WRITERS: dict[str, Callable[[list[float]], bytes]] = {
     '.json': lambda weights: json.dumps(weights).encode(),
     '.yaml': lambda weights: yaml.safe_dump(weights).encode(),
+    '.yml': lambda weights: yaml.safe_dump(weights).encode(),
     '.pkl': pickle.dumps,
 }
 console = Console()
@@ -62,6 +64,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--absent', type=int, choices=(0, 1), help='weight of classes that never occur [0]')
     parser.add_argument('--beta', type=float, help='of effective_number [(N - 1) / N]')
     args = parser.parse(arguments)
+    if needs_no_scan(args) and args.statistics is not None:
+        parser.error('--statistics is where those of a scan are kept, and this reads no labels')
     if args.out is not None and args.out.suffix not in ('.npy', *WRITERS):
         parser.error(f'--out {args.out}: the suffix must be one of .npy, {", ".join(WRITERS)}')
     return args
@@ -76,27 +80,55 @@ def scheme_options(args: argparse.Namespace) -> dict:
     return dict(scheme=args.scheme, **options)
 
 
-def statistics_of(args: argparse.Namespace) -> tuple[LabelStatistics, str, Path]:
-    """The statistics, what a config calls them, and where pictures go by default."""
-    if args.labels is None and (args.source in SHIPPED or args.source.endswith('.json')):
-        kept = Path('work_dirs/class_weights', args.source) if args.source in SHIPPED else Path(args.source)
-        return load_statistics(args.source), args.source, kept
-    kept = args.statistics or Path('work_dirs/class_weights', f'{name_of(args)}.json')
+def needs_no_scan(args: argparse.Namespace) -> bool:
+    return args.labels is None and (args.source in SHIPPED or args.source.endswith('.json'))
+
+
+def check_outputs(args: argparse.Namespace, kept: Path, picture: Path) -> None:
+    """Raise ValueError where something cannot be written, before the labels are read for it."""
+    if args.out is not None:
+        check_output(args.out, '--out')
+        if args.out.resolve() == kept.resolve():
+            raise ValueError(f'--out {str(args.out)!r} is the file of the statistics: give the weights another name')
+    check_output(picture, '--picture')
+    if picture.suffix.lower() != '.png':
+        raise ValueError(f'--picture {str(picture)!r} must end in .png')
+    if not needs_no_scan(args):
+        check_output(kept, '--statistics')
+
+
+def scanned(args: argparse.Namespace, kept: Path) -> LabelStatistics:
+    """Statistics of the labels, which are kept in a file."""
     if args.labels is None:
         config = config_of(args)
         check_data(config, 'train', first_files=False)
         parts = of_config(config)
     else:
         parts = [labels_in_folder(args)]
+    refuse_to_overwrite(kept, parts)
     unfinished = kept.with_name(kept.name + '.unfinished')
     statistics = scan_with_progress(parts, args.workers, console, 'Reading labels', unfinished)
     save_statistics(statistics, kept)
-    return statistics, str(kept), kept
+    return statistics
+
+
+def refuse_to_overwrite(kept: Path, parts: list[LabelFiles]) -> None:
+    """Raise ValueError where the file has statistics of another data set, which a config may name."""
+    if kept.exists():
+        try:
+            old = load_statistics(kept)
+        except ValueError as error:
+            raise ValueError(f'{error}; give another file with --statistics, or remove it') from error
+        names = set(old.dataset.split(' + '))
+        if old.classes != parts[0].classes or names != {part.dataset for part in parts}:
+            raise ValueError(
+                f'{str(kept)!r} holds statistics of {old.dataset!r} with {len(old.classes)} classes: give another file '
+                'with --statistics, or remove it'
+            )
 
 
 def write_weights(path: Path, weights: np.ndarray) -> None:
     """In the format that mmseg's ``class_weight='file'`` reads as well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == '.npy':
         np.save(path, weights)
     else:
@@ -105,32 +137,45 @@ def write_weights(path: Path, weights: np.ndarray) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
-    options, statistics = scheme_options(args), None
     try:
-        statistics, name, kept = statistics_of(args)
-        with warnings.catch_warnings(record=True) as aloud:
-            warnings.simplefilter('always')
-            weights = class_weights(statistics, **options)
-    except (PreflightError, TypeError, ValueError) as error:
-        if statistics is not None:
-            print_failures(console, statistics)
+        return run(args)
+    except (PreflightError, TypeError, ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return NOT_RUN
+
+
+def run(args: argparse.Namespace) -> int:
+    options = scheme_options(args)
+    check_options(**options)
+    shipped = args.source in SHIPPED
+    kept = Path(args.source) if needs_no_scan(args) and not shipped else args.statistics
+    kept = kept or Path('work_dirs/class_weights', f'{args.source if shipped else name_of(args)}.json')
+    picture = args.picture or kept.with_suffix('.png')
+    check_outputs(args, kept, picture)
+    statistics = load_statistics(args.source) if needs_no_scan(args) else scanned(args, kept)
+    print_failures(console, statistics)
+    with warnings.catch_warnings(record=True) as aloud:
+        warnings.simplefilter('always')
+        weights = class_weights(statistics, **options)
     print_table(console, statistics, args.scheme, weights)
     for warning in aloud:
-        console.print(f'[yellow]{warning.message}[/]', highlight=False)
-    picture = args.picture or kept.with_suffix('.png')
+        say(str(warning.message), style='yellow')
     draw_weights(picture, statistics, options)
-    console.print(f'Statistics: {name}\nPicture:    {picture}', highlight=False, soft_wrap=True)
+    name = args.source if shipped else str(kept)
+    say(f'Statistics: {name}\nPicture:    {picture}')
     pasted = f'dict(statistics={name!r}, {", ".join(f"{key}={value!r}" for key, value in options.items())})'
     if args.out is not None:
         write_weights(args.out, weights)
-        console.print(f'Weights:    {args.out}', highlight=False, soft_wrap=True)
+        say(f'Weights:    {args.out}')
         pasted = repr(str(args.out))
-    console.print('\nIn the config:')
+    say('\nIn the config:')
     print(f"loss_decode=dict(type='WeightedCrossEntropyLoss', class_weight={pasted})")
-    print_failures(console, statistics)
     return 1 if statistics.failed else 0
+
+
+def say(text: str, **style: str) -> None:
+    """Print names as they are: some hold brackets, which are markup to rich."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True, **style)
 
 
 if __name__ == '__main__':

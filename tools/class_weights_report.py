@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 FREQUENCY, CHOSEN, OTHER = '#5c7c99', '#d9480f', '#e3b294'
@@ -18,11 +19,11 @@ FREQUENCY, CHOSEN, OTHER = '#5c7c99', '#d9480f', '#e3b294'
 
 def print_table(console: Console, statistics: LabelStatistics, scheme: str, weights: np.ndarray) -> None:
     s = statistics
-    table = Table(title=f'{s.dataset}: {s.num_images} images; most frequent first')
+    table = Table(title=escape(f'{s.dataset}: {s.num_images} images; most frequent first'))
     for column in ('', 'class', 'share of pixels', 'images', f'weight, {scheme}'):
         table.add_column(column, justify='left' if column == 'class' else 'right')
     for c in np.argsort(-s.pixels, kind='stable'):
-        table.add_row(str(c), s.classes[c], f'{100 * s.share[c]:.3f} %', str(s.images[c]), f'{weights[c]:.4g}')
+        table.add_row(str(c), escape(s.classes[c]), f'{100 * s.share[c]:.3f} %', str(s.images[c]), f'{weights[c]:.4g}')
     console.print(table)
     positive = weights[weights > 0]
     ignored = 100 * s.ignored_pixels / max(s.num_pixels, 1)
@@ -32,12 +33,11 @@ def print_table(console: Console, statistics: LabelStatistics, scheme: str, weig
         highlight=False,
     )
     if s.unexpected:
-        listed = ', '.join(f'{label} ({t.files} files, such as {t.example})' for label, t in s.unexpected.items())
-        console.print(
-            f'[bold red]Labels that are no class:[/] {listed}. They count for nothing here, and the loss refuses them: '
-            'tools/check_labels.py says more.',
-            soft_wrap=True,
+        listed = ', '.join(
+            f'{v} ({t.files} file{"s" * (t.files != 1)}, such as {t.example})' for v, t in s.unexpected.items()
         )
+        console.print('[bold red]Labels that are no class:[/] ' + escape(listed), soft_wrap=True, highlight=False)
+        console.print('They count for nothing here, and the loss refuses them: tools/check_labels.py says more.')
     if s.pixels_in_images is None:
         console.print(f'Approximate: {s.source}.', highlight=False)
 
@@ -66,10 +66,13 @@ def draw_weights(path: Path, statistics: LabelStatistics, chosen: dict) -> None:
     _style(axes[0])
     axes[0].barh(rows, share, 0.75, color=FREQUENCY)
     axes[0].set_title('share of pixels (%)', loc='left')
-    axes[0].set_yticks(rows, [statistics.classes[c] for c in order])
+    axes[0].set_yticks(rows, [statistics.classes[c].replace('$', r'\$') for c in order])
     weights = _of_every_scheme(statistics, chosen)
-    positive = np.concatenate([w[w > 0] for w in weights.values()])
+    positive = np.concatenate([w[w > 0] for w in weights.values() if w is not None])
     for axis, (scheme, of_scheme) in zip(axes[1:], weights.items(), strict=True):
+        if of_scheme is None:
+            axis.set_title(f'{scheme}\noverflows', loc='left')
+            continue
         mine, present = scheme == chosen['scheme'], of_scheme[statistics.pixels > 0]
         drawn = np.where(of_scheme > 0, of_scheme, np.nan)[order]
         _style(axis)
@@ -79,17 +82,23 @@ def draw_weights(path: Path, statistics: LabelStatistics, chosen: dict) -> None:
         axis.axvline(1, color='0.4', linewidth=0.8)
         axis.set_xlim(min(positive.min(), 0.5) / 1.2, max(positive.max(), 2) * 1.2)
     axes[0].set_ylim(len(order) - 0.4, -0.6)  # the most frequent at the top
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, facecolor='white')
     plt.close(figure)
 
 
-def _of_every_scheme(statistics: LabelStatistics, chosen: dict) -> dict[str, np.ndarray]:
+def _of_every_scheme(statistics: LabelStatistics, chosen: dict) -> dict[str, np.ndarray | None]:
+    """With the options that were chosen for one; None where they are too much for another."""
     common = {key: value for key, value in chosen.items() if key not in ('scheme', 'beta')}
+    found: dict[str, np.ndarray | None] = {}
     with warnings.catch_warnings():  # of absent classes, which the table has named
         warnings.simplefilter('ignore')
-        others = {scheme: class_weights(statistics, scheme, **common) for scheme in SCHEMES}
-        return {**others, chosen['scheme']: class_weights(statistics, **chosen)}
+        for scheme in SCHEMES:
+            options = chosen if scheme == chosen['scheme'] else dict(common, scheme=scheme)
+            try:
+                found[scheme] = class_weights(statistics, **options)
+            except ValueError:  # a large exponent
+                found[scheme] = None
+    return found
 
 
 def _style(axis) -> None:

@@ -16,7 +16,7 @@ from mmengine import fileio
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.label_files import LabelFiles, evenly
 
-IMAGES, COLUMNS, LONGEST = 8, 2, 640
+IMAGES, COLUMNS, LONGEST = 8, 4, 640  # of labels, each with its image
 NO_CLASS = (255, 0, 255)  # neither a class nor ignored
 OUTLINED = [patheffects.withStroke(linewidth=2.5, foreground='black')]
 
@@ -35,21 +35,22 @@ def draw_contact_sheet(path: Path, parts: list[LabelFiles], statistics: LabelSta
     shown = [cell for part, i in _chosen(parts, statistics) if (cell := _cell(part, i))][:IMAGES]
     if not shown:
         return False
-    rows = -(-len(shown) // COLUMNS)
+    width = 2 if any(cell[2] is not None for cell in shown) else 1  # an image has its label beside it
+    rows = -(-len(shown) * width // COLUMNS)
     plt.rcParams.update({'font.size': 9, 'font.family': 'DejaVu Sans', 'hatch.color': 'white', 'hatch.linewidth': 0.7})
     figure = plt.figure(figsize=(16, 3.2 * rows + 0.9), layout='constrained')
-    axes = figure.subplots(rows, 2 * COLUMNS, squeeze=False)
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     met: Counter = Counter()
-    for axis in axes.flat:
+    for axis in axes:
         axis.set_axis_off()
     for k, (part, name, image, labels) in enumerate(shown):
-        left, right = axes[k // COLUMNS, 2 * (k % COLUMNS) : 2 * (k % COLUMNS) + 2]
-        left.imshow(np.zeros((*labels.shape, 3), np.uint8) if image is None else image)
-        left.set_title(name, loc='left', fontsize=8)
-        _draw_labels(right, part, image, labels)
+        axis = axes[width * k]
+        axis.set_title(name.replace('$', r'\$'), loc='left', fontsize=8)
+        if width > 1:
+            axis.imshow(np.zeros((*labels.shape, 3), np.uint8) if image is None else image)
+        _draw_labels(axes[width * k + width - 1], part, image, labels)
         met.update({label: int((labels == label).sum()) for label in np.unique(labels).tolist()})
     _draw_legend(figure, parts[0], met)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, facecolor='white')
     plt.close(figure)
     return True
@@ -119,7 +120,7 @@ def _draw_labels(axis, part: LabelFiles, image: np.ndarray | None, labels: np.nd
 
 
 def _name(part: LabelFiles, label: int) -> str:
-    return part.classes[label] if label < len(part.classes) else f'{label}: no class'
+    return part.classes[label].replace('$', r'\$') if label < len(part.classes) else f'{label}: no class'
 
 
 def _in_legend(part: LabelFiles, label: int) -> str:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 NOT_RUN = 2
 warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
+warnings.filterwarnings('ignore', message='Glyph', category=UserWarning)  # of file names in pictures
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,9 +52,10 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def labels_in_folder(args: argparse.Namespace, images: str | None = None) -> LabelFiles:
-    """Of ``--labels`` and the options that go with it. Raises ValueError."""
-    return in_folder(args.labels, args.num_classes, args.reduce_zero_label, args.ignore_index, args.suffix, images)
+def labels_in_folder(args: argparse.Namespace, **images: str | None) -> LabelFiles:
+    """Of ``--labels`` and the options that go with it, as :func:`in_folder` takes them. Raises ValueError."""
+    options = args.reduce_zero_label, args.ignore_index, args.suffix
+    return in_folder(args.labels, args.num_classes, *options, **images)
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -62,8 +64,20 @@ def config_of(args: argparse.Namespace) -> Config:
 
 
 def name_of(args: argparse.Namespace) -> str:
-    """For the files that a tool writes."""
-    return Path(args.labels or args.source).resolve().stem
+    """For the files that a tool writes: of a folder its last three parts, as many data sets have a 'training'."""
+    return '-'.join(Path(args.labels).resolve().parts[1:][-3:]) if args.labels else Path(args.source).resolve().stem
+
+
+def check_output(path: Path, what: str) -> None:
+    """Raise ValueError where a file cannot be written, before any work is done for it; makes its folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'{what} {str(path)!r} cannot be written: {error.strerror}: {error.filename!r}') from error
+    if path.is_dir():
+        raise ValueError(f'{what} {str(path)!r} is a folder')
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f'{what} {str(path)!r} cannot be written: its folder does not allow it')
 
 
 def scan_with_progress(
@@ -89,7 +103,8 @@ def print_failures(console: Console, statistics: LabelStatistics, most: int = 20
     """Name the files that could not be read."""
     failed = list(statistics.failed.items())
     if failed:
-        console.print(f'[bold red]{len(failed)} files could not be read and count for nothing:[/]')
+        number = f'{len(failed)} file{"s" * (len(failed) != 1)}'
+        console.print(f'[bold red]{number} could not be read and count for nothing:[/]')
     for file, reason in failed[:most]:
         console.print(f'  {file}: {reason}', markup=False, highlight=False, soft_wrap=True)
     if len(failed) > most:

@@ -22,12 +22,12 @@ import math
 import warnings
 from collections.abc import Callable
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from mmseg_wce.class_weights.statistics import LabelStatistics
 
-__all__ = ['NORMALIZATIONS', 'SCHEMES', 'Scheme', 'class_weights']
+__all__ = ['NORMALIZATIONS', 'SCHEMES', 'Scheme', 'check_options', 'class_weights']
 
 Scheme = Literal['inverse_frequency', 'sqrt_inverse_frequency', 'median_frequency', 'enet', 'effective_number']
 NORMALIZATIONS = ('pixels', 'classes', None)
@@ -53,15 +53,11 @@ def _enet(statistics: LabelStatistics, present: np.ndarray) -> np.ndarray:
 def _effective_number(
     statistics: LabelStatistics, present: np.ndarray, beta: float | None = None, count: str = 'images'
 ) -> np.ndarray:
-    if count not in ('images', 'pixels'):
-        raise ValueError(f"count must be 'images' or 'pixels', got {count!r}")
     number = getattr(statistics, count)[present]
     if beta is None:
         complement = 1 / (statistics.num_images if count == 'images' else statistics.pixels.sum())
-    elif isinstance(beta, Real) and 0 <= beta < 1:
-        complement = 1 - beta
     else:
-        raise ValueError(f'beta must be at least 0 and less than 1, got {beta!r}')
+        complement = 1 - beta
     if complement == 1:
         return np.ones(len(number))
     return complement / -np.expm1(number * math.log1p(-complement))  # 1 - b^n, exact where b is next to 1
@@ -106,17 +102,14 @@ def class_weights(
         TypeError: an option that the scheme does not have.
         ValueError: no such scheme, a value out of range, weights that overflow, or no class occurs at all.
     """
-    _check_options(scheme, exponent, max_ratio, normalize, absent)
+    check_options(scheme, exponent=exponent, max_ratio=max_ratio, normalize=normalize, absent=absent, **options)
     present = statistics.pixels > 0
     if not present.any():
         raise ValueError(f'statistics of {statistics.dataset!r}: no pixel has a class, so nothing can be weighted')
     if statistics.absent:
         warnings.warn(_absent_message(statistics, absent), stacklevel=2)
-    try:
-        with np.errstate(over='ignore', under='ignore'):  # looked at below
-            of_present = SCHEMES[scheme](statistics, present, **options) ** exponent
-    except TypeError as error:
-        raise TypeError(f'scheme {scheme!r} has no such option: {error}') from error
+    with np.errstate(over='ignore', under='ignore'):  # looked at below
+        of_present = SCHEMES[scheme](statistics, present, **options) ** exponent
     if not (np.isfinite(of_present).all() and of_present.all()):
         raise ValueError(f'exponent={exponent} makes weights of scheme {scheme!r} infinite or zero')
     if max_ratio is not None:
@@ -129,20 +122,32 @@ def class_weights(
     return weights
 
 
-def _check_options(scheme: str, exponent: float, max_ratio: float | None, normalize: str | None, absent: float) -> None:
+def check_options(scheme: str = 'sqrt_inverse_frequency', **options) -> None:
+    """Raise TypeError or ValueError where :func:`class_weights` would, for any statistics."""
     if scheme not in SCHEMES:
         raise ValueError(f'scheme must be one of {", ".join(SCHEMES)}, got {scheme!r}')
-    for name, value in (('exponent', exponent), ('max_ratio', max_ratio), ('absent', absent)):
-        if not (value is None and name == 'max_ratio') and (isinstance(value, bool) or not isinstance(value, Real)):
-            raise TypeError(f'{name} must be a number, got {value!r}')
-    for condition, message in (
-        (math.isfinite(exponent), f'exponent must be finite, got {exponent}'),
-        (max_ratio is None or 1 <= max_ratio < math.inf, f'max_ratio must be finite and at least 1, got {max_ratio}'),
-        (normalize in NORMALIZATIONS, f'normalize must be one of {NORMALIZATIONS}, got {normalize!r}'),
-        (absent in (0, 1), f'absent must be 0 or 1, got {absent}'),
-    ):
-        if not condition:
-            raise ValueError(message)
+    known = [name for name in _ACCEPTED if name not in _OF_SCHEME or scheme in _OF_SCHEME[name]]
+    for name, value in options.items():
+        if name not in known:
+            raise TypeError(f'scheme {scheme!r} has no option {name!r}; it has {", ".join(known)}')
+        kind, fits, what = _ACCEPTED[name]
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f'{name} must be {what}, got {value!r}')
+        if not fits(value):
+            raise ValueError(f'{name} must be {what}, got {value!r}')
+
+
+# Options that not every scheme has.
+_OF_SCHEME = {'beta': ('effective_number',), 'count': ('effective_number',)}
+# Of each option: its type, a test, and both in words.
+_ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    'exponent': (Real, math.isfinite, 'a finite number'),
+    'max_ratio': (Real | None, lambda ratio: ratio is None or 1 <= ratio < math.inf, 'a finite number of at least 1'),
+    'normalize': (str | None, lambda what: what in NORMALIZATIONS, "'pixels', 'classes' or None"),
+    'absent': (Real, lambda weight: weight in (0, 1), '0 or 1'),
+    'beta': (Real | None, lambda beta: beta is None or 0 <= beta < 1, 'at least 0 and less than 1'),
+    'count': (str, lambda what: what in ('images', 'pixels'), "'images' or 'pixels'"),
+}
 
 
 def _absent_message(statistics: LabelStatistics, absent: float) -> str:

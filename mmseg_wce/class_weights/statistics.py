@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -61,11 +62,11 @@ class LabelStatistics:
         num_images: all images.
         num_pixels: all pixels, ignored ones included.
         ignored_pixels: pixels with ``ignore_index``.
-        images_without_label: how many have nothing but ignored pixels, and one of them; None where there is none.
+        images_without_label: those that have nothing but ignored pixels; None where there is none.
+        zero_and_255: those whose raw values are 0 and 255 and no others; None where there is none.
         unexpected: labels that are neither a class nor ignored.
         raw_values: values of the files as ``LoadAnnotations`` decodes them, before the convention is applied.
-        height: smallest and largest, in pixels.
-        width: smallest and largest, in pixels.
+        sizes: number of images of each, as '683 x 512' (width x height).
         storage: how the files hold their values ('L', 'P', ...: Pillow's modes), how many do so, and one of them.
         failed: files that could not be read, with the reason. They are in none of the figures.
         fingerprint: of names and contents of the files, whatever their order.
@@ -82,10 +83,10 @@ class LabelStatistics:
     num_pixels: int = 0
     ignored_pixels: int = 0
     images_without_label: Tally | None = None
+    zero_and_255: Tally | None = None
     unexpected: dict[int, Tally] = field(default_factory=dict)
     raw_values: dict[int, Tally] = field(default_factory=dict)
-    height: tuple[int, int] | None = None
-    width: tuple[int, int] | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
     storage: dict[str, Tally] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     fingerprint: int = 0
@@ -126,11 +127,13 @@ class LabelStatistics:
         num_classes = len(classes)
         labels = np.zeros_like(histograms)
         np.add.at(labels.T, table, histograms.T)  # no matrix product, whose threads would fight among processes
-        present, size = labels[:, :num_classes] > 0, histograms.sum(1)
-        no_class = [v for v in range(num_classes, 256) if v != convention.ignore_index]
-        ignored = labels[:, convention.ignore_index] if 0 <= convention.ignore_index < 256 else np.zeros_like(size)
-        heights, widths = zip(*sizes, strict=True)
-        empty = [file for file, all_ignored in zip(files, ignored == size, strict=True) if all_ignored]
+        size, no_class = histograms.sum(1), [v for v in range(num_classes, 256) if v != convention.ignore_index]
+        ignored = np.zeros_like(size)
+        if 0 <= convention.ignore_index < 256:
+            ignored = labels[:, convention.ignore_index].copy()
+            labels[:, convention.ignore_index] = 0  # a class with this index does not count either
+        present = labels[:, :num_classes] > 0
+        binary = (histograms[:, 1:255].sum(1) == 0) & (histograms[:, 0] > 0) & (histograms[:, 255] > 0)
         return cls(
             dataset,
             tuple(classes),
@@ -141,11 +144,11 @@ class LabelStatistics:
             num_images=len(files),
             num_pixels=int(size.sum()),
             ignored_pixels=int(ignored.sum()),
-            images_without_label=Tally(0, len(empty), empty[0]) if empty else None,
+            images_without_label=_tally(ignored == size, ignored, files),
+            zero_and_255=_tally(binary, histograms[:, 255], files),
             unexpected=_tallies(labels, no_class, files),
             raw_values=_tallies(histograms, range(256), files),
-            height=(min(heights), max(heights)),
-            width=(min(widths), max(widths)),
+            sizes=dict(Counter(f'{width} x {height}' for height, width in sizes)),
             storage=_merged(*({kind: Tally(0, 1, file)} for kind, file in zip(storage, files, strict=True))),
             fingerprint=sum(map(_fingerprint, files, histograms)) % _FINGERPRINTS,
         )
@@ -179,7 +182,6 @@ class LabelStatistics:
                 f'({", ".join(other.classes[:3])}, ...)'
             )
         around = (self.pixels_in_images, other.pixels_in_images)
-        without = [tally for tally in (self.images_without_label, other.images_without_label) if tally]
         names = dict.fromkeys((*self.dataset.split(' + '), *other.dataset.split(' + ')))
         return LabelStatistics(
             ' + '.join(names),
@@ -191,11 +193,11 @@ class LabelStatistics:
             num_images=self.num_images + other.num_images,
             num_pixels=self.num_pixels + other.num_pixels,
             ignored_pixels=self.ignored_pixels + other.ignored_pixels,
-            images_without_label=sum(without[1:], without[0]) if without else None,
+            images_without_label=_sum(self.images_without_label, other.images_without_label),
+            zero_and_255=_sum(self.zero_and_255, other.zero_and_255),
             unexpected=_merged(self.unexpected, other.unexpected),
             raw_values=_merged(self.raw_values, other.raw_values),
-            height=_range(self.height, other.height),
-            width=_range(self.width, other.width),
+            sizes=dict(Counter(self.sizes) + Counter(other.sizes)),
             storage=_merged(self.storage, other.storage),
             failed={**self.failed, **other.failed},
             fingerprint=(self.fingerprint + other.fingerprint) % _FINGERPRINTS,
@@ -203,7 +205,7 @@ class LabelStatistics:
         )
 
     def __mul__(self, times: int) -> LabelStatistics:
-        around, without = self.pixels_in_images, self.images_without_label
+        around = self.pixels_in_images
         return replace(
             self,
             pixels=self.pixels * times,
@@ -212,7 +214,9 @@ class LabelStatistics:
             num_images=self.num_images * times,
             num_pixels=self.num_pixels * times,
             ignored_pixels=self.ignored_pixels * times,
-            images_without_label=without and without * times,
+            images_without_label=self.images_without_label and self.images_without_label * times,
+            zero_and_255=self.zero_and_255 and self.zero_and_255 * times,
+            sizes={size: number * times for size, number in self.sizes.items()},
             **{
                 name: {value: tally * times for value, tally in getattr(self, name).items()}
                 for name in ('unexpected', 'raw_values', 'storage')
@@ -234,15 +238,21 @@ def _fingerprint(file: str, histogram: np.ndarray) -> int:
     return int.from_bytes(hashlib.blake2b(name + histogram.tobytes(), digest_size=8).digest(), 'little')
 
 
+def _tally(holds: np.ndarray, pixels: np.ndarray, files: Sequence[str]) -> Tally | None:
+    """Of some of the files; None where it is none of them."""
+    if not holds.any():
+        return None
+    return Tally(int(pixels[holds].sum()), int(holds.sum()), files[int(holds.argmax())])
+
+
 def _tallies(histograms: np.ndarray, values: Sequence[int], files: Sequence[str]) -> dict[int, Tally]:
     """Of the values that occur at all."""
-    pixels = histograms.sum(0)
-    found = {}
-    for value in values:
-        if pixels[value]:
-            holds = histograms[:, value] > 0
-            found[value] = Tally(int(pixels[value]), int(holds.sum()), files[int(holds.argmax())])
-    return found
+    of_values = {value: _tally(histograms[:, value] > 0, histograms[:, value], files) for value in values}
+    return {value: tally for value, tally in of_values.items() if tally}
+
+
+def _sum(a: Tally | None, b: Tally | None) -> Tally | None:
+    return a + b if a and b else a or b
 
 
 def _merged(*parts: dict[Any, Tally]) -> dict[Any, Tally]:
@@ -251,9 +261,3 @@ def _merged(*parts: dict[Any, Tally]) -> dict[Any, Tally]:
         for key, tally in part.items():
             total[key] = total[key] + tally if key in total else tally
     return total
-
-
-def _range(a: tuple[int, int] | None, b: tuple[int, int] | None) -> tuple[int, int] | None:
-    if a is None or b is None:
-        return a or b
-    return min(a[0], b[0]), max(a[1], b[1])

@@ -41,9 +41,9 @@ def from_json(content: dict[str, Any]) -> LabelStatistics:
     for name in ('unexpected', 'raw_values'):
         values[name] = {int(value): Tally(**tally) for value, tally in values[name].items()}
     values['storage'] = {kind: Tally(**tally) for kind, tally in values['storage'].items()}
-    values['images_without_label'] = Tally(**without) if (without := values['images_without_label']) else None
-    for name in ('classes', 'height', 'width'):
-        values[name] = None if values[name] is None else tuple(values[name])
+    for name in ('images_without_label', 'zero_and_255'):
+        values[name] = None if values[name] is None else Tally(**values[name])
+    values['classes'] = tuple(values['classes'])
     values['conventions'] = tuple(_convention(c) for c in values['conventions'])
     values['fingerprint'] = int(values['fingerprint'], 16)
     statistics = LabelStatistics(**values)

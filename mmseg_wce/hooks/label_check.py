@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
-from mmseg_wce.label_files import Finding, LabelConflict, Severity, check_statistics, evenly, of_dataset
+from mmseg_wce.label_files import Finding, LabelConflict, Severity, check_statistics, check_weights, evenly, of_dataset
 
 __all__ = ['LabelCheckHook']
 
@@ -27,7 +27,8 @@ class LabelCheckHook(Hook):
 
     Raises:
         ValueError: on every rank, before the first iteration, where a file cannot be read, holds a label that is
-            neither a class of the decode head nor ignored, or the data set contradicts its transforms.
+            neither a class of the decode head nor ignored, the data set contradicts its transforms, or class weights
+            are made of statistics of other classes.
     """
 
     def __init__(self, num_files: int = 16) -> None:
@@ -55,7 +56,7 @@ class LabelCheckHook(Hook):
         num_classes, ignore_index = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
         try:
             parts = of_dataset(runner.train_dataloader.dataset, num_classes, ignore_index, most=self.num_files)
-            found = list(_findings(parts, self.num_files))
+            found = [*_findings(parts, self.num_files), *check_weights(runner.cfg.get('model', {}), parts)]
         except LabelConflict as error:
             return [str(error)], []
         except Exception as error:  # data sets of other kinds: not knowing them is no reason to stop

@@ -1,6 +1,6 @@
 """The label files of a data set, read as its own ``LoadAnnotations`` reads them, counted and checked."""
 
-from mmseg_wce.label_files.agreement import check_classes, check_config
+from mmseg_wce.label_files.agreement import check_classes, check_config, check_weights
 from mmseg_wce.label_files.findings import Finding, Severity
 from mmseg_wce.label_files.listing import LabelConflict, in_folder, of_config, of_dataset
 from mmseg_wce.label_files.pairs import check_pairs, pairs_of
@@ -20,6 +20,7 @@ __all__ = [
     'check_pairs',
     'check_raw_zero',
     'check_statistics',
+    'check_weights',
     'evenly',
     'in_folder',
     'of_config',

@@ -9,11 +9,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
+from mmseg_wce.class_weights import LabelStatistics, load_statistics
 from mmseg_wce.label_files.findings import Finding, Severity
 from mmseg_wce.label_files.reading import LabelFiles
 from mmseg_wce.preflight import leaf_datasets, nodes
 
-__all__ = ['check_classes', 'check_config', 'heads_of']
+__all__ = ['check_classes', 'check_config', 'check_weights', 'heads_of']
 
 _SPLITS = ('train', 'val', 'test')
 _IGNORED = ('ignore_index', 'ignore_label', 'seg_pad_val')
@@ -28,18 +29,49 @@ def check_config(config: Config) -> list[Finding]:
 
 
 def check_classes(config: Config, parts: list[LabelFiles]) -> list[Finding]:
-    """Whether every head has as many classes as the data set."""
-    found, number = [], len(parts[0].classes)
+    """Whether every head, and every statistics that class weights are made of, has the classes of the data set."""
+    found, classes = [], parts[0].classes
     for place, head in heads_of(config):
-        if head.get('num_classes') not in (None, number):
-            found.append(
-                Finding(
-                    Severity.ERROR,
-                    f'{place} has num_classes={head.num_classes}, but {parts[0].dataset} has {number} classes',
-                    f'set num_classes={number} in it',
-                )
-            )
+        if head.get('num_classes') not in (None, 1, len(classes)):  # 1: a sigmoid for the foreground
+            what = f'{place} has num_classes={head.num_classes}, but {parts[0].dataset} has {len(classes)} classes'
+            found.append(Finding(Severity.ERROR, what, f'set num_classes={len(classes)} in it'))
+    return found + check_weights(config.get('model', {}), parts)
+
+
+def check_weights(model: dict, parts: list[LabelFiles]) -> list[Finding]:
+    """Whether the statistics that class weights are made of are of the data set's classes."""
+    sources = {str(weights['statistics']) for node in nodes(model) if (weights := _by_scheme(node))}
+    found = []
+    for source in sorted(sources):
+        try:
+            theirs = load_statistics(source)
+        except ValueError as error:
+            found.append(Finding(Severity.ERROR, str(error), 'write it, or give its path'))
+        else:
+            found += _compared(source, theirs, parts)
     return found
+
+
+def _by_scheme(node: dict) -> dict | None:
+    weights = node.get('class_weight')
+    return weights if isinstance(weights, dict) and 'statistics' in weights else None
+
+
+def _compared(source: str, theirs: LabelStatistics, parts: list[LabelFiles]) -> Iterator[Finding]:
+    part, numbered = parts[0], theirs.classes == tuple(str(c) for c in range(len(theirs.classes)))
+    change = 'give the statistics of this data set: tools/class_weights.py writes them'
+    if len(theirs.classes) != len(part.classes):
+        what = f'class_weight: {source!r} has {len(theirs.classes)} classes, {part.dataset} has {len(part.classes)}'
+        yield Finding(Severity.ERROR, what, change)
+    elif theirs.classes != part.classes and not numbered:
+        pairs = enumerate(zip(theirs.classes, part.classes, strict=True))
+        i, (one, other) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+        sorted_alike = set(theirs.classes) == set(part.classes)
+        what = f'class_weight: class {i} is {one!r} in {source!r}, and {other!r} in {part.dataset}'
+        yield Finding(Severity.ERROR if sorted_alike else Severity.WARNING, what, change)
+    elif part.convention not in theirs.conventions:
+        what = f'class_weight: {source!r} is of labels with {theirs.conventions[0]}, not with {part.convention}'
+        yield Finding(Severity.WARNING, what, change)
 
 
 def heads_of(config: Config) -> Iterator[tuple[str, dict]]:

@@ -8,6 +8,8 @@ import os
 import os.path as osp
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from mmengine import fileio
@@ -63,9 +65,8 @@ def _only_loading(dataset: dict) -> dict:
         if 'pipeline' in dataset:
             dataset['pipeline'] = []
     else:
-        dataset['pipeline'] = [step for step in nodes(dataset.get('pipeline') or []) if _is_loading(step.get('type'))][
-            :1
-        ]
+        loading = (step for step in nodes(dataset.get('pipeline') or []) if _is_loading(step.get('type')))
+        dataset['pipeline'] = list(islice(loading, 1))
     return dataset
 
 
@@ -140,6 +141,7 @@ def _of_leaf(dataset: Any, num_classes: int | None, ignore_index: int, times: in
         images=[info['img_path'] for info in infos if info.get('seg_map_path') is not None],
         times=times,
         folder=None if _is_a_choice(dataset) or most is not None else dataset.data_prefix['seg_map_path'],
+        suffix=dataset.seg_map_suffix,
     )
 
 
@@ -162,6 +164,7 @@ def in_folder(
     ignore_index: int = 255,
     suffix: str = '.png',
     images: str | None = None,
+    image_suffix: str | None = None,
 ) -> LabelFiles:
     """Label files below a folder, without a config.
 
@@ -171,32 +174,43 @@ def in_folder(
         reduce_zero_label: whether raw 0 is "other" and raw k is class k - 1.
         ignore_index: the label that does not count.
         suffix: of the label files.
-        images: folder with an image at each label's relative path, whatever its suffix.
+        images: folder of their images, at the same relative paths but for the suffix.
+        image_suffix: of the images; None for the extension, whatever it is.
+
+    Returns:
+        The files, and those that images ask for and that do not exist.
 
     Raises:
         ValueError: there is no such folder, or no such file in it.
     """
-    if not fileio.isdir(folder):
-        raise ValueError(f'folder {folder!r} does not exist (looked in {os.getcwd()})')
-    names = sorted(fileio.list_dir_or_file(folder, list_dir=False, recursive=True))
-    files = [name for name in names if name.endswith(suffix)]
-    if not files:
+    names = _names(folder)
+    stems = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+    if not stems:
         others = ', '.join(sorted({f'*{osp.splitext(name)[1]}' for name in names}))
         raise ValueError(
             f'folder {folder!r} holds no label *{suffix}: ' + (f'it has {others}' if names else 'it is empty')
         )
+    image_of: dict[str, str] = {}
+    if images is not None:
+        of_images = [name for name in _names(images) if image_suffix is None or name.endswith(image_suffix)]
+        image_of = {name.removesuffix(image_suffix or osp.splitext(name)[1]): name for name in of_images}
+    ordered = sorted(stems | set(image_of))
     return LabelFiles(
-        dataset=osp.basename(osp.normpath(folder)),
+        dataset=osp.normpath(folder),
         classes=tuple(str(c) for c in range(num_classes)),
         palette=[],
         convention=Convention(reduce_zero_label, ignore_index),
         load=TRANSFORMS.build(dict(type='mmseg.LoadAnnotations')),
-        files=[osp.join(folder, name) for name in files],
-        images=[] if images is None else _paired(images, [name.removesuffix(suffix) for name in files]),
+        files=[osp.join(folder, stem + suffix) for stem in ordered],
+        images=[osp.join(images, image_of.get(stem, f'{stem}{image_suffix or ".jpg"}')) for stem in ordered if images],
+        suffix=suffix,
     )
 
 
-def _paired(folder: str, stems: list[str]) -> list[str]:
-    """Image of each label; where there is none, a path that does not exist."""
-    names = {osp.splitext(n)[0]: n for n in fileio.list_dir_or_file(folder, list_dir=False, recursive=True)}
-    return [osp.join(folder, names.get(stem, f'{stem}.jpg')) for stem in stems]
+def _names(folder: str) -> list[str]:
+    """Relative paths of all files; of links as well that lead nowhere, which mmengine leaves out."""
+    if not fileio.isdir(folder):
+        raise ValueError(f'folder {folder!r} does not exist (looked in {os.getcwd()})')
+    names = list(fileio.list_dir_or_file(folder, list_dir=False, recursive=True))
+    broken = (path for path in Path(folder).rglob('*') if path.is_symlink() and not path.exists())
+    return names + [path.relative_to(folder).as_posix() for path in broken]

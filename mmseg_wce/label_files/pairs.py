@@ -92,14 +92,10 @@ def _by(size: tuple[int, int]) -> str:
 def _without_image(part: LabelFiles) -> Finding | None:
     if part.folder is None or not part.images:
         return None
-    known, suffix = set(part.files), _common_suffix(part.files)
+    known, suffix = set(part.files), part.suffix
     names = fileio.list_dir_or_file(part.folder, list_dir=False, recursive=True, suffix=suffix)
     alone = sorted(path for name in names if (path := osp.join(part.folder, name)) not in known)
     if not alone:
         return None
-    change = 'these labels are not used: check img_suffix and img_path, or remove them'
+    change = 'these labels are not used: img_suffix or img_path is wrong, or their images are missing'
     return Finding(Severity.WARNING, 'labels have no image', change, len(alone), alone[0])
-
-
-def _common_suffix(files: Sequence[str]) -> str:
-    return osp.splitext(files[0])[1]

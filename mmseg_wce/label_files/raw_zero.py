@@ -8,11 +8,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from mmengine import fileio
+from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.label_files.findings import Finding, Severity
 from mmseg_wce.label_files.reading import LabelFiles
 from PIL import Image
 
 __all__ = ['check_raw_zero', 'evenly']
+
+_MORE = 1.5  # "other" has this much more of it along borders than any value as frequent
 
 
 def evenly(parts: Sequence[LabelFiles], most: int) -> list[tuple[LabelFiles, int]]:
@@ -21,40 +24,95 @@ def evenly(parts: Sequence[LabelFiles], most: int) -> list[tuple[LabelFiles, int
     return [every[i] for i in sorted({k * len(every) // most for k in range(most)})] if every else []
 
 
-def check_raw_zero(parts: Sequence[LabelFiles], most: int = 32) -> list[Finding]:
+def check_raw_zero(parts: Sequence[LabelFiles], statistics: LabelStatistics, most: int = 32) -> list[Finding]:
     """Whether raw 0 looks like "other" or like a class: by where it lies and by the files' palette. Reads few files.
 
-    "Other" is what annotators leave between things, so most of it lies along borders; a class has an inside.
+    "Other" is what annotators leave between things, so more of it lies along borders than of a class of that size.
+
+    Args:
+        parts: label files.
+        statistics: of all of them.
+        most: how many files to read.
     """
-    borders, pixels = np.zeros(256), np.zeros(256)
-    found: list[Finding] = []
+    looked = _Look()
     for part, i in evenly([part for part in parts if part.reads_raw_values], most):
         try:
             values, storage = part.read(part.files[i])
         except Exception:  # the scan has named it
             continue
-        if storage == 'P' and not found:
-            found += _palette_offset(part, part.files[i])
-        inside = cv2.erode(values, np.ones((5, 5))) == cv2.dilate(values, np.ones((5, 5)))
-        pixels += np.bincount(values.ravel(), minlength=256)
-        borders += np.bincount(values[~inside], minlength=256)
-    kept_as_class = [part for part in parts if not part.convention.reduce_zero_label]
-    share = borders / np.maximum(pixels, 1)
-    larger = np.flatnonzero((pixels >= pixels[0]) & (np.arange(256) > 0) & (np.arange(256) < 255))
-    if not found and kept_as_class and 0 < pixels[0] < 0.2 * pixels.sum() and len(larger) > 1:
-        typical = share[larger].max()
-        if share[0] > 1.5 * typical:
-            found.append(
-                Finding(
-                    Severity.WARNING,
-                    f'raw 0 looks like "other", not like a class: {100 * share[0]:.0f} % of it lies along borders, of '
-                    f'classes as frequent at most {100 * typical:.0f} % do',
-                    'if it is no class, set reduce_zero_label=True in the dataset and in LoadAnnotations',
-                    len(kept_as_class[0].files),
-                    kept_as_class[0].files[0],
-                )
-            )
-    return found
+        if storage.startswith('P ') and (found := _palette_offset(part, part.files[i])):
+            return found
+        looked.add(values)
+    reduces = {part.convention.reduce_zero_label for part in parts}
+    if reduces == {False}:
+        return _like_other(looked, parts[0])
+    return _like_a_class(looked, statistics) if reduces == {True} else []
+
+
+class _Look:
+    """Of each raw value: pixels, and the part of them that lies within two pixels of another value."""
+
+    def __init__(self) -> None:
+        self.pixels, self._inside = np.zeros(256), np.zeros(256)
+
+    def add(self, values: np.ndarray) -> None:
+        neighbours = np.ones((5, 5))
+        inside = cv2.erode(values, neighbours) == cv2.dilate(values, neighbours)
+        self.pixels += np.bincount(values.ravel(), minlength=256)
+        self._inside += np.bincount(values[inside], minlength=256)
+
+    @property
+    def along_borders(self) -> np.ndarray:
+        return 1 - self._inside / np.maximum(self.pixels, 1)
+
+    @property
+    def share_of_zero(self) -> float:
+        return self.pixels[0] / max(self.pixels.sum(), 1)
+
+    @property
+    def of_larger(self) -> np.ndarray:
+        """What lies along borders of the values from 1 to 254 that are as frequent as 0."""
+        larger = self.pixels >= self.pixels[0]
+        larger[[0, 255]] = False
+        return self.along_borders[larger]
+
+
+def _like_other(looked: _Look, part: LabelFiles) -> list[Finding]:
+    if not (0 < looked.share_of_zero < 0.2 and len(looked.of_larger) > 1):
+        return []
+    of_zero, most = looked.along_borders[0], looked.of_larger.max()
+    if of_zero <= _MORE * most:
+        return []
+    return [
+        Finding(
+            Severity.WARNING,
+            f'raw 0 looks like "other", not like a class: {100 * of_zero:.0f} % of it lies along borders, of values as '
+            f'frequent at most {100 * most:.0f} % do',
+            'if it is no class, set reduce_zero_label=True in the dataset and in LoadAnnotations',
+            len(part.files),
+            part.files[0],
+        )
+    ]
+
+
+def _like_a_class(looked: _Look, statistics: LabelStatistics) -> list[Finding]:
+    """Labels that start at 0 and are shifted nonetheless: the last value never occurs, and 0 has an inside."""
+    number, raw = len(statistics.classes), statistics.raw_values
+    if 0 not in raw or number in raw or 255 in raw or statistics.conventions[0].label_map is not None:
+        return []
+    compact = len(looked.of_larger) == 0 or looked.along_borders[0] <= _MORE * looked.of_larger.max()
+    if not (0.01 < looked.share_of_zero <= 0.5 and compact):
+        return []
+    return [
+        Finding(
+            Severity.WARNING,
+            f'raw 0, {100 * looked.share_of_zero:.0f} % of the pixels, looks like a class: it has an inside, as '
+            f'others do, and raw {number} never occurs, so the files seem to hold 0..{number - 1}',
+            'if they do, set reduce_zero_label=False in the dataset and in LoadAnnotations',
+            raw[0].files,
+            raw[0].example,
+        )
+    ]
 
 
 def _palette_offset(part: LabelFiles, file: str) -> list[Finding]:

@@ -39,7 +39,8 @@ class LabelFiles:
         files: paths of the labels.
         images: path of each label's image; empty where they are not known.
         times: how often the training visits each file in an epoch.
-        folder: holds the files, and none but them should be there; None where others may be.
+        folder: holds the files; None where it holds files of others as well.
+        suffix: of the files.
     """
 
     dataset: str
@@ -51,6 +52,7 @@ class LabelFiles:
     images: list[str] = field(default_factory=list)
     times: int = 1
     folder: str | None = None
+    suffix: str = '.png'
 
     @property
     def reads_raw_values(self) -> bool:
@@ -81,15 +83,23 @@ class LabelFiles:
         if not self.reads_raw_values:
             return _checked(self._loaded(self.load, path)), type(self.load).__name__
         content = fileio.get(path, backend_args=self.load.backend_args)
-        if self.load.imdecode_backend == 'pillow':
+        decoder = self.load.imdecode_backend
+        if decoder == 'pillow':
             image = Image.open(io.BytesIO(content))
-            return _checked(np.array(image)), image.mode
+            return _checked(np.array(image)), f'{image.mode} {image.format}'
+        kind = 'file'
         if content.startswith(b'\x89PNG'):
-            Image.open(io.BytesIO(content)).verify()  # OpenCV decodes what there is of a file that was cut
-        values = mmcv.imfrombytes(content, flag='unchanged', backend=self.load.imdecode_backend)
+            image = Image.open(io.BytesIO(content))
+            kind = 'palette PNG' if image.mode == 'P' else 'PNG'
+            image.verify()  # OpenCV decodes what there is of a file that was cut
+        values = mmcv.imfrombytes(content, flag='unchanged', backend=decoder)
         if values is None:
-            raise LabelFileError(f'{self.load.imdecode_backend} cannot decode it')
-        return _checked(values), f'{self.load.imdecode_backend} {values.dtype}'
+            raise LabelFileError(f'{decoder} cannot decode it')
+        if kind == 'palette PNG' and values.ndim > 2:
+            raise LabelFileError(
+                f"{decoder} makes colours of its palette: set imdecode_backend='pillow' in LoadAnnotations"
+            )
+        return _checked(values), f'{decoder} {values.dtype} {kind}'
 
     def labels(self, path: str) -> np.ndarray:
         """A file's labels (H, W), uint8, as the loss gets them."""
@@ -140,8 +150,7 @@ def _checked(values: np.ndarray) -> np.ndarray:
     values = values.squeeze() if values.ndim > 2 else values
     if values.ndim != 2:
         raise LabelFileError(
-            f'it holds {values.shape[-1]} colour channels, where each pixel needs one class index: an RGB mask, or a '
-            "palette PNG that OpenCV expanded (imdecode_backend='pillow' reads its indices)"
+            f'it holds {values.shape[-1]} colour channels, as an RGB mask does: store one class index for each pixel'
         )
     if values.dtype == np.uint8:
         return values
@@ -156,7 +165,7 @@ def _checked(values: np.ndarray) -> np.ndarray:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return 'it does not exist'
+        return 'it does not exist: add it, or take its image out; or seg_map_suffix or the folder is wrong'
     if isinstance(error, UnidentifiedImageError):  # its message holds an address in memory
         return 'it is empty, or no image'
     return str(error) if isinstance(error, LabelFileError) else in_one_line(error)

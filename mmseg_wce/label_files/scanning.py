@@ -47,7 +47,7 @@ def scan(
 
     Args:
         parts: of one data set, with the same classes.
-        num_workers: processes that read; 0 reads in this one.
+        num_workers: processes that read, at most as many as there are cores; 0 reads in this one.
         unfinished: where to keep what an interrupted scan had, to go on from there: a file that exists only until the
             scan is complete. What it holds of other files, or of files that have changed since, is not used.
 
@@ -61,9 +61,9 @@ def scan(
     first, done, total = kept.load() if kept else (0, 0, None)
     if total is not None:
         yield done, total
-    loader = DataLoader(
-        Subset(chunks, range(first, len(chunks))), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is
-    )
+    left = Subset(chunks, range(first, len(chunks)))
+    num_workers = min(num_workers, len(left), os.cpu_count() or 1)
+    loader = DataLoader(left, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
     saved, index = time.monotonic(), first
     try:
         for index, (number, statistics) in enumerate(loader, first + 1):
@@ -106,7 +106,7 @@ class _Kept:
 
 
 def _digest(parts: Iterable[LabelFiles]) -> str:
-    """Of everything that the statistics depend on; local files by size and time of change."""
+    """Of everything that the statistics depend on; local files by size and time of change, others by name alone."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f'{part.dataset} {part.classes} {part.convention} {part.load} {part.times}'.encode())

@@ -19,10 +19,8 @@ _MANY_IMAGES = 100  # below, it says little that a class never occurs
 def check_statistics(statistics: LabelStatistics) -> list[Finding]:
     """What the figures of a scan show, worst first."""
     s = statistics
-    found = [*_failed(s), *_binary_masks(s)]
-    found += [] if found and found[-1].what.startswith('masks') else [*_unexpected(s), *_shifted_on_disk(s)]
-    found += [*_mostly_ignored(s), *_without_label(s), *_never(s), *_palettes(s)]
-    return sorted(found, key=lambda finding: -finding.severity)
+    checks = (_failed, _unexpected, _binary_masks, _shifted_on_disk, _mostly_ignored, _without_label, _never, _storage)
+    return sorted((finding for check in checks for finding in check(s)), key=lambda finding: -finding.severity)
 
 
 def _failed(s: LabelStatistics) -> Iterator[Finding]:
@@ -30,22 +28,22 @@ def _failed(s: LabelStatistics) -> Iterator[Finding]:
     for file, reason in s.failed.items():
         groups.setdefault(re.sub(r'-?\d+', '#', reason), []).append(file)
     for files in groups.values():
-        reason = s.failed[files[0]]
-        change = 'make it anew, or take its image out' if 'LoadAnnotations' not in reason else 'convert the files'
-        if 'exist' in reason:
-            change = 'add the label, or take its image out; check seg_map_suffix and data_prefix'
-        yield Finding(Severity.ERROR, f'label files cannot be read: {reason}', change, len(files), files[0])
+        what = f'label files cannot be read: {s.failed[files[0]]}'
+        yield Finding(Severity.ERROR, what, 'correct them, or take their images out', len(files), files[0])
 
 
 def _binary_masks(s: LabelStatistics) -> Iterator[Finding]:
-    if set(s.raw_values) == {0, 255} and all(c.ignore_index == 255 for c in s.conventions):
-        tally = s.raw_values[255]
+    """In two classes, files of 0 and 255 alone; where others do hold 1, 255 may be a border around it."""
+    if len(s.classes) == 2 and s.zero_and_255 and all(c.ignore_index == 255 for c in s.conventions):
+        mixed = 1 in s.raw_values
+        what = 'masks hold 0 and 255 only: 255 is not counted, so a foreground of 255 would be ignored'
+        change = 'store 1 for the foreground, and leave reduce_zero_label=False'
         yield Finding(
-            Severity.ERROR,
-            'masks hold 0 and 255 only: 255 is not counted, so the foreground would be ignored',
-            'store 1 for the foreground, and leave reduce_zero_label=False',
-            tally.files,
-            tally.example,
+            Severity.WARNING,
+            f'{what}; others hold 1' if mixed else what,
+            change,
+            s.zero_and_255.files,
+            s.zero_and_255.example,
         )
 
 
@@ -69,9 +67,10 @@ def _unexpected(s: LabelStatistics) -> Iterator[Finding]:
         ignore_index=convention.ignore_index,
         reduce_zero_label=convention.reduce_zero_label if len(s.conventions) == 1 else None,
     )
+    few = worst.files <= 0.05 * s.num_images
     causes = likely_causes(findings)
-    if worst.files <= 0.05 * s.num_images:
-        causes.insert(0, 'these few files were painted with a value that is no class: correct them')
+    if few:
+        causes = ['these few files were painted with values that are no class: correct them']
     yield Finding(
         Severity.ERROR,
         f'labels are neither in [0, {len(s.classes)}) nor ignore_index={convention.ignore_index}: {", ".join(names)}',
@@ -144,16 +143,15 @@ def _never(s: LabelStatistics) -> Iterator[Finding]:
     )
 
 
-def _palettes(s: LabelStatistics) -> Iterator[Finding]:
-    tally = s.storage.get('P')
-    if tally:
-        yield Finding(
-            Severity.NOTE,
-            'labels are palette PNGs',
-            "their indices are read, as long as LoadAnnotations keeps imdecode_backend='pillow'",
-            tally.files,
-            tally.example,
-        )
+def _storage(s: LabelStatistics) -> Iterator[Finding]:
+    """How files hold their values is no mistake, but may become one."""
+    for kind, tally in s.storage.items():
+        if kind.startswith('P '):
+            change = "their indices are read, as long as LoadAnnotations keeps imdecode_backend='pillow'"
+            yield Finding(Severity.NOTE, 'labels have a palette', change, tally.files, tally.example)
+        elif kind.endswith('JPEG'):
+            change = 'JPEG changes values along borders, into those of other classes: store PNG'
+            yield Finding(Severity.WARNING, 'labels are JPEG files', change, tally.files, tally.example)
 
 
 def _percent(part: float, whole: float) -> str:

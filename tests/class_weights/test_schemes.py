@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from mmseg_wce.class_weights import SCHEMES, Convention, LabelStatistics, class_weights, load_statistics
+from mmseg_wce.class_weights.schemes import check_options
 
 PIXELS = np.array([8000, 1500, 400, 100])
 IMAGES = np.array([100, 60, 30, 5])
@@ -122,25 +123,30 @@ def test_nothing_occurs(statistics):
     ('options', 'error', 'words'),
     [
         (dict(scheme='focal'), ValueError, "got 'focal'"),
-        (dict(exponent='2'), TypeError, "exponent must be a number, got '2'"),
-        (dict(exponent=float('nan')), ValueError, 'exponent must be finite'),
-        (dict(exponent=2000), ValueError, 'exponent=2000 makes'),
-        (dict(exponent=-2000), ValueError, 'exponent=-2000 makes'),
-        (dict(max_ratio=0.9), ValueError, 'got 0.9'),
+        (dict(exponent='2'), TypeError, "exponent must be a finite number, got '2'"),
+        (dict(exponent=float('nan')), ValueError, 'exponent must be a finite number, got nan'),
+        (dict(max_ratio=0.9), ValueError, 'at least 1, got 0.9'),
         (dict(max_ratio=True), TypeError, 'got True'),
         (dict(normalize='mean'), ValueError, "got 'mean'"),
         (dict(absent=2), ValueError, 'absent must be 0 or 1, got 2'),
-        (dict(scheme='enet', beta=0.9), TypeError, "'enet' has no such option"),
+        (dict(scheme='enet', beta=0.9), TypeError, "'enet' has no option 'beta'; it has exponent,"),
+        (dict(power=2), TypeError, "no option 'power'"),
         (dict(scheme='effective_number', beta=1.0), ValueError, 'less than 1, got 1.0'),
-        (dict(scheme='effective_number', beta='0.9'), ValueError, "got '0.9'"),
+        (dict(scheme='effective_number', beta='0.9'), TypeError, "got '0.9'"),
         (dict(scheme='effective_number', count='objects'), ValueError, "got 'objects'"),
     ],
 )
 def test_bad_options(statistics, options, error, words):
-    with pytest.raises(error) as caught:
-        class_weights(statistics, **options)
+    for refuse in (check_options, lambda **options: class_weights(statistics, **options)):
+        with pytest.raises(error) as caught:
+            refuse(**options)
+        assert words in str(caught.value)
 
-    assert words in str(caught.value)
+
+@pytest.mark.parametrize('exponent', [2000, -2000])
+def test_weights_that_overflow(statistics, exponent):
+    with pytest.raises(ValueError, match=f'exponent={exponent} makes'):
+        class_weights(statistics, exponent=exponent)
 
 
 @pytest.mark.parametrize('scheme', SCHEMES)

@@ -21,11 +21,12 @@ def test_by_hand():
     assert s.images.tolist() == [1, 0, 2]
     assert s.pixels_in_images.tolist() == [6, 0, 10]
     assert (s.num_images, s.num_pixels, s.ignored_pixels) == (3, 14, 5)
-    assert s.images_without_label == Tally(0, 1, '1.png')
+    assert s.images_without_label == Tally(4, 1, '1.png')
+    assert s.zero_and_255 is None
     assert s.unexpected == {3: Tally(2, 1, '2.png'), 200: Tally(1, 1, '2.png')}
     assert s.raw_values[0] == Tally(5, 2, '0.png')
     assert s.raw_values[201] == Tally(1, 1, '2.png')
-    assert (s.height, s.width) == ((2, 2), (2, 3))
+    assert s.sizes == {'3 x 2': 1, '2 x 2': 2}
     assert s.storage == {'L': Tally(0, 3, '0.png')}
     assert s.share.tolist() == [0.5, 0, 0.5]
     assert s.frequency_where_present.tolist() == [3 / 6, 0, 3 / 10]
@@ -94,3 +95,22 @@ def test_fingerprint_tells_contents_names_and_number_apart():
     assert (statistics_of(masks[3:], 3) + statistics_of(masks[:3])).fingerprint == whole.fingerprint
     for other in (statistics_of(changed), statistics_of(masks, 1), whole + whole, statistics_of(masks[1:], 1)):
         assert other.fingerprint != whole.fingerprint
+
+
+def test_an_ignored_class_counts_nowhere():
+    histogram = np.zeros((1, 256), np.int64)
+    histogram[0, :3] = 70, 20, 10
+
+    s = LabelStatistics.of(
+        'four', 'abcd', Convention(ignore_index=0), np.arange(256), ['1'], histogram, [(10, 10)], 'L'
+    )
+
+    assert s.pixels.tolist() == [0, 20, 10, 0]
+    assert s.share.tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0])
+    assert (s.ignored_pixels, s.num_pixels) == (70, 100)
+
+
+def test_files_of_0_and_255():
+    masks = [np.array([[0, 255, 255]]), np.array([[0, 1, 255]]), np.array([[0, 0]]), np.array([[255]])]
+
+    assert statistics_of([mask.astype(np.uint8) for mask in masks]).zero_and_255 == Tally(2, 1, '0.png')

@@ -182,7 +182,7 @@ def test_by_a_scheme_from_what_the_package_ships():
         (dict(statistics=['a']), TypeError, 'statistics='),
         (dict(statistics='nowhere.json'), ValueError, "'nowhere.json' cannot be read"),
         (dict(statistics='ade20k', scheme='focal'), ValueError, "got 'focal'"),
-        (dict(statistics='ade20k', beta=0.9), TypeError, "'sqrt_inverse_frequency' has no such option"),
+        (dict(statistics='ade20k', beta=0.9), TypeError, "'sqrt_inverse_frequency' has no option 'beta'"),
         (dict(statistics='ade20k', max_ratio=0.5), ValueError, 'at least 1, got 0.5'),
     ],
 )

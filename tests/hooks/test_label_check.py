@@ -13,13 +13,16 @@ from three_classes import dataset_config, make_masks, write_data
 from torch import nn
 
 
-def runner_on(dataset, num_classes=3, cascade=False) -> SimpleNamespace:
+def runner_on(dataset, num_classes=3, cascade=False, class_weight=None) -> SimpleNamespace:
     head = nn.Identity()
     head.num_classes, head.ignore_index = num_classes, 255
     model = nn.Module()
     model.decode_head = nn.ModuleList([nn.Identity(), head]) if cascade else head
     return SimpleNamespace(
-        model=model, train_dataloader=SimpleNamespace(dataset=dataset), logger=logging.getLogger('label check')
+        model=model,
+        cfg=Config(dict(model=dict(decode_head=dict(loss_decode=dict(class_weight=class_weight))))),
+        train_dataloader=SimpleNamespace(dataset=dataset),
+        logger=logging.getLogger('label check'),
     )
 
 
@@ -91,6 +94,22 @@ def test_contradictions_stop_the_run(data):
         check(runner_on(build(data, load=dict(reduce_zero_label=False))))
     with pytest.raises(ValueError, match='num_classes=4, but ThreeClasses has 3 classes'):
         check(runner_on(build(data), num_classes=4))
+
+
+def test_weights_of_other_classes_stop_the_run(data):
+    with pytest.raises(ValueError, match="'ade20k' has 150 classes, ThreeClasses has 3"):
+        check(runner_on(build(data), class_weight=dict(statistics='ade20k')))
+
+
+def test_backgrounds_with_borders_do_not_stop_the_run(data, caplog):
+    for file in (data / 'annotations/training').iterdir():
+        mask = np.zeros((12, 16), np.uint8)
+        mask[3] = 255
+        cv2.imwrite(str(file), mask)
+
+    check(runner_on(build(data, reduce_zero_label=False)))
+
+    assert caplog.records == []
 
 
 def test_what_looks_odd_is_a_warning(data, caplog):

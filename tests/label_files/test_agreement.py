@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 from mmengine.config import Config
+from mmseg_wce.class_weights import Convention, LabelStatistics, save_statistics
 from mmseg_wce.label_files import Severity, check_classes, check_config, of_config
 from three_classes import dataset_config, make_masks, write_data
 
@@ -92,6 +95,45 @@ def test_number_of_classes(config):
     (finding,) = everything(config)
 
     assert 'model.auxiliary_head[1] has num_classes=4, but ThreeClasses has 3 classes' in finding.what
+
+
+def test_a_sigmoid_for_the_foreground_is_one_class(config):
+    config.model.decode_head.num_classes = 1
+
+    assert everything(config) == []
+
+
+@pytest.mark.parametrize(
+    ('changes', 'severity', 'words'),
+    [
+        ({}, None, None),
+        (dict(classes=('0', '1', '2')), None, None),  # of a folder: nothing is known
+        (dict(classes=('a', 'c', 'b')), Severity.ERROR, "class 1 is 'c' in"),
+        (dict(classes=('a', 'b', 'x')), Severity.WARNING, "class 2 is 'x' in"),
+        (dict(classes=('a', 'b')), Severity.ERROR, 'has 2 classes, ThreeClasses has 3'),
+        (dict(conventions=(Convention(False),)), Severity.WARNING, 'with reduce_zero_label=False'),
+    ],
+)
+def test_statistics_of_other_data(config, tmp_path, changes, severity, words):
+    part = of_config(config, 'val')[0]
+    statistics = replace(part.statistics(part.files), **changes)
+    if len(statistics.classes) == 2:
+        statistics = LabelStatistics.empty('two', statistics.classes, Convention(True))
+    save_statistics(statistics, tmp_path / 'statistics.json')
+    config.model.decode_head.loss_decode[0].class_weight = dict(statistics=str(tmp_path / 'statistics.json'))
+
+    found = everything(config)
+
+    assert [f.severity for f in found] == [severity] * (severity is not None)
+    assert all(words in f.what for f in found)
+
+
+def test_statistics_that_are_missing(config):
+    config.model.decode_head.loss_decode[0].class_weight = dict(statistics='nowhere.json')
+
+    (finding,) = everything(config)
+
+    assert "'nowhere.json' cannot be read" in finding.what
 
 
 def test_data_set_against_its_pipeline(config):

@@ -145,12 +145,33 @@ def test_folder(data):
     part = in_folder(str(data / 'annotations'), 3, reduce_zero_label=True, images=str(data / 'images'))
 
     assert [f.split('annotations/')[1] for f in part.files] == [
-        *(f'training/{i:02d}.png' for i in (0, 1, 2, 4, 5)),
+        *(f'training/{i:02d}.png' for i in range(6)),  # 03 is missing beside its image
         'training/deeper/03.png',
     ]
     assert part.images[0] == str(data / 'images/training/00.jpg')
-    assert part.images[5] == str(data / 'images/training/deeper/03.jpg')
+    assert part.images[6] == str(data / 'images/training/deeper/03.jpg')
     assert part.table[:5].tolist() == [255, 0, 1, 2, 3]
+
+
+def test_folder_with_images_of_other_stems(data):
+    for file in list((data / 'images/training').iterdir()):
+        file.rename(file.with_name(f'{file.stem}_leftImg8bit.jpg'))
+    (data / 'annotations/training/02.png').unlink()
+    (data / 'images/training/04_leftImg8bit.jpg').unlink()
+
+    part = in_folder(str(data / 'annotations'), 3, images=str(data / 'images'), image_suffix='_leftImg8bit.jpg')
+
+    assert [f.rsplit('/', 1)[1] for f in part.files] == [f'{i:02d}.png' for i in range(6)]
+    assert [f.rsplit('/', 1)[1] for f in part.images] == [f'{i:02d}_leftImg8bit.jpg' for i in range(6)]
+    assert list(part.statistics(part.files).failed) == [str(data / 'annotations/training/02.png')]
+
+
+def test_links_that_lead_nowhere_are_missing_files(data):
+    (data / 'annotations/training/link.png').symlink_to('/nowhere.png')
+
+    part = in_folder(str(data / 'annotations'), 3)
+
+    assert list(part.statistics(part.files).failed) == [str(data / 'annotations/training/link.png')]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +182,10 @@ def test_folder(data):
         ('empty', '.png', 'it is empty'),
     ],
 )
-def test_folders_without_labels(data, folder, suffix, words):
+def test_folders_without_labels(data, tmp_path, folder, suffix, words):
     (data / 'empty').mkdir()
 
     with pytest.raises(ValueError, match=words):
         in_folder(str(data / folder), 3, suffix=suffix)
+    with pytest.raises(ValueError, match="images' does not exist"):
+        in_folder(str(data / 'annotations'), 3, images=str(tmp_path / 'no/images'))

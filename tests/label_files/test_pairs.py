@@ -49,6 +49,14 @@ def test_label_without_image(data):
     assert finding.example.endswith('annotations/training/03.png')
 
 
+def test_other_files_beside_the_labels_are_none(data):
+    for file in list((data / 'annotations/training').iterdir()):
+        file.with_name(f'{file.stem}_labelIds.png').write_bytes(file.read_bytes())
+        file.rename(file.with_name(f'{file.stem}_labelTrainIds.png'))
+
+    assert findings(data, seg_map_suffix='_labelTrainIds.png') == []
+
+
 @pytest.mark.parametrize('by', ['indices', 'ann_file'])
 def test_files_of_other_splits_are_not_missed(data, by, tmp_path):
     (tmp_path / 'split.txt').write_text('00\n01\n')

@@ -35,6 +35,12 @@ def binary(masks):
     return [np.where(mask > 1, 255, 0).astype(np.uint8) for mask in masks]
 
 
+def one_binary(masks):
+    masks = [np.minimum(mask, 1) for mask in masks]
+    masks[5] = np.where(masks[5] > 0, 255, 0).astype(np.uint8)
+    return masks
+
+
 def one_empty(masks):
     masks[7][:] = 0
     return masks
@@ -54,9 +60,10 @@ def without_last(masks):
         (shifted, {}, WARNING, 'shifted already: they hold 255 and values up to 2', None, 'reduce_zero_label=False'),
         (lambda masks: masks, dict(reduce_zero_label=False), ERROR, '3 (', None, 'set reduce_zero_label=True'),
         (lambda masks: masks, dict(num_classes=2), ERROR, '2 (raw 3,', None, 'num_classes=2 is too small'),
-        (painted, {}, ERROR, '199 (raw 200, 4 px)', 1, 'painted with a value that is no class'),
-        (binary, dict(num_classes=2), ERROR, '0 and 255 only', None, 'store 1 for the foreground'.capitalize()),
-        (binary, dict(num_classes=2, reduce_zero_label=False), ERROR, '0 and 255 only', None, 'Store 1'),
+        (painted, {}, ERROR, '199 (raw 200, 4 px)', 1, 'painted with values that are no class'),
+        (binary, dict(num_classes=2), WARNING, '0 and 255 only', None, 'Store 1 for the foreground'),
+        (binary, dict(num_classes=2, reduce_zero_label=False), WARNING, '0 and 255 only', None, 'Store 1'),
+        (one_binary, dict(num_classes=2, reduce_zero_label=False), WARNING, 'others hold 1', 1, 'Store 1'),
         (one_empty, {}, WARNING, 'no valid pixel', 1, 'ignore_index'),
         (background, {}, WARNING, 'looks like a class (background)', None, 'reduce_zero_label=False'),
         (without_last, {}, NOTE, '1 of the 3 classes never occur in 30 images: 2', None, 'too large?'),
@@ -79,6 +86,34 @@ def test_a_wrong_convention_is_not_called_a_mistake_of_painting(tmp_path):
 
     assert 'painted' not in str(finding)
     assert 'reduce_zero_label=True, raw' not in str(finding)
+
+
+def test_borders_of_255_around_a_background_are_no_binary_masks(tmp_path):
+    masks = [np.zeros((8, 8), np.uint8) for _ in range(5)]
+    for mask in masks:
+        mask[0] = 255
+
+    found = check_statistics(statistics_of(tmp_path, masks, num_classes=21, reduce_zero_label=False))
+
+    assert [f.severity for f in found] == [NOTE]  # that 20 classes never occur
+
+
+def test_one_stray_value_does_not_hide_binary_masks(tmp_path):
+    masks = binary(make_masks(30))
+    masks[3][0, 0] = 128
+
+    found = check_statistics(statistics_of(tmp_path, masks, num_classes=2, reduce_zero_label=False))
+
+    assert [f.severity for f in found if '0 and 255 only' in f.what] == [WARNING]
+    assert 'num_classes' not in found[0].change
+
+
+def test_jpeg_labels(tmp_path):
+    statistics_of(tmp_path, make_masks(2))
+    Image.fromarray(make_masks(1)[0]).save(tmp_path / '000.png', format='JPEG', quality=100)
+    part = in_folder(str(tmp_path), 3, True)
+
+    assert ['JPEG files' in f.what for f in check_statistics(part.statistics(part.files))].count(True) == 1
 
 
 def test_many_images_without_the_last_class_are_a_doubt(tmp_path):

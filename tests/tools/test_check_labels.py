@@ -62,6 +62,30 @@ def test_mistakes_made_on_purpose(tool, tmp_path, capsys):
     assert (sheet[..., :3] == [255, 0, 255]).all(-1).any()  # no class, in the legend
 
 
+def test_splits_without_labels_are_said(tool, tmp_path, capsys):
+    unlabelled = dataset_config(tmp_path / 'data')
+    unlabelled['pipeline'] = [dict(type='LoadImageFromFile')]
+    text = config_text(tmp_path / 'data')
+    (tmp_path / 'config.py').write_text(f'{text}test_dataloader = dict(dataset={unlabelled!r})\n')
+
+    assert tool.main(['config.py', '--workers', '0']) == 0
+
+    output = capsys.readouterr().out
+    assert 'test: no labels to check: ThreeClasses: its pipeline has no LoadAnnotations' in output
+    assert 'train: 20 labels' in output
+    assert tool.main(['config.py', '--splits', 'test']) == 2
+
+
+def test_every_split_is_compared_with_the_heads(tool, tmp_path, capsys):
+    write_data(tmp_path / 'other', make_masks(3))
+    other = dataset_config(tmp_path / 'other', type='BaseSegDataset', metainfo=dict(classes=tuple('abcdef')))
+    (tmp_path / 'config.py').write_text(f'{config_text(tmp_path / "data")}val_dataloader = dict(dataset={other!r})\n')
+
+    assert tool.main(['config.py', '--workers', '0']) == 1
+
+    assert 'num_classes=3, but BaseSegDataset has 6 classes' in capsys.readouterr().out
+
+
 def test_contradictions_of_the_config(tool, tmp_path, capsys):
     (tmp_path / 'config.py').write_text(config_text(tmp_path / 'data', num_classes=4))
 
@@ -95,6 +119,8 @@ def test_the_same_files_are_read_once(tool, tmp_path, capsys):
         (['nowhere.py'], "config file 'nowhere.py' does not exist"),
         (['config.py', '--splits', 'val'], 'the config has none of val_dataloader'),
         (['--labels', 'nowhere', '--num-classes', '3'], "folder 'nowhere' does not exist"),
+        (['--labels', 'data', '--num-classes', '3', '--images', 'no'], "folder 'no' does not exist"),
+        (['config.py', '--out', 'config.py'], 'cannot be written'),
         (['config.py', '--cfg-options', 'train_dataloader.dataset.data_root=no'], "data_root 'no' does not exist"),
     ],
 )

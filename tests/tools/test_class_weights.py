@@ -11,7 +11,14 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from mmseg_wce.class_weights import class_weights, load_class_weight, load_statistics
+from mmseg_wce.class_weights import (
+    Convention,
+    LabelStatistics,
+    class_weights,
+    load_class_weight,
+    load_statistics,
+    save_statistics,
+)
 from three_classes import config_text, make_masks, write_data
 
 
@@ -24,6 +31,7 @@ def tool(import_tool, tmp_path, monkeypatch):
 
 
 FOLDER = ['--labels', 'data/annotations', '--num-classes', '3', '--reduce-zero-label', '--workers', '0']
+KEPT = ['--statistics', 'kept.json']
 
 
 def share_of_the_masks() -> np.ndarray:
@@ -40,8 +48,8 @@ def test_config_and_folder(tool, tmp_path, capsys, source):
     np.testing.assert_allclose(np.array(weights) / weights[0], expected / expected[0])
     output = capsys.readouterr().out
     assert "loss_decode=dict(type='WeightedCrossEntropyLoss', class_weight='new/weights.json')" in output
-    name = 'config' if source[0] == 'config.py' else 'annotations'
-    kept = tmp_path / f'work_dirs/class_weights/{name}.json'
+    (kept,) = (tmp_path / 'work_dirs/class_weights').glob('*.json')
+    assert kept.stem == 'config' if source[0] == 'config.py' else kept.stem.endswith('-data-annotations')
     np.testing.assert_allclose(load_statistics(kept).share, share_of_the_masks())
     assert kept.with_suffix('.png').stat().st_size > 5000
     assert not list(kept.parent.glob('*.unfinished'))
@@ -63,10 +71,10 @@ def test_the_line_for_the_config_gives_the_same_weights(tool, capsys):
 def test_files_are_read_by_mmseg_and_by_us(tool, tmp_path, suffix):
     from mmseg.models.losses.utils import get_class_weight
 
-    tool.main([*FOLDER, '--scheme', 'enet', '--out', f'weights.{suffix}'])
+    tool.main([*FOLDER, *KEPT, '--scheme', 'enet', '--out', f'weights.{suffix}'])
 
     path = str(tmp_path / f'weights.{suffix}')
-    expected = class_weights(load_statistics('work_dirs/class_weights/annotations.json'), 'enet')
+    expected = class_weights(load_statistics('kept.json'), 'enet')
     assert list(get_class_weight(path)) == expected.tolist()
     np.testing.assert_allclose(load_class_weight(path).numpy(), expected, rtol=1e-6)
     if suffix in ('yaml', 'pkl'):
@@ -120,7 +128,9 @@ def test_classes_that_never_occur_are_said(tool, capsys, absent):
     assert tool.main([*FOLDER[:3], '5', *FOLDER[4:], '--absent', str(absent), '--out', 'weights.json']) == 0
 
     output = ' '.join(capsys.readouterr().out.split())
-    assert f"2 of the 5 classes never occur in the 20 images of 'annotations', and get the weight {absent}" in output
+    assert (
+        f"2 of the 5 classes never occur in the 20 images of 'data/annotations', and get the weight {absent}" in output
+    )
     assert json.loads(Path('weights.json').read_text())[3:] == [absent, absent]
 
 
@@ -132,12 +142,26 @@ def test_classes_that_never_occur_are_said(tool, capsys, absent):
         (['--labels', 'empty', '--num-classes', '3'], 'it is empty'),
         (['--labels', 'data/images', '--num-classes', '3'], 'no label *.png'),
         (['ade20k', '--max-ratio', '0.5'], 'at least 1'),
-        (['ade20k', '--scheme', 'enet', '--beta', '0.5'], 'no such option'),
+        (['config.py', '--scheme', 'enet', '--beta', '0.5'], "no option 'beta'"),
+        (['config.py', '--exponent', 'nan'], 'a finite number'),
+        (['config.py', '--out', 'data/w.json/weights.json'], "'data/w.json/weights.json' cannot be written"),
+        (['config.py', '--out', 'folder.json'], "'folder.json' is a folder"),
+        (['config.py', '--statistics', 'folder.json'], "'folder.json' is a folder"),
+        (['config.py', '--picture', 'picture.txt'], 'must end in .png'),
+        (['config.py', '--statistics', 'x.json', '--out', 'x.json'], 'give the weights another name'),
+        (
+            ['config.py', '--statistics', 'of_others.json'],
+            "'of_others.json' holds statistics of 'others'",
+        ),
         (['config.py', '--cfg-options', 'train_dataloader.dataset.data_root=no'], "data_root 'no' does not exist"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(tool, tmp_path, capsys, arguments, words):
-    (tmp_path / 'empty').mkdir()
+def test_what_cannot_be_done_is_said_in_one_line(tool, tmp_path, capsys, monkeypatch, arguments, words):
+    for folder in ('empty', 'folder.json'):
+        (tmp_path / folder).mkdir()
+    (tmp_path / 'data/w.json').touch()
+    save_statistics(LabelStatistics.empty('others', 'ab', Convention()), 'of_others.json')
+    monkeypatch.setattr(tool, 'scan_with_progress', None)  # nothing is read before all this is known
 
     assert tool.main(arguments) == 2
 
@@ -145,6 +169,30 @@ def test_what_cannot_be_done_is_said_in_one_line(tool, tmp_path, capsys, argumen
     assert error.startswith('error: ')
     assert words in error
     assert '\n' not in error
+
+
+def test_names_are_printed_and_drawn_as_they_are(tool, tmp_path, capsys):
+    (tmp_path / 'data').rename(tmp_path / 'x[red] $a$ b')
+    classes = dict(metainfo=dict(classes=('[bold]a', 'b$', '$c$')), type='BaseSegDataset')
+    (tmp_path / 'config [blue].py').write_text(config_text(tmp_path / 'x[red] $a$ b', **classes))
+    cv2.imwrite(str(tmp_path / 'x[red] $a$ b/annotations/training/03.png'), np.full((4, 4), 9, np.uint8))
+
+    assert tool.main(['config [blue].py', '--workers', '0']) == 0
+
+    output = capsys.readouterr().out
+    for words in ('[bold]a', 'b$', 'config [blue].json', 'x[red] $a$ b/annotations/training/03.png'):
+        assert words in output
+
+
+def test_other_schemes_may_overflow(tool, tmp_path):
+    masks = [np.ones((200, 200), np.uint8)]
+    masks[0][0, :2] = 2, 3
+    write_data(tmp_path / 'rare', masks)
+    rare = ['--labels', 'rare/annotations', *FOLDER[2:], *KEPT]
+
+    assert tool.main([*rare, '--scheme', 'enet', '--exponent', '80']) == 0
+
+    assert (tmp_path / 'kept.png').exists()
 
 
 def test_a_folder_in_which_nothing_can_be_read(tool, tmp_path, capsys):
@@ -168,6 +216,7 @@ def test_a_folder_in_which_nothing_can_be_read(tool, tmp_path, capsys):
         ['config.py', '--out', 'weights.txt'],
         ['config.py', '--scheme', 'focal'],
         ['config.py', '--workers', '-1'],
+        ['ade20k', '--statistics', 'kept.json'],
     ],
 )
 def test_usage_errors(tool, arguments):
@@ -178,7 +227,7 @@ def test_usage_errors(tool, arguments):
 def test_interrupted_by_the_keyboard(root, tool, tmp_path):
     """A real process, as Ctrl-C reaches it; what it had is used by the next."""
     write_data(tmp_path / 'more', make_masks(1500))
-    arguments = ['--labels', 'more/annotations', '--num-classes', '3', '--reduce-zero-label', '--workers', '2']
+    arguments = ['--labels', 'more/annotations', '--num-classes', '3', '--reduce-zero-label', '--workers', '2', *KEPT]
     command = [sys.executable, str(root / 'tools/class_weights.py'), *arguments]
     slow = {**os.environ, 'PYTHONPATH': str(tmp_path)}
     # reading is slowed down from outside, so that there is time to interrupt it
@@ -188,7 +237,7 @@ def test_interrupted_by_the_keyboard(root, tool, tmp_path):
         'PIL.Image.open = slowly\n'
     )
     process = subprocess.Popen(command, env=slow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    kept = tmp_path / 'work_dirs/class_weights/annotations.json.unfinished'
+    kept = tmp_path / 'kept.json.unfinished'
     while not kept.exists():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
@@ -200,5 +249,5 @@ def test_interrupted_by_the_keyboard(root, tool, tmp_path):
     assert json.loads(kept.read_text())['files'] > 0
 
     assert tool.main(arguments) == 0
-    assert load_statistics('work_dirs/class_weights/annotations.json').num_images == 1500
+    assert load_statistics('kept.json').num_images == 1500
     assert not kept.exists()
