@@ -14,11 +14,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmseg_wce.preflight import PreflightError, check_checkpoint, check_losses, check_work_dir, load_config, nodes
 
-__all__ = ['add_run_arguments', 'build_runner', 'config_from']
+__all__ = ['ConfigOptions', 'add_run_arguments', 'build_runner', 'config_from']
 
 
-class _Options(DictAction):
-    """mmengine's, with a usage error where a word is no ``key=value``."""
+class ConfigOptions(DictAction):
+    """mmengine's DictAction, with a usage error where a word is no ``key=value``."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for word in values:
@@ -31,7 +31,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that mmseg's tools have in common."""
     parser.add_argument('--work-dir', help='folder for logs and results [work_dirs/<config name>]')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=_Options, help='settings that override the config: key=value ...'
+        '--cfg-options', nargs='+', action=ConfigOptions, help='settings that override the config: key=value ...'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')

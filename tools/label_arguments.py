@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.label_files import LabelFiles, in_folder, scan
+from mmseg_wce.launch import ConfigOptions
 from mmseg_wce.preflight import load_config
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -35,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             '--workers', type=int, default=min(len(os.sched_getaffinity(0)), 8), help='processes [%(default)s]'
         )
         self.add_argument(
-            '--cfg-options', nargs='+', action=DictAction, help='settings that override the config: key=value ...'
+            '--cfg-options', nargs='+', action=ConfigOptions, help='settings that override the config: key=value ...'
         )
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:

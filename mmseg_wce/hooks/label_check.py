@@ -56,14 +56,14 @@ class LabelCheckHook(Hook):
         num_classes, ignore_index = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
         try:
             parts = of_dataset(runner.train_dataloader.dataset, num_classes, ignore_index, most=self.num_files)
+            number = len(parts[0].classes)
+            if num_classes not in (None, 1, number):
+                return [f'decode_head has num_classes={num_classes}, but {parts[0].dataset} has {number} classes'], []
             found = [*_findings(parts, self.num_files), *check_weights(runner.cfg.get('model', {}), parts)]
         except LabelConflict as error:
             return [str(error)], []
-        except Exception as error:  # data sets of other kinds: not knowing them is no reason to stop
+        except Exception as error:  # data sets of other kinds; the other ranks wait for an answer
             return [], [f'labels are not checked: {error}']
-        if num_classes not in (None, 1, len(parts[0].classes)):
-            number = len(parts[0].classes)
-            return [f'the decode head has num_classes={num_classes}, but {parts[0].dataset} has {number} classes'], []
         return (
             [str(finding) for finding in found if finding.severity == Severity.ERROR],
             [str(finding) for finding in found if finding.severity == Severity.WARNING],

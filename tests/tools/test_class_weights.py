@@ -216,6 +216,7 @@ def test_a_folder_in_which_nothing_can_be_read(tool, tmp_path, capsys):
         ['config.py', '--out', 'weights.txt'],
         ['config.py', '--scheme', 'focal'],
         ['config.py', '--workers', '-1'],
+        ['config.py', '--cfg-options', 'model'],
         ['ade20k', '--statistics', 'kept.json'],
     ],
 )
