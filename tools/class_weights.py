@@ -153,24 +153,30 @@ def run(args: argparse.Namespace) -> int:
     picture = args.picture or kept.with_suffix('.png')
     check_outputs(args, kept, picture)
     statistics = load_statistics(args.source) if needs_no_scan(args) else scanned(args, kept)
-    print_failures(console, statistics)
+    try:
+        report(statistics, args.source if shipped else str(kept), options, args.out, picture)
+    finally:
+        print_failures(console, statistics)
+    return 1 if statistics.failed else 0
+
+
+def report(statistics: LabelStatistics, name: str, options: dict, out: Path | None, picture: Path) -> None:
+    """Table, picture, weights, and the line for the config, in which the statistics are ``name``."""
     with warnings.catch_warnings(record=True) as aloud:
         warnings.simplefilter('always')
         weights = class_weights(statistics, **options)
-    print_table(console, statistics, args.scheme, weights)
+    print_table(console, statistics, options['scheme'], weights)
     for warning in aloud:
         say(str(warning.message), style='yellow')
     draw_weights(picture, statistics, options)
-    name = args.source if shipped else str(kept)
     say(f'Statistics: {name}\nPicture:    {picture}')
     pasted = f'dict(statistics={name!r}, {", ".join(f"{key}={value!r}" for key, value in options.items())})'
-    if args.out is not None:
-        write_weights(args.out, weights)
-        say(f'Weights:    {args.out}')
-        pasted = repr(str(args.out))
+    if out is not None:
+        write_weights(out, weights)
+        say(f'Weights:    {out}')
+        pasted = repr(str(out))
     say('\nIn the config:')
     print(f"loss_decode=dict(type='WeightedCrossEntropyLoss', class_weight={pasted})")
-    return 1 if statistics.failed else 0
 
 
 def say(text: str, **style: str) -> None:
