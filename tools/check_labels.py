@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.progress import track
 
 MARKS = {Severity.ERROR: '[bold red]wrong[/]', Severity.WARNING: '[yellow]doubt[/]', Severity.NOTE: '[cyan]note [/]'}
+SPLITS = ('train', 'val', 'test')
 console = Console()
 
 
@@ -41,11 +42,16 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__.split('\n', 1)[0], 'config file')
     parser.add_argument('--images', metavar='DIR', help='with --labels: folder of images at the same relative paths')
     parser.add_argument('--image-suffix', help='with --images: of the images, where their stems differ from the labels')
-    parser.add_argument(
-        '--splits', nargs='+', choices=('train', 'val', 'test'), default=('train', 'val', 'test'), help='[all three]'
-    )
+    parser.add_argument('--splits', nargs='+', choices=SPLITS, default=SPLITS, help='of the config [all three]')
     parser.add_argument('--out', type=Path, help='folder for the contact sheets [work_dirs/check_labels/NAME]')
-    return parser.parse(arguments)
+    args = parser.parse(arguments)
+    if args.labels is None and (args.images or args.image_suffix):
+        parser.error('--images and --image-suffix are for --labels: a CONFIG says which images it has')
+    if args.image_suffix and not args.images:
+        parser.error('--image-suffix needs --images')
+    if args.labels is not None and args.splits is not SPLITS:
+        parser.error('--splits is for a CONFIG')
+    return args
 
 
 def splits_of(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[LabelFiles]], list[Finding]]:
@@ -110,7 +116,7 @@ def run(args: argparse.Namespace) -> list[Finding]:
     else:
         config = config_of(args)
         splits, notes = splits_of(config, args.splits)
-        of_classes = [finding for parts in splits.values() for finding in check_classes(config, parts)]
+        of_classes = [f for split, parts in splits.items() for f in check_classes(config, parts, split)]
         everything = [*check_config(config), *notes, *dict.fromkeys(of_classes)]
         print_findings(args.source, everything)
     for name, parts in splits.items():

@@ -95,6 +95,8 @@ def check_outputs(args: argparse.Namespace, kept: Path, picture: Path) -> None:
         raise ValueError(f'--picture {str(picture)!r} must end in .png')
     if not needs_no_scan(args):
         check_output(kept, '--statistics')
+        if kept.suffix != '.json':
+            raise ValueError(f'--statistics {str(kept)!r} must end in .json')
 
 
 def scanned(args: argparse.Namespace, kept: Path) -> LabelStatistics:
@@ -113,17 +115,16 @@ def scanned(args: argparse.Namespace, kept: Path) -> LabelStatistics:
 
 
 def refuse_to_overwrite(kept: Path, parts: list[LabelFiles]) -> None:
-    """Raise ValueError where the file has statistics of another data set, which a config may name."""
+    """Raise ValueError where the file has statistics of other folders, which a config may name."""
     if kept.exists():
         try:
-            old = load_statistics(kept)
+            old = set(load_statistics(kept).folders)
         except ValueError as error:
             raise ValueError(f'{error}; give another file with --statistics, or remove it') from error
-        names = set(old.dataset.split(' + '))
-        if old.classes != parts[0].classes or names != {part.dataset for part in parts}:
+        if old != {part.common_folder for part in parts}:
             raise ValueError(
-                f'{str(kept)!r} holds statistics of {old.dataset!r} with {len(old.classes)} classes: give another file '
-                'with --statistics, or remove it'
+                f'{str(kept)!r} holds statistics of other labels, in {", ".join(sorted(old)) or "no folder"}: give '
+                'another file with --statistics, or remove it'
             )
 
 

@@ -30,8 +30,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             '--reduce-zero-label', action='store_true', help='with --labels: raw 0 is no class, raw k is class k - 1'
         )
-        self.add_argument('--ignore-index', type=int, default=255, help='with --labels: what does not count [255]')
-        self.add_argument('--suffix', default='.png', help='with --labels: of the label files [.png]')
+        self.add_argument('--ignore-index', type=int, help='with --labels: what does not count [255]')
+        self.add_argument('--suffix', help='with --labels: of the label files [.png]')
         self.add_argument(
             '--workers', type=int, default=min(len(os.sched_getaffinity(0)), 8), help='processes [%(default)s]'
         )
@@ -48,6 +48,15 @@ class Parser(argparse.ArgumentParser):
             self.error('--labels needs --num-classes')
         if args.num_classes is not None and not 2 <= args.num_classes <= 256:
             self.error(f'--num-classes must be from 2 to 256, got {args.num_classes}')
+        of_labels = args.num_classes, args.reduce_zero_label or None, args.ignore_index, args.suffix
+        if args.labels is None and any(value is not None for value in of_labels):
+            self.error(
+                '--num-classes, --reduce-zero-label, --ignore-index and --suffix are for --labels: the CONFIG says'
+            )
+        args.ignore_index = 255 if args.ignore_index is None else args.ignore_index
+        args.suffix = args.suffix or '.png'
+        if args.ignore_index > 255:
+            self.error(f'--ignore-index must be at most 255, got {args.ignore_index}')
         if args.workers < 0:
             self.error(f'--workers must not be negative, got {args.workers}')
         return args
@@ -71,14 +80,15 @@ def name_of(args: argparse.Namespace) -> str:
 
 def check_output(path: Path, what: str) -> None:
     """Raise ValueError where a file cannot be written, before any work is done for it; makes its folder."""
+    existed = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open('ab'):
+            pass
     except OSError as error:
         raise ValueError(f'{what} {str(path)!r} cannot be written: {error.strerror}: {error.filename!r}') from error
-    if path.is_dir():
-        raise ValueError(f'{what} {str(path)!r} is a folder')
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f'{what} {str(path)!r} cannot be written: its folder does not allow it')
+    if not existed:
+        path.unlink()
 
 
 def scan_with_progress(

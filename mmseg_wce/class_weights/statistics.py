@@ -55,6 +55,7 @@ class LabelStatistics:
         dataset: its name.
         classes: names of the C classes.
         conventions: of the files; more than one where data sets with different ones were joined.
+        folders: that hold the files.
         pixels: (C,), int64: pixels of each class.
         images: (C,), int64: images that contain it.
         pixels_in_images: (C,), int64: all pixels of the images that contain it, ignored ones included; None where this
@@ -91,6 +92,7 @@ class LabelStatistics:
     failed: dict[str, str] = field(default_factory=dict)
     fingerprint: int = 0
     source: str = ''
+    folders: tuple[str, ...] = ()
 
     @classmethod
     def empty(cls, dataset: str, classes: Sequence[str], convention: Convention) -> LabelStatistics:
@@ -202,6 +204,7 @@ class LabelStatistics:
             failed={**self.failed, **other.failed},
             fingerprint=(self.fingerprint + other.fingerprint) % _FINGERPRINTS,
             source='; '.join(filter(None, dict.fromkeys((self.source, other.source)))),
+            folders=tuple(dict.fromkeys((*self.folders, *other.folders))),
         )
 
     def __mul__(self, times: int) -> LabelStatistics:

@@ -43,7 +43,8 @@ def from_json(content: dict[str, Any]) -> LabelStatistics:
     values['storage'] = {kind: Tally(**tally) for kind, tally in values['storage'].items()}
     for name in ('images_without_label', 'zero_and_255'):
         values[name] = None if values[name] is None else Tally(**values[name])
-    values['classes'] = tuple(values['classes'])
+    for name in ('classes', 'folders'):
+        values[name] = tuple(values[name])
     values['conventions'] = tuple(_convention(c) for c in values['conventions'])
     values['fingerprint'] = int(values['fingerprint'], 16)
     statistics = LabelStatistics(**values)

@@ -28,13 +28,13 @@ def check_config(config: Config) -> list[Finding]:
     return [*_ignored_label(config), *_reduce_zero_label(config)]
 
 
-def check_classes(config: Config, parts: list[LabelFiles]) -> list[Finding]:
+def check_classes(config: Config, parts: list[LabelFiles], split: str = 'train') -> list[Finding]:
     """Whether every head, and every statistics that class weights are made of, has the classes of the data set."""
     found, classes = [], parts[0].classes
     for place, head in heads_of(config):
         if head.get('num_classes') not in (None, 1, len(classes)):  # 1: a sigmoid for the foreground
             what = f'{place} has num_classes={head.num_classes}, but {parts[0].dataset} has {len(classes)} classes'
-            found.append(Finding(Severity.ERROR, what, f'set num_classes={len(classes)} in it'))
+            found.append(Finding(Severity.ERROR, f'{what} ({split}_dataloader)', 'make them the same'))
     return found + check_weights(config.get('model', {}), parts)
 
 
@@ -58,15 +58,16 @@ def _by_scheme(node: dict) -> dict | None:
 
 
 def _compared(source: str, theirs: LabelStatistics, parts: list[LabelFiles]) -> Iterator[Finding]:
-    part, numbered = parts[0], theirs.classes == tuple(str(c) for c in range(len(theirs.classes)))
+    part, numbered = parts[0], tuple(str(c) for c in range(len(theirs.classes)))
+    names = [tuple(name.strip().lower() for name in classes) for classes in (theirs.classes, part.classes)]
     change = 'give the statistics of this data set: tools/class_weights.py writes them'
     if len(theirs.classes) != len(part.classes):
         what = f'class_weight: {source!r} has {len(theirs.classes)} classes, {part.dataset} has {len(part.classes)}'
         yield Finding(Severity.ERROR, what, change)
-    elif theirs.classes != part.classes and not numbered:
-        pairs = enumerate(zip(theirs.classes, part.classes, strict=True))
+    elif names[0] != names[1] and numbered not in names:
+        pairs = enumerate(zip(*names, strict=True))
         i, (one, other) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
-        sorted_alike = set(theirs.classes) == set(part.classes)
+        sorted_alike = set(names[0]) == set(names[1])
         what = f'class_weight: class {i} is {one!r} in {source!r}, and {other!r} in {part.dataset}'
         yield Finding(Severity.ERROR if sorted_alike else Severity.WARNING, what, change)
     elif part.convention not in theirs.conventions:

@@ -20,6 +20,7 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.label_files.reading import LabelFiles
 from mmseg_wce.preflight import in_one_line, nodes
+from PIL import Image
 
 __all__ = ['LabelConflict', 'in_folder', 'main_head', 'of_config', 'of_dataset']
 
@@ -175,7 +176,7 @@ def in_folder(
         ignore_index: the label that does not count.
         suffix: of the label files.
         images: folder of their images, at the same relative paths but for the suffix.
-        image_suffix: of the images; None for the extension, whatever it is.
+        image_suffix: of the images; None for the extension of any image.
 
     Returns:
         The files, and those that images ask for and that do not exist.
@@ -192,7 +193,8 @@ def in_folder(
         )
     image_of: dict[str, str] = {}
     if images is not None:
-        of_images = [name for name in _names(images) if image_suffix is None or name.endswith(image_suffix)]
+        beside = osp.normpath(images) == osp.normpath(folder)
+        of_images = [name for name in _names(images) if _is_image(name, image_suffix, suffix if beside else None)]
         image_of = {name.removesuffix(image_suffix or osp.splitext(name)[1]): name for name in of_images}
     ordered = sorted(stems | set(image_of))
     return LabelFiles(
@@ -205,6 +207,13 @@ def in_folder(
         images=[osp.join(images, image_of.get(stem, f'{stem}{image_suffix or ".jpg"}')) for stem in ordered if images],
         suffix=suffix,
     )
+
+
+def _is_image(name: str, image_suffix: str | None, label_suffix: str | None) -> bool:
+    if image_suffix is not None:
+        return name.endswith(image_suffix)
+    label = label_suffix is not None and name.endswith(label_suffix)
+    return not label and osp.splitext(name)[1].lower() in Image.registered_extensions()
 
 
 def _names(folder: str) -> list[str]:

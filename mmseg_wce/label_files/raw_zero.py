@@ -76,6 +76,13 @@ class _Look:
         larger[[0, 255]] = False
         return self.along_borders[larger]
 
+    @property
+    def of_smaller(self) -> np.ndarray:
+        """The same of all others; the less of it, the larger the things."""
+        smaller = (self.pixels > 0) & (self.pixels < self.pixels[0])
+        smaller[255] = False
+        return self.along_borders[smaller] if smaller.any() else np.zeros(1)
+
 
 def _like_other(looked: _Look, part: LabelFiles) -> list[Finding]:
     if not (0 < looked.share_of_zero < 0.2 and len(looked.of_larger) > 1):
@@ -100,7 +107,8 @@ def _like_a_class(looked: _Look, statistics: LabelStatistics) -> list[Finding]:
     number, raw = len(statistics.classes), statistics.raw_values
     if 0 not in raw or number in raw or 255 in raw or statistics.conventions[0].label_map is not None:
         return []
-    compact = len(looked.of_larger) == 0 or looked.along_borders[0] <= _MORE * looked.of_larger.max()
+    of_zero = looked.along_borders[0]
+    compact = of_zero <= _MORE * looked.of_larger.max() if len(looked.of_larger) else of_zero <= looked.of_smaller.min()
     if not (0.01 < looked.share_of_zero <= 0.5 and compact):
         return []
     return [

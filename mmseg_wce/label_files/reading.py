@@ -73,6 +73,12 @@ class LabelFiles:
             Image.fromarray(every_value.reshape(16, 16)).save(path)
             return self._loaded(load, path).ravel()
 
+    @cached_property
+    def common_folder(self) -> str:
+        """The deepest folder that holds all files."""
+        common = osp.commonpath([osp.dirname(file) for file in self.files])
+        return osp.realpath(common) if osp.isdir(common) else common
+
     def read(self, path: str) -> tuple[np.ndarray, str]:
         """A file's raw values (H, W), uint8, as ``load`` decodes them, and how they are stored.
 
@@ -126,7 +132,7 @@ class LabelFiles:
         of_good = LabelStatistics.of(
             self.dataset, self.classes, self.convention, self.table, good, np.array(histograms), sizes, storage
         )
-        return replace(of_good, failed=failed)
+        return replace(of_good, failed=failed, folders=(self.common_folder,))
 
     def _loaded(self, load: Any, path: str) -> np.ndarray:
         results = dict(

@@ -33,17 +33,18 @@ def _failed(s: LabelStatistics) -> Iterator[Finding]:
 
 
 def _binary_masks(s: LabelStatistics) -> Iterator[Finding]:
-    """In two classes, files of 0 and 255 alone; where others do hold 1, 255 may be a border around it."""
+    """In two classes, files of 0 and 255 alone; where others do hold 1, a little 255 may be a border."""
     if len(s.classes) == 2 and s.zero_and_255 and all(c.ignore_index == 255 for c in s.conventions):
-        mixed = 1 in s.raw_values
+        tally, mixed = s.zero_and_255, 1 in s.raw_values
+        little = tally.pixels < 0.1 * tally.files * s.num_pixels / s.num_images
         what = 'masks hold 0 and 255 only: 255 is not counted, so a foreground of 255 would be ignored'
         change = 'store 1 for the foreground, and leave reduce_zero_label=False'
         yield Finding(
-            Severity.WARNING,
+            Severity.NOTE if mixed and little else Severity.WARNING,
             f'{what}; others hold 1' if mixed else what,
             change,
-            s.zero_and_255.files,
-            s.zero_and_255.example,
+            tally.files,
+            tally.example,
         )
 
 
@@ -67,7 +68,7 @@ def _unexpected(s: LabelStatistics) -> Iterator[Finding]:
         ignore_index=convention.ignore_index,
         reduce_zero_label=convention.reduce_zero_label if len(s.conventions) == 1 else None,
     )
-    few = worst.files <= 0.05 * s.num_images
+    few = s.num_images >= 10 and worst.files <= max(1, 0.05 * s.num_images)
     causes = likely_causes(findings)
     if few:
         causes = ['these few files were painted with values that are no class: correct them']
@@ -87,18 +88,22 @@ def _raw(s: LabelStatistics, label: int) -> str:
 
 def _shifted_on_disk(s: LabelStatistics) -> Iterator[Finding]:
     """255 can hardly be in files before the shift: it is what the shift makes of 0."""
-    convention, last = s.conventions[0], len(s.classes)
-    holds, lacks = s.raw_values.get(255), last not in s.raw_values
+    convention, number, raw = s.conventions[0], len(s.classes), s.raw_values
     simple = len(s.conventions) == 1 and convention.label_map is None
-    if simple and convention.reduce_zero_label and holds and lacks and convention.ignore_index == 255:
+    if not (simple and convention.reduce_zero_label and convention.ignore_index == 255):
+        return
+    if {0, number - 1, 255} <= set(raw) and number not in raw:
         yield Finding(
             Severity.WARNING,
-            f'masks look shifted already: they hold 255 and values up to {last - 1}, and never {last}, so '
+            f'masks look shifted already: they hold 255 and values from 0 to {number - 1}, and never {number}, so '
             'reduce_zero_label=True would shift them a second time and ignore their class 0',
             'set reduce_zero_label=False in the dataset and in LoadAnnotations, or store the masks as they were',
-            holds.files,
-            holds.example,
+            raw[255].files,
+            raw[255].example,
         )
+    elif 255 in raw and 0 in raw:
+        what = 'both raw 0 and raw 255 become ignored'
+        yield Finding(Severity.NOTE, what, 'look whether both are meant to', raw[255].files, raw[255].example)
 
 
 def _mostly_ignored(s: LabelStatistics) -> Iterator[Finding]:
@@ -134,12 +139,13 @@ def _never(s: LabelStatistics) -> Iterator[Finding]:
     )
     largest = int(np.flatnonzero(s.pixels).max(initial=-1))
     ends = s.absent == list(s.classes[largest + 1 :])
+    cause = f'is num_classes={len(s.classes)} too large'
+    if s.conventions[0].reduce_zero_label:
+        cause += ', or raw 0 a class that reduce_zero_label takes away'
     yield Finding(
         Severity.WARNING if ends and s.num_images >= _MANY_IMAGES else Severity.NOTE,
         f'{len(s.absent)} of the {len(s.classes)} classes never occur in {s.num_images} images: {listed}',
-        f'labels end at {largest}: is num_classes={len(s.classes)} too large?'
-        if ends
-        else 'nothing can be learnt of them',
+        f'labels end at {largest}: {cause}?' if ends else 'nothing can be learnt of them',
     )
 
 

@@ -108,6 +108,7 @@ def test_a_sigmoid_for_the_foreground_is_one_class(config):
     [
         ({}, None, None),
         (dict(classes=('0', '1', '2')), None, None),  # of a folder: nothing is known
+        (dict(classes=('A', 'b ', 'C')), None, None),
         (dict(classes=('a', 'c', 'b')), Severity.ERROR, "class 1 is 'c' in"),
         (dict(classes=('a', 'b', 'x')), Severity.WARNING, "class 2 is 'x' in"),
         (dict(classes=('a', 'b')), Severity.ERROR, 'has 2 classes, ThreeClasses has 3'),

@@ -166,6 +166,22 @@ def test_folder_with_images_of_other_stems(data):
     assert list(part.statistics(part.files).failed) == [str(data / 'annotations/training/02.png')]
 
 
+@pytest.mark.parametrize('beside', [False, True])
+def test_only_images_ask_for_labels(data, beside):
+    folder = data / 'images'
+    if beside:
+        for file in list((data / 'annotations/training').iterdir()):
+            file.rename(data / f'images/training/{file.stem}_L.png')
+    (data / 'images/training/Thumbs.db').touch()
+    (data / 'images/training/00.json').touch()
+
+    suffix = dict(suffix='_L.png') if beside else {}
+    part = in_folder(str(folder if beside else data / 'annotations'), 3, images=str(folder), **suffix)
+
+    assert [f.rsplit('/', 1)[1] for f in part.images] == [f'{i:02d}.jpg' for i in range(6)]
+    assert len(part.files) == 6
+
+
 def test_links_that_lead_nowhere_are_missing_files(data):
     (data / 'annotations/training/link.png').symlink_to('/nowhere.png')
 

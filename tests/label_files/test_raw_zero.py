@@ -47,6 +47,26 @@ def test_blocks_look_like_a_class(tmp_path):
     assert 'raw 4 never occurs' in what
 
 
+def test_wide_gaps_between_small_things_look_like_other(tmp_path):
+    masks = [mask + 3 * (i % 3) for i, mask in enumerate(gaps_between(make_masks(9)))]
+    for mask in masks:
+        mask[np.isin(mask, [3, 6])] = 0
+        for k in range(4):  # wider, so that nothing is as frequent
+            mask[k::20] = mask[:, k::20] = 0
+    write_data(tmp_path, masks)
+
+    assert findings(tmp_path / 'annotations', 20, reduce_zero_label=True) == []
+
+
+def test_the_most_frequent_may_be_a_class(tmp_path):
+    masks = blocks()
+    for mask in masks:
+        mask[:, 48:] = 0
+    write_data(tmp_path, masks)
+
+    assert ['looks like a class' in what for what in findings(tmp_path / 'annotations', 4, True)] == [True]
+
+
 def test_blocks_may_be_other_where_the_last_value_occurs(tmp_path):
     write_data(tmp_path, blocks())
 

@@ -57,7 +57,14 @@ def without_last(masks):
 @pytest.mark.parametrize(
     ('change', 'options', 'severity', 'words', 'files', 'advice'),
     [
-        (shifted, {}, WARNING, 'shifted already: they hold 255 and values up to 2', None, 'reduce_zero_label=False'),
+        (
+            shifted,
+            {},
+            WARNING,
+            'shifted already: they hold 255 and values from 0 to 2',
+            None,
+            'reduce_zero_label=False',
+        ),
         (lambda masks: masks, dict(reduce_zero_label=False), ERROR, '3 (', None, 'set reduce_zero_label=True'),
         (lambda masks: masks, dict(num_classes=2), ERROR, '2 (raw 3,', None, 'num_classes=2 is too small'),
         (painted, {}, ERROR, '199 (raw 200, 4 px)', 1, 'painted with values that are no class'),
@@ -66,7 +73,7 @@ def without_last(masks):
         (one_binary, dict(num_classes=2, reduce_zero_label=False), WARNING, 'others hold 1', 1, 'Store 1'),
         (one_empty, {}, WARNING, 'no valid pixel', 1, 'ignore_index'),
         (background, {}, WARNING, 'looks like a class (background)', None, 'reduce_zero_label=False'),
-        (without_last, {}, NOTE, '1 of the 3 classes never occur in 30 images: 2', None, 'too large?'),
+        (without_last, {}, NOTE, '1 of the 3 classes never occur in 30 images: 2', None, 'too large, or raw 0 a class'),
     ],
 )
 def test_each_mistake_is_found(tmp_path, change, options, severity, words, files, advice):
@@ -96,6 +103,29 @@ def test_borders_of_255_around_a_background_are_no_binary_masks(tmp_path):
     found = check_statistics(statistics_of(tmp_path, masks, num_classes=21, reduce_zero_label=False))
 
     assert [f.severity for f in found] == [NOTE]  # that 20 classes never occur
+
+
+def bordered(masks):
+    for mask in masks:
+        mask[:1] = 255
+    return masks
+
+
+def test_borders_of_255_around_few_classes_are_not_shifted_masks(tmp_path):
+    found = check_statistics(statistics_of(tmp_path, bordered(make_masks(30)), num_classes=20))
+
+    assert [f.severity for f in found] == [NOTE, NOTE]
+    assert 'both raw 0 and raw 255' in found[0].what
+
+
+def test_negatives_with_a_border_are_not_called_binary_masks(tmp_path):
+    masks = [np.minimum(mask, 1) for mask in make_masks(30, shape=(32, 32))]
+    for mask in masks[::2]:
+        mask[:] = 0
+
+    found = check_statistics(statistics_of(tmp_path, bordered(masks), num_classes=2, reduce_zero_label=False))
+
+    assert [(f.severity, f.files) for f in found] == [(NOTE, 15)]
 
 
 def test_one_stray_value_does_not_hide_binary_masks(tmp_path):

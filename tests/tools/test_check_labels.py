@@ -83,7 +83,20 @@ def test_every_split_is_compared_with_the_heads(tool, tmp_path, capsys):
 
     assert tool.main(['config.py', '--workers', '0']) == 1
 
-    assert 'num_classes=3, but BaseSegDataset has 6 classes' in capsys.readouterr().out
+    assert 'num_classes=3, but BaseSegDataset has 6 classes (val_dataloader)' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['config.py', '--images', 'data/images'],
+        ['--labels', 'data', '--num-classes', '3', '--image-suffix', '.jpg'],
+        ['--labels', 'data', '--num-classes', '3', '--splits', 'train'],
+    ],
+)
+def test_options_that_would_do_nothing(tool, arguments):
+    with pytest.raises(SystemExit, match='2'):
+        tool.main(arguments)
 
 
 def test_contradictions_of_the_config(tool, tmp_path, capsys):

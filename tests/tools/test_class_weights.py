@@ -145,13 +145,14 @@ def test_classes_that_never_occur_are_said(tool, capsys, absent):
         (['config.py', '--scheme', 'enet', '--beta', '0.5'], "no option 'beta'"),
         (['config.py', '--exponent', 'nan'], 'a finite number'),
         (['config.py', '--out', 'data/w.json/weights.json'], "'data/w.json/weights.json' cannot be written"),
-        (['config.py', '--out', 'folder.json'], "'folder.json' is a folder"),
-        (['config.py', '--statistics', 'folder.json'], "'folder.json' is a folder"),
+        (['config.py', '--out', 'folder.json'], "'folder.json' cannot be written"),
+        (['config.py', '--statistics', 'folder.json'], "'folder.json' cannot be written"),
+        (['config.py', '--statistics', 'kept.png'], 'must end in .json'),
         (['config.py', '--picture', 'picture.txt'], 'must end in .png'),
         (['config.py', '--statistics', 'x.json', '--out', 'x.json'], 'give the weights another name'),
         (
             ['config.py', '--statistics', 'of_others.json'],
-            "'of_others.json' holds statistics of 'others'",
+            "'of_others.json' holds statistics of other labels",
         ),
         (['config.py', '--cfg-options', 'train_dataloader.dataset.data_root=no'], "data_root 'no' does not exist"),
     ],
@@ -182,6 +183,25 @@ def test_names_are_printed_and_drawn_as_they_are(tool, tmp_path, capsys):
     output = capsys.readouterr().out
     for words in ('[bold]a', 'b$', 'config [blue].json', 'x[red] $a$ b/annotations/training/03.png'):
         assert words in output
+
+
+def test_statistics_of_other_labels_are_not_overwritten(tool, tmp_path, capsys):
+    write_data(tmp_path / 'others', make_masks(3))
+    others = ['config.py', '--cfg-options', 'train_dataloader.dataset.data_root=others']
+    assert tool.main(['config.py']) == 0
+
+    assert tool.main(others) == 2
+    assert tool.main(['config.py']) == 0
+    assert tool.main([*others, '--statistics', 'others.json']) == 0
+
+    assert 'holds statistics of other labels' in capsys.readouterr().err
+    assert load_statistics('work_dirs/class_weights/config.json').num_images == 20
+
+
+def test_the_same_folder_under_another_name(tool, tmp_path):
+    elsewhere = ['--labels', str(tmp_path / 'data/annotations'), *FOLDER[2:]]
+
+    assert tool.main([*FOLDER, *KEPT]) == tool.main([*elsewhere, *KEPT]) == 0
 
 
 def test_other_schemes_may_overflow(tool, tmp_path):
@@ -216,6 +236,9 @@ def test_a_folder_in_which_nothing_can_be_read(tool, tmp_path, capsys):
         ['config.py', '--out', 'weights.txt'],
         ['config.py', '--scheme', 'focal'],
         ['config.py', '--workers', '-1'],
+        ['config.py', '--reduce-zero-label'],
+        ['config.py', '--num-classes', '3'],
+        [*FOLDER, '--ignore-index', '256'],
         ['config.py', '--cfg-options', 'model'],
         ['ade20k', '--statistics', 'kept.json'],
     ],
@@ -234,7 +257,7 @@ def test_interrupted_by_the_keyboard(root, tool, tmp_path):
     # reading is slowed down from outside, so that there is time to interrupt it
     (tmp_path / 'sitecustomize.py').write_text(
         'import time, PIL.Image\nopened = PIL.Image.open\n'
-        'def slowly(*args, **options):\n    time.sleep(0.004)\n    return opened(*args, **options)\n'
+        'def slowly(*args, **options):\n    time.sleep(0.02)\n    return opened(*args, **options)\n'
         'PIL.Image.open = slowly\n'
     )
     process = subprocess.Popen(command, env=slow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
