@@ -91,7 +91,9 @@ def load_statistics(source: str | os.PathLike) -> LabelStatistics:
         raise ValueError(f'statistics {path!r} is damaged, or was changed by hand: run tools/class_weights.py again')
     try:
         return from_json(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise ValueError(f'statistics {path!r} lacks {error}: run tools/class_weights.py again') from error
+    except (TypeError, ValueError) as error:
         raise ValueError(f'statistics {path!r}: {error}') from error
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from label_masks import some_masks, statistics_of
 from mmseg.datasets import ADE20KDataset
-from mmseg_wce.class_weights import Convention, load_statistics, save_statistics
+from mmseg_wce.class_weights import Convention, load_statistics, save_statistics, statistics_file
 
 
 def test_saved_and_read_again(tmp_path):
@@ -59,3 +59,12 @@ def test_shipped_ade20k_is_its_table(shared_data):
     assert (s.num_images, s.num_pixels, s.ignored_pixels) == (20210 + 2000, 10000, 725)
     expected = [float(row['Ratio']) * 22210 / (int(row['Train']) + int(row['Val'])) for row in rows]
     assert s.frequency_where_present.tolist() == pytest.approx(expected)
+
+
+def test_files_of_other_versions(tmp_path, monkeypatch):
+    path = tmp_path / 'statistics.json'
+    monkeypatch.setattr(statistics_file, 'to_json', lambda statistics: dict(format=statistics_file._FORMAT))
+    save_statistics(statistics_of(some_masks()), path)
+
+    with pytest.raises(ValueError, match="lacks 'dataset': run"):
+        load_statistics(path)
