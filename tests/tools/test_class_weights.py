@@ -260,7 +260,10 @@ def test_interrupted_by_the_keyboard(root, tool, tmp_path):
         'def slowly(*args, **options):\n    time.sleep(0.02)\n    return opened(*args, **options)\n'
         'PIL.Image.open = slowly\n'
     )
+    # tests that run in the background ignore the signal, and so would the process
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, env=slow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    signal.signal(signal.SIGINT, handler)
     kept = tmp_path / 'kept.json.unfinished'
     while not kept.exists():
         assert process.poll() is None, process.stdout.read()
