@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.models.decode_heads import DDRHead, PIDHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import HOOKS
 from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce import head_losses
+from mmseg_wce.hooks.models import unwrapped
 from torch import nn
 
 __all__ = ['FusedLossHook', 'fuse_decode_heads']
@@ -39,8 +39,7 @@ class FusedLossHook(Hook):
         self.built_in = built_in
 
     def before_run(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        for line in fuse_decode_heads(model, self.built_in):
+        for line in fuse_decode_heads(unwrapped(runner), self.built_in):
             runner.logger.info(f'FusedLossHook: {line}')
 
 

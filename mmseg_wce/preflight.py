@@ -22,6 +22,7 @@ __all__ = [
     'check_data',
     'check_losses',
     'check_work_dir',
+    'heads_of',
     'in_one_line',
     'leaf_datasets',
     'load_config',
@@ -163,6 +164,17 @@ def leaf_datasets(dataset: dict) -> Iterator[dict]:
         yield from leaf_datasets(dataset['dataset'])
     else:
         yield dataset
+
+
+def heads_of(config: Config) -> Iterator[tuple[str, dict]]:
+    """Decode and auxiliary heads, with the place where each stands."""
+    model = config.get('model', {})
+    for name in ('decode_head', 'auxiliary_head'):
+        heads = model.get(name)
+        if isinstance(heads, list | tuple):
+            yield from ((f'model.{name}[{i}]', head) for i, head in enumerate(heads))
+        elif heads:
+            yield f'model.{name}', heads
 
 
 def _check_dataset(dataset: dict, where: str, loaders: list[str], first_files: bool) -> None:

@@ -22,8 +22,9 @@ def print_table(console: Console, statistics: LabelStatistics, scheme: str, weig
     table = Table(title=escape(f'{s.dataset}: {s.num_images} images; most frequent first'))
     for column in ('', 'class', 'share of pixels', 'images', f'weight, {scheme}'):
         table.add_column(column, justify='left' if column == 'class' else 'right')
+    share = 100 * s.share
     for c in np.argsort(-s.pixels, kind='stable'):
-        table.add_row(str(c), escape(s.classes[c]), f'{100 * s.share[c]:.3f} %', str(s.images[c]), f'{weights[c]:.4g}')
+        table.add_row(str(c), escape(s.classes[c]), f'{share[c]:.3f} %', str(s.images[c]), f'{weights[c]:.4g}')
     console.print(table)
     positive = weights[weights > 0]
     ignored = 100 * s.ignored_pixels / max(s.num_pixels, 1)

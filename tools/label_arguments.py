@@ -1,14 +1,13 @@
 """What tools/class_weights.py and tools/check_labels.py share: whose labels are meant, and a scan with its progress."""
 
 import argparse
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files import LabelFiles, in_folder, scan
+from mmseg_wce.label_files import LabelFiles, cores, in_folder, scan
 from mmseg_wce.launch import ConfigOptions
 from mmseg_wce.preflight import load_config
 from rich.console import Console
@@ -32,9 +31,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument('--ignore-index', type=int, help='with --labels: what does not count [255]')
         self.add_argument('--suffix', help='with --labels: of the label files [.png]')
-        self.add_argument(
-            '--workers', type=int, default=min(len(os.sched_getaffinity(0)), 8), help='processes [%(default)s]'
-        )
+        self.add_argument('--workers', type=int, default=min(cores(), 8), help='processes [%(default)s]')
         self.add_argument(
             '--cfg-options', nargs='+', action=ConfigOptions, help='settings that override the config: key=value ...'
         )

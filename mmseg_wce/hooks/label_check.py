@@ -7,9 +7,9 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
+from mmseg_wce.hooks.models import main_head, unwrapped
 from mmseg_wce.label_files import Finding, LabelConflict, Severity, check_statistics, check_weights, evenly, of_dataset
 
 __all__ = ['LabelCheckHook']
@@ -50,9 +50,7 @@ class LabelCheckHook(Hook):
 
     def _look(self, runner: Runner) -> tuple[list[str], list[str]]:
         """What is wrong, and what is only odd."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        head = getattr(model, 'decode_head', None)
-        head = head[-1] if hasattr(head, '__getitem__') else head
+        head = main_head(unwrapped(runner))
         num_classes, ignore_index = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
         try:
             parts = of_dataset(runner.train_dataloader.dataset, num_classes, ignore_index, most=self.num_files)

@@ -8,12 +8,12 @@ import torch
 from mmengine import dist
 from mmengine.dataset import RepeatDataset
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from mmseg_wce.hooks.class_report import ClassReport
 from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
 from mmseg_wce.hooks.finite_watch import FiniteWatch, explain, finite_flags
+from mmseg_wce.hooks.models import main_head, unwrapped
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ class LossMonitorHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._check_order(runner)
-        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._model = unwrapped(runner)
         self._device = next(self._model.parameters()).device
         self._every = self.interval or next(
             (hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), _DEFAULT_INTERVAL
@@ -156,9 +156,7 @@ class LossMonitorHook(Hook):
 
 def _watched(model: nn.Module) -> tuple[nn.Module | None, WeightedCrossEntropyLoss | None]:
     """The head whose loss is watched, and the loss."""
-    head = getattr(model, 'decode_head', None)
-    if isinstance(head, nn.ModuleList):
-        head = head[-1]
+    head = main_head(model)
     losses = getattr(head, 'loss_decode', None)
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
     return head, next((loss for loss in losses if isinstance(loss, WeightedCrossEntropyLoss)), None)

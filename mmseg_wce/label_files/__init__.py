@@ -6,7 +6,7 @@ from mmseg_wce.label_files.listing import LabelConflict, in_folder, of_config, o
 from mmseg_wce.label_files.pairs import check_pairs, pairs_of
 from mmseg_wce.label_files.raw_zero import check_raw_zero, evenly
 from mmseg_wce.label_files.reading import LabelFileError, LabelFiles
-from mmseg_wce.label_files.scanning import scan
+from mmseg_wce.label_files.scanning import cores, scan
 from mmseg_wce.label_files.statistics_checks import check_statistics
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     'check_raw_zero',
     'check_statistics',
     'check_weights',
+    'cores',
     'evenly',
     'in_folder',
     'of_config',

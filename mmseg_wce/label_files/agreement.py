@@ -11,10 +11,11 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import LabelStatistics, load_statistics
 from mmseg_wce.label_files.findings import Finding, Severity
+from mmseg_wce.label_files.listing import is_loading
 from mmseg_wce.label_files.reading import LabelFiles
-from mmseg_wce.preflight import leaf_datasets, nodes
+from mmseg_wce.preflight import heads_of, leaf_datasets, nodes
 
-__all__ = ['check_classes', 'check_config', 'check_weights', 'heads_of']
+__all__ = ['check_classes', 'check_config', 'check_weights']
 
 _SPLITS = ('train', 'val', 'test')
 _IGNORED = ('ignore_index', 'ignore_label', 'seg_pad_val')
@@ -75,20 +76,9 @@ def _compared(source: str, theirs: LabelStatistics, parts: list[LabelFiles]) -> 
         yield Finding(Severity.WARNING, what, change)
 
 
-def heads_of(config: Config) -> Iterator[tuple[str, dict]]:
-    """Decode and auxiliary heads, with the place where each stands."""
-    model = config.get('model', {})
-    for name in ('decode_head', 'auxiliary_head'):
-        heads = model.get(name)
-        if isinstance(heads, list | tuple):
-            yield from ((f'model.{name}[{i}]', head) for i, head in enumerate(heads))
-        elif heads:
-            yield f'model.{name}', heads
-
-
 def _ignored_label(config: Config) -> Iterator[Finding]:
     places: dict[Any, list[str]] = {}
-    for place, value in dict(_places_of_ignored_label(config)).items():
+    for place, value in dict.fromkeys(_places_of_ignored_label(config)):
         places.setdefault(value, []).append(place)
     if len(places) > 1:
         most = max(places, key=lambda value: len(places[value]))
@@ -147,7 +137,7 @@ def _reduce_zero_label(config: Config) -> Iterator[Finding]:
             kind = str(dataset.get('type'))
             said.setdefault(kind, {}).setdefault(value, place)
             for step in nodes(dataset.get('pipeline') or []):
-                loading = 'Annotation' in str(step.get('type')) and step.get('reduce_zero_label') is not None
+                loading = is_loading(step.get('type')) and step.get('reduce_zero_label') is not None
                 if loading and bool(step['reduce_zero_label']) != value:
                     yield Finding(
                         Severity.ERROR,

@@ -19,10 +19,10 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.label_files.reading import LabelFiles
-from mmseg_wce.preflight import in_one_line, nodes
+from mmseg_wce.preflight import heads_of, in_one_line, leaf_datasets, nodes
 from PIL import Image
 
-__all__ = ['LabelConflict', 'in_folder', 'main_head', 'of_config', 'of_dataset']
+__all__ = ['LabelConflict', 'in_folder', 'is_loading', 'of_config', 'of_dataset']
 
 
 class LabelConflict(ValueError):
@@ -47,31 +47,29 @@ def of_config(config: Config, split: str = 'train') -> list[LabelFiles]:
         dataset = DATASETS.build(_only_loading(copy.deepcopy(loader['dataset'])))
     except Exception as error:  # data sets have many ways to fail, and few that say why
         raise ValueError(f'{split}_dataloader: the data set cannot be read: {in_one_line(error)}') from error
-    head = main_head(config)
+    head = _main_head(config)
     return of_dataset(dataset, head.get('num_classes'), head.get('ignore_index', 255))
 
 
-def main_head(config: Config) -> dict:
+def _main_head(config: Config) -> dict:
     """The decode head of a config, the last one of a cascade; an empty dict where there is none."""
-    head = config.get('model', {}).get('decode_head') or {}
-    return head[-1] if isinstance(head, list | tuple) else head
+    heads = [head for place, head in heads_of(config) if place.startswith('model.decode_head')]
+    return heads[-1] if heads else {}
 
 
 def _only_loading(dataset: dict) -> dict:
     """A data set's config without transforms but the one that reads labels: the others cost time and may not exist."""
-    if 'datasets' in dataset:
-        dataset['datasets'] = [_only_loading(inner) for inner in dataset['datasets']]
-    elif 'dataset' in dataset:
-        dataset['dataset'] = _only_loading(dataset['dataset'])
-        if 'pipeline' in dataset:
-            dataset['pipeline'] = []
-    else:
-        loading = (step for step in nodes(dataset.get('pipeline') or []) if _is_loading(step.get('type')))
-        dataset['pipeline'] = list(islice(loading, 1))
+    for leaf in leaf_datasets(dataset):
+        steps = (step for step in nodes(leaf.get('pipeline') or []) if is_loading(step.get('type')))
+        leaf['pipeline'] = list(islice(steps, 1))
+    for wrapper in nodes(dataset):
+        if 'dataset' in wrapper and 'pipeline' in wrapper:
+            wrapper['pipeline'] = []
     return dataset
 
 
-def _is_loading(kind: str | type | None) -> bool:
+def is_loading(kind: str | type | None) -> bool:
+    """Whether transforms of this type read labels."""
     found = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
     return found is not None and 'Annotation' in found.__name__
 

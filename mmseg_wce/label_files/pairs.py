@@ -57,7 +57,7 @@ def check_pairs(parts: Sequence[LabelFiles], pairs: Iterable[tuple[LabelFiles, s
             "store the images upright, or set color_type='color_ignore_orientation' in LoadImageFromFile",
         ),
         missing.finding(
-            Severity.ERROR, 'labels have no image', 'check img_suffix and data_prefix, or remove the label'
+            Severity.ERROR, 'labels have no image', 'their suffix or folder is wrong, or remove these labels'
         ),
         unknown.finding(Severity.NOTE, 'sizes of images are not known', 'Pillow cannot read them; nothing else was'),
         *(_without_image(part) for part in parts),

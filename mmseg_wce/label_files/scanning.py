@@ -16,7 +16,7 @@ from mmseg_wce.class_weights.statistics_file import from_json, to_json, write_js
 from mmseg_wce.label_files.reading import LabelFiles
 from torch.utils.data import DataLoader, Dataset, Subset
 
-__all__ = ['scan']
+__all__ = ['cores', 'scan']
 
 _FILES_IN_CHUNK = 16
 _SECONDS_BETWEEN_SAVES = 2.0
@@ -38,6 +38,11 @@ class _Chunks(Dataset):
         i, start = self.bounds[index]
         files = self.parts[i].files[start : start + _FILES_IN_CHUNK]
         return len(files), self.parts[i].statistics(files) * self.parts[i].times
+
+
+def cores() -> int:
+    """How many this process may use; systems other than Linux tell only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def scan(
@@ -62,7 +67,7 @@ def scan(
     if total is not None:
         yield done, total
     left = Subset(chunks, range(first, len(chunks)))
-    num_workers = min(num_workers, len(left), os.cpu_count() or 1)
+    num_workers = min(num_workers, len(left), cores())
     loader = DataLoader(left, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
     saved, index = time.monotonic(), first
     try:

@@ -59,6 +59,15 @@ def test_ignored_labels_that_differ(config, changes, places):
     assert '255 everywhere else' in finding.what
 
 
+def test_joined_data_sets_that_differ(config):
+    dataset = config.val_dataloader.dataset
+    config.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[dict(dataset, ignore_index=7), dataset])
+
+    (finding,) = check_config(config)
+
+    assert '7 in val_dataloader.dataset.ignore_index' in finding.what
+
+
 @pytest.mark.parametrize('kind', ['Pad', 'RandomRotate'])
 def test_what_transforms_write(config, kind):
     step = dict(
