@@ -18,11 +18,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	if $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
 	echo $$p; break; fi; done)
 
-.PHONY: help install demo test bench lint format clean
+.PHONY: help install demo test test-slow bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
 	@echo
 	@echo 'STACK=lite|full|onedl  the OpenMMLab stack, for every target (default: lite; docs/install.md)'
 	@echo 'TORCH_INDEX_URL=...  package index to take torch from (default: CPU build unless nvidia-smi finds a GPU)'
@@ -34,7 +34,10 @@ demo: $(STAMP)  ## train on generated scenes with the built-in loss and with our
 	$(BIN)/python tools/demo.py
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-slow: $(STAMP)  ## run the tests that take minutes or many gigabytes
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(STAMP)  ## time and memory of the loss step against the built-in one; some 20 minutes
 	$(BIN)/python tools/benchmark.py $(ARGS)
