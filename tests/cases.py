@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
-@dataclass(frozen=True)
+def examples(number: int) -> settings:
+    """So many random examples, or that many times more under tools/fuzz.py."""
+    return settings(max_examples=number * int(os.environ.get('MMSEG_WCE_FUZZ', '1')), deadline=None)
+
+
+@dataclass(frozen=True, repr=False)
 class Case:
     """One weighted cross-entropy: logits (N, C, h, w) or (N, C, ...), target (N, H, W) or (N, ...)."""
 
+    recipe: Recipe
     logits: Tensor
     target: Tensor
     class_weight: Tensor | None
     ignore_index: int
     label_smoothing: float
     align_corners: bool
+
+    def __repr__(self) -> str:
+        """What makes it again, to be pasted into a test."""
+        return f'{self.recipe}.case()'
 
     @property
     def valid(self) -> Tensor:
@@ -52,32 +64,71 @@ class Case:
         )
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a :class:`Case` is made of, in numbers that print and shrink."""
+
+    seed: int = 0
+    batch: int = 1
+    classes: int = 2
+    size: tuple[int, ...] = ()
+    target_size: tuple[int, ...] = ()
+    ignore_index: int = 255
+    integer: str = 'int64'
+    dtype: str = 'float64'
+    scale: float = 1.0
+    ignored: float = 0.0
+    special_weight: tuple[int, float] | None = None  # weights, and of which class a multiple
+    layout: str = 'contiguous'
+    label_smoothing: float = 0.0
+    align_corners: bool = False
+
+    def case(self) -> Case:
+        generator = torch.Generator().manual_seed(self.seed)
+        logits = torch.randn(self.batch, self.classes, *self.size, generator=generator, dtype=torch.float64)
+        logits = (logits * self.scale).to(getattr(torch, self.dtype))
+        target = torch.randint(0, self.classes, (self.batch, *self.target_size), generator=generator)
+        target[torch.rand(target.shape, generator=generator) < self.ignored] = self.ignore_index
+        weight = None
+        if self.special_weight is not None:
+            weight = torch.rand(self.classes, generator=generator) + 0.05
+            weight[self.special_weight[0]] *= self.special_weight[1]
+        if self.layout == 'strided':
+            logits = torch.stack([logits, logits], -1)[..., 0]
+            target = torch.stack([target, target], -1)[..., 0]
+        elif self.layout == 'channels_last' and logits.dim() == 4:
+            logits = logits.to(memory_format=torch.channels_last)
+        target = target.to(getattr(torch, self.integer))
+        return Case(self, logits, target, weight, self.ignore_index, self.label_smoothing, self.align_corners)
+
+
 @st.composite
 def cases(draw, dtypes=(torch.float64,), resize=True, scale=(0.1, 1.0, 20.0), all_ignored=True) -> Case:
     """Shapes, dtypes, ignored fractions (0, some, all), weights with zeros, smoothing, any layout in memory."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    batch, classes = draw(st.integers(1, 3)), draw(st.integers(2, 7))
+    classes = draw(st.integers(2, 7))
     size = tuple(draw(st.lists(st.integers(1, 7), min_size=0, max_size=3)))
     target_size = size
     if resize and len(size) == 2 and draw(st.booleans()):
         target_size = tuple(draw(st.lists(st.integers(1, 13), min_size=2, max_size=2)))
     ignore_index = draw(st.sampled_from((255, -1, -100, 0, classes - 1)))
-    integer = draw(st.sampled_from(INTEGERS if ignore_index >= 0 else INTEGERS[:3]))
+    weights = st.tuples(st.integers(0, classes - 1), st.sampled_from((0.0, 1.0, 100.0)))
+    return Recipe(
+        seed=draw(st.integers(0, 2**31)),
+        batch=draw(st.integers(1, 3)),
+        classes=classes,
+        size=size,
+        target_size=target_size,
+        ignore_index=ignore_index,
+        integer=_name(draw(st.sampled_from(INTEGERS if ignore_index >= 0 else INTEGERS[:3]))),
+        dtype=_name(draw(st.sampled_from(dtypes))),
+        scale=draw(st.sampled_from(scale)),
+        ignored=draw(st.sampled_from((0.0, 0.3, 1.0) if all_ignored else (0.0, 0.3))),
+        special_weight=draw(st.none() | weights),
+        layout=draw(st.sampled_from(('contiguous', 'strided', 'channels_last'))),
+        label_smoothing=draw(st.sampled_from((0.0, 0.0, 0.1, 1.0))),
+        align_corners=draw(st.booleans()),
+    ).case()
 
-    logits = torch.randn(batch, classes, *size, generator=generator, dtype=torch.float64)
-    logits = (logits * draw(st.sampled_from(scale))).to(draw(st.sampled_from(dtypes)))
-    target = torch.randint(0, classes, (batch, *target_size), generator=generator)
-    fraction = draw(st.sampled_from((0.0, 0.3, 1.0) if all_ignored else (0.0, 0.3)))
-    target[torch.rand(target.shape, generator=generator) < fraction] = ignore_index
-    weight = None
-    if draw(st.booleans()):
-        weight = torch.rand(classes, generator=generator) + 0.05
-        weight[draw(st.integers(0, classes - 1))] *= draw(st.sampled_from((0.0, 1.0, 100.0)))
-    layout = draw(st.sampled_from(('contiguous', 'strided', 'channels_last')))
-    if layout == 'strided':
-        logits = torch.stack([logits, logits], -1)[..., 0]
-        target = torch.stack([target, target], -1)[..., 0]
-    elif layout == 'channels_last' and logits.dim() == 4:
-        logits = logits.to(memory_format=torch.channels_last)
-    smoothing = draw(st.sampled_from((0.0, 0.0, 0.1, 1.0)))
-    return Case(logits, target.to(integer), weight, ignore_index, smoothing, draw(st.booleans()))
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, cases
-from hypothesis import given, settings
+from cases import Case, cases, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from mmseg_wce.functional import normalizer, weighted_cross_entropy
 
@@ -58,7 +58,7 @@ def test_mean_with_weights_and_ignored_pixels_is_pytorchs():
 
 
 @given(case=cases(), reduction=st.sampled_from(('mean', 'sum', 'none')))
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_equals_pytorch_in_float64(case: Case, reduction):
     counted = case.valid & (torch.ones(case.logits.shape[1]) if case.class_weight is None else case.class_weight)[
         case.target.long().clamp(0, case.logits.shape[1] - 1)
@@ -79,7 +79,7 @@ def test_equals_pytorch_in_float64(case: Case, reduction):
 
 
 @given(case=cases(dtypes=(torch.float16, torch.bfloat16, torch.float32), all_ignored=False))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_at_most_pytorchs_error_in_low_precision(case: Case):
     """The truth is float64 on the same logits; our error must not exceed that of PyTorch in the same dtype."""
     truth, truth_gradient = value_and_gradient(lambda z: case.oracle(z, 'sum'), case.logits.double())
@@ -123,7 +123,7 @@ def test_gradcheck(smoothing, normalize_by):
 @given(
     case=cases(resize=False), normalize_by=st.sampled_from(('class_weight', 'valid', 'all')), with_pixels=st.booleans()
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_normalisers_and_pixel_weights(case: Case, normalize_by, with_pixels):
     pixel_weight = torch.rand(case.target.shape, dtype=torch.float64) if with_pixels else None
     weight = torch.ones(case.logits.shape[1]) if case.class_weight is None else case.class_weight
@@ -422,7 +422,7 @@ def test_cuda_equals_cpu():
 
 
 @given(case=cases(), normalize_by=st.sampled_from(('class_weight', 'valid', 'all')))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_normalizer_is_what_the_mean_divides_by(case: Case, normalize_by):
     options = {**case.options(), 'label_smoothing': 0.0}
     total, mean = (

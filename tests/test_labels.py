@@ -1,5 +1,8 @@
 import pytest
 import torch
+from cases import examples
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from mmseg_wce import labels
 from mmseg_wce.functional import weighted_cross_entropy
 from mmseg_wce.labels import valid_pixels
@@ -39,6 +42,32 @@ def test_message_names_values_counts_place_and_shape():
     assert '7000 (1 px)' in message
     assert 'The first is 151 at index (1, 2, 3)' in message
     assert 'ignore_index=255' in message
+
+
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple),
+    num_classes=st.integers(2, 300),
+    ignore_index=st.sampled_from((255, -1, -100, 0)),
+    bad=st.lists(st.integers(-(2**62), 2**62) | st.integers(-3, 400), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+)
+@examples(60)
+def test_any_bad_label_is_counted_and_found(shape, num_classes, ignore_index, bad, seed):
+    bad = [value for value in bad if value != ignore_index and not 0 <= value < num_classes]
+    assume(bad)
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(0, num_classes, shape, generator=generator)
+    for value in bad:
+        target.view(-1)[int(torch.randint(0, target.numel(), (), generator=generator))] = value
+    is_bad = (target != ignore_index) & ((target < 0) | (target >= num_classes))
+    first = tuple(is_bad.nonzero()[0].tolist())
+
+    message = refusal(target, num_classes, ignore_index)
+
+    assert message.startswith(f'{int(is_bad.sum())} of {target.numel()} pixels of the target {shape} ')
+    assert f'The first is {target[first].item()} at index {first}. ' in message
+    for value, count in zip(*target[is_bad].unique(return_counts=True), strict=True):
+        assert f'{value.item()} ({count.item()} px)' in message
 
 
 def ade_like(*values: int) -> torch.Tensor:

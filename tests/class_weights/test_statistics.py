@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from cases import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from label_masks import CLASSES, REDUCED, some_masks, statistics_of
 from mmseg_wce.class_weights import Convention, LabelStatistics, Tally
@@ -33,7 +34,7 @@ def test_by_hand():
     assert s.absent == ['b']
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.integers(0, 2**32 - 1))
 def test_against_numpy(seed):
     masks = some_masks(seed)

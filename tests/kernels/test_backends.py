@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from cases import Case, cases
-from hypothesis import given, settings
+from cases import Case, cases, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from mmseg_wce.kernels import pixel_nll
 from ways import (
@@ -22,7 +22,7 @@ from ways import (
 
 @every_way
 @given(case=cases(), seed=st.integers(0, 9))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_maps_and_gradients_are_pytorchs(way, case: Case, seed):
     logits, target = case.logits.to(way.device, way.dtype), case.target.long().to(way.device)
     weight = torch.ones(logits.shape[1]) if case.class_weight is None else case.class_weight

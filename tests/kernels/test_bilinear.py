@@ -1,6 +1,7 @@
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from cases import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from mmseg_wce.kernels.bilinear import at, expand, gather, grid, reduce, spread, to_pixels, to_slots
 
@@ -8,7 +9,7 @@ sizes = st.integers(1, 40)
 
 
 @given(sizes, sizes, sizes, sizes, st.booleans())
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_interpolates_as_pytorch_and_its_transpose(h, w, height, width, align_corners):
     generator = torch.Generator().manual_seed(h * w)
     nodes = torch.randn(1, 3, h, w, generator=generator, dtype=torch.float64, requires_grad=True)
