@@ -32,9 +32,10 @@ def test_what_fails_becomes_a_test_case(tmp_path, import_tool, monkeypatch, caps
     (tmp_path / 'tests').mkdir()
     (tmp_path / 'tests/test_numbers.py').write_text(PROPERTIES)
     monkeypatch.setattr(fuzz, 'ROOT', tmp_path)
+    monkeypatch.setenv('MMSEG_WCE_FUZZ', '1')
     monkeypatch.syspath_prepend(str(tmp_path / 'tests'))
 
-    status = fuzz.main(['--minutes', '0.15', '--times', '2', '--jobs', '3', '--out', str(tmp_path / 'found')])
+    status = fuzz.main(['--minutes', '0.12', '--times', '2', '--jobs', '3', '--out', str(tmp_path / 'found')])
 
     output = capsys.readouterr().out
     assert status == 1
