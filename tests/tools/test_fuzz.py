@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 PROPERTIES = """
@@ -7,11 +9,6 @@ from hypothesis import strategies as st
 
 def examples(number):
     return settings(max_examples=number * int(os.environ['MMSEG_WCE_FUZZ']), deadline=None)
-
-@given(number=st.integers(), text=st.just('x'))
-@examples(20)
-def test_holds(number, text):
-    pass
 
 @given(numbers=st.lists(st.integers()))
 @examples(100)
@@ -35,12 +32,12 @@ def test_what_fails_becomes_a_test_case(tmp_path, import_tool, monkeypatch, caps
     monkeypatch.setenv('MMSEG_WCE_FUZZ', '1')
     monkeypatch.syspath_prepend(str(tmp_path / 'tests'))
 
-    status = fuzz.main(['--minutes', '0.12', '--times', '2', '--jobs', '3', '--out', str(tmp_path / 'found')])
+    status = fuzz.main(['--minutes', '5', '--times', '2', '--jobs', '2', '--out', str(tmp_path / 'found')])
 
     output = capsys.readouterr().out
     assert status == 1
-    assert '2 of 3 tests failed' in output
-    assert int(output.split(' tests/test_numbers.py::test_holds')[0].split()[-1].replace(',', '')) >= 40
+    assert '2 of 2 tests failed' in output
+    assert re.search(r'\d+  tests/test_numbers.py::test_fails\n', output)
     one, two = sorted((tmp_path / 'found').glob('*.py'), key=lambda file: 'two' in file.name)
     for file, function, arguments, error in (
         (one, 'test_found_0', 'numbers=[10],', AssertionError),
