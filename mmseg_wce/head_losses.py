@@ -130,11 +130,18 @@ class _Fused:
         label = self.label if fewer is None else fewer
         if needs_full_size(loss, self.built_in):
             return loss(self.full_size, label, **options)
-        nll, smooth, correct = self.pixels(options.get('ignore_index', _own_ignore_index(loss)), loss)
-        if fewer is not None:
-            nll, smooth = (torch.where(fewer == self.label, x, 0) for x in (nll, smooth))
-        of_type = {CrossEntropyLoss: _softmax_value, OhemCrossEntropy: _ohem_value}.get(type(loss), type(loss).__call__)
-        return of_type(loss, self.logits, label, pixels=(nll, smooth, correct), **options)
+        ignore_index = options.get('ignore_index', _own_ignore_index(loss))
+
+        def pixels() -> Pixels:
+            nll, smooth, correct = self.pixels(ignore_index, loss)
+            if fewer is None:
+                return nll, smooth, correct
+            return torch.where(fewer == self.label, nll, 0), torch.where(fewer == self.label, smooth, 0), correct
+
+        if isinstance(loss, WeightedCrossEntropyLoss):  # has something to send before the sweep
+            return loss(self.logits, label, pixels=pixels, **options)
+        of_type = {CrossEntropyLoss: _softmax_value, OhemCrossEntropy: _ohem_value}[type(loss)]
+        return of_type(loss, self.logits, label, pixels=pixels(), **options)
 
     def accuracy(self) -> Tensor:
         """mmseg's ``accuracy``, (1,), in percent; without waiting for the device."""

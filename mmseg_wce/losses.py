@@ -64,6 +64,18 @@ def _gradients_are_averaged(logits: Tensor) -> bool:
     return trains and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+class _MeanOfRanks:
+    """The mean of a number over all ranks, which travels while something else is computed."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._number = number
+        self._travelling = dist.all_reduce(number, async_op=True)
+
+    def wait(self) -> Tensor:
+        self._travelling.wait()
+        return self._number / dist.get_world_size()
+
+
 def _check_options(
     reduction: str,
     loss_weight: float,
@@ -141,7 +153,8 @@ class WeightedCrossEntropyLoss(nn.Module):
         ignore_index: the label that does not count; by default what the decode head says, or 255.
         sync_normalizer: in training on several ranks, divide by the mean over the ranks of their denominators, so that
             the gradient averaged by DistributedDataParallel is that of the whole batch on one device. Sends one number
-            for each loss call; nothing with ``avg_factor``, reduction 'sum' or 'none', or without gradients.
+            for each loss call, which every rank has to make, also one without a pixel that counts or without an image;
+            nothing with ``avg_factor``, reduction 'sum' or 'none', or without gradients.
 
     Attributes:
         observer: called with :class:`ObservedPixels` at the end of every training forward that records gradients (a
@@ -226,7 +239,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         reduction_override: Reduction | None = None,
         ignore_index: int | None = None,
         *,
-        pixels: Pixels | None = None,
+        pixels: Pixels | Callable[[], Pixels] | None = None,
     ) -> Tensor:
         """Loss of a batch.
 
@@ -237,7 +250,8 @@ class WeightedCrossEntropyLoss(nn.Module):
             avg_factor: replaces the denominator of the mean.
             reduction_override: instead of the constructor's ``reduction``.
             ignore_index: what the decode head says; None for the constructor's.
-            pixels: what :func:`mmseg_wce.kernels.pixel_nll` gave already, with :meth:`smoothing_weight`.
+            pixels: what :func:`mmseg_wce.kernels.pixel_nll` gives, with :meth:`smoothing_weight`, where somebody else
+                computes it; a function of nothing is called once the ranks' denominators are under way.
 
         Returns:
             Scalar, or the label's shape for reduction 'none', in float32 (float64 for float64 logits).
@@ -248,23 +262,32 @@ class WeightedCrossEntropyLoss(nn.Module):
         """
         reduction, class_weight = reduction_override or self.reduction, self._float32_class_weight()
         ignore_index = self._resolve_ignore_index(ignore_index)
+        of_ranks = None
+        if reduction == 'mean' and avg_factor is None and self.sync_normalizer and _gradients_are_averaged(cls_score):
+            options = dict(ignore_index=ignore_index, normalize_by=self.normalize_by)
+            of_ranks = _MeanOfRanks(normalizer(cls_score, label, class_weight, **options))
+        if callable(pixels):
+            pixels = pixels()
         observed = self.observer is not None and self.training and torch.is_grad_enabled()
         if observed and pixels is None:  # the maps that weighted_cross_entropy would make
             check_inputs(cls_score, label, class_weight)
             smoothing = self.smoothing_weight(cls_score)
             pixels = pixel_nll(cls_score, label.long(), ignore_index=ignore_index, smoothing_weight=smoothing)
-        options = dict(
+        loss = weighted_cross_entropy(
+            cls_score,
+            label,
+            class_weight,
             ignore_index=ignore_index,
             label_smoothing=self.label_smoothing,
             pixel_weight=weight,
+            reduction=reduction if of_ranks is None else 'sum',
+            normalize_by=self.normalize_by,
+            avg_factor=avg_factor,
             pixels=pixels,
         )
-        averaged = _gradients_are_averaged(cls_score)
-        if reduction == 'mean' and avg_factor is None and self.sync_normalizer and averaged:
-            loss = self._synchronised_mean(cls_score, label, class_weight, options)
-        else:
-            options.update(reduction=reduction, normalize_by=self.normalize_by, avg_factor=avg_factor)
-            loss = weighted_cross_entropy(cls_score, label, class_weight, **options)
+        if of_ranks is not None:
+            denominator = of_ranks.wait()
+            loss = loss / torch.where(denominator == 0, torch.inf, denominator)
         if observed:
             nll, correct = pixels[0].detach(), pixels[2]
             shown = label, nll, correct, weight, class_weight, cls_score.shape[1], ignore_index
@@ -275,23 +298,6 @@ class WeightedCrossEntropyLoss(nn.Module):
     def smoothing_weight(self, cls_score: Tensor) -> Tensor | None:
         """Weights (C,) of the smoothing term for these logits; None without label smoothing."""
         return smoothing_weight(cls_score, self._float32_class_weight(), self.label_smoothing)
-
-    def _synchronised_mean(
-        self, cls_score: Tensor, label: Tensor, class_weight: Tensor | None, options: dict
-    ) -> Tensor:
-        """Sum of this rank over the mean of the ranks' denominators, which travels while the sum is computed."""
-        denominator = normalizer(
-            cls_score,
-            label,
-            class_weight,
-            ignore_index=options['ignore_index'],
-            normalize_by=self.normalize_by,
-        )
-        travelling = dist.all_reduce(denominator, async_op=True)
-        loss = weighted_cross_entropy(cls_score, label, class_weight, reduction='sum', **options)
-        travelling.wait()
-        denominator /= dist.get_world_size()
-        return loss / torch.where(denominator == 0, torch.inf, denominator)
 
     @property
     def loss_name(self) -> str:
