@@ -63,6 +63,6 @@ $(STAMP): $(PINS)
 		echo 'error: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	tools/install_torch.sh $(BIN)/python
 	$(BIN)/python -m pip install --no-deps -r requirements/common.txt -r requirements/tests.txt
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -r requirements/$(STACK).txt
+	$(BIN)/python -m pip install --no-deps $(if $(filter full,$(STACK)),--no-build-isolation) -r requirements/$(STACK).txt
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@

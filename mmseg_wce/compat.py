@@ -24,6 +24,7 @@ def apply() -> None:
     _let_mmcv_lite_import()
     _let_checkpoints_load_safely()
     _let_configs_inherit_from_the_fork()
+    _name_samples_that_fail()
     _silence_pkg_resources()
 
 
@@ -97,6 +98,33 @@ def _let_configs_inherit_from_the_fork() -> None:
 
 def _is_installed(distribution: str) -> bool:
     return any(metadata.distributions(name=distribution))
+
+
+def _name_samples_that_fail() -> None:
+    """A data set of mmseg: say which sample could not be read, or transformed, in the middle of an epoch.
+
+    Condition: mmseg does not do so itself (no version up to 1.2.2, nor the fork's 1.4.2, does). A file that cannot be
+    decoded is otherwise an AttributeError of None.
+    """
+    from mmseg.datasets import BaseSegDataset
+
+    if 'prepare_data' not in vars(BaseSegDataset):
+        BaseSegDataset.prepare_data = _prepare_named
+
+
+def _prepare_named(dataset, index: int):
+    """``prepare_data`` of :class:`mmengine.dataset.BaseDataset` with the sample's files in the message."""
+    from mmengine.dataset import BaseDataset
+
+    try:
+        return BaseDataset.prepare_data(dataset, index)
+    except Exception as error:  # transforms raise anything
+        info = dataset.get_data_info(index)
+        files = ', '.join(f'{kind} {info[kind]!r}' for kind in ('img_path', 'seg_map_path') if info.get(kind))
+        raise RuntimeError(
+            f'sample {index} of {type(dataset).__name__} cannot be used: {files or "no file"}: '
+            f'{type(error).__name__}: {error}'
+        ) from error
 
 
 def _silence_pkg_resources() -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ['LabelFindings', 'explain', 'likely_causes', 'raise_pending', 'valid_pixels']
+__all__ = ['LabelFindings', 'explain', 'likely_causes', 'name_sources', 'raise_pending', 'valid_pixels']
 
 # Bins of a finding: values below 0, the values 0..255 that a mask file can hold, values above.
 _FIRST_BIN, _LAST_BIN = -1, 256
@@ -23,6 +25,18 @@ _BINS = (-math.inf, *range(256), math.inf)
 _NUM_BINS = len(_BINS)
 # Pixels with nothing to report are spread over this many more bins, where they do not queue for the same atomic.
 _NUM_SPARE_BINS = 4096
+
+
+_sources: ContextVar[tuple[str, ...]] = ContextVar('mmseg_wce.labels.sources', default=())
+
+
+def name_sources(names: Sequence[str]) -> None:
+    """Say which files the labels of the coming calls were read from, so that a refusal names the file.
+
+    Args:
+        names: one for each image of a batch; empty where they are not known. Batches of another size ignore them.
+    """
+    _sources.set(tuple(names))
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class LabelFindings:
         num_classes: C.
         ignore_index: the label that does not count.
         reduce_zero_label: how the labels were made of raw values, where that is known.
+        source: file that the first bad value was read from, where that is known.
     """
 
     bad_counts: dict[float, int]
@@ -53,6 +68,7 @@ class LabelFindings:
     num_classes: int
     ignore_index: int
     reduce_zero_label: bool | None = None
+    source: str | None = None
 
     @property
     def num_bad(self) -> int:
@@ -79,7 +95,8 @@ def _valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
                 _InFlight.send(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)
             )
     elif bad.any():
-        findings = _read(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)
+        measured = _measure(target, bad, ignore_index)
+        findings = _read(measured, target.shape, num_classes, ignore_index, _sources.get())
         values, counts = target[bad].unique(return_counts=True)
         exact = dict(zip(values.tolist(), counts.tolist(), strict=True))
         raise ValueError(explain(replace(findings, bad_counts=exact)))
@@ -107,7 +124,9 @@ def _measure(target: Tensor, bad: Tensor, ignore_index: int) -> Tensor:
     return torch.cat([counts[:_NUM_BINS], scalars, first_value])
 
 
-def _read(measured: Tensor, shape: torch.Size, num_classes: int, ignore_index: int) -> LabelFindings:
+def _read(
+    measured: Tensor, shape: torch.Size, num_classes: int, ignore_index: int, sources: tuple[str, ...]
+) -> LabelFindings:
     values = measured.tolist()
     num_zero, num_ignored, first, first_value = values[_NUM_BINS:]
     first_index = []
@@ -124,6 +143,7 @@ def _read(measured: Tensor, shape: torch.Size, num_classes: int, ignore_index: i
         shape=tuple(shape),
         num_classes=num_classes,
         ignore_index=ignore_index,
+        source=sources[first_index[0]] if shape and len(sources) == shape[0] else None,
     )
 
 
@@ -136,6 +156,7 @@ class _InFlight:
     shape: torch.Size
     num_classes: int
     ignore_index: int
+    sources: tuple[str, ...] = ()
 
     @classmethod
     def send(cls, measured: Tensor, shape: torch.Size, num_classes: int, ignore_index: int) -> _InFlight:
@@ -143,10 +164,10 @@ class _InFlight:
         pinned.copy_(measured, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(measured.device))
-        return cls(pinned, arrived, shape, num_classes, ignore_index)
+        return cls(pinned, arrived, shape, num_classes, ignore_index, _sources.get())
 
     def findings(self) -> LabelFindings:
-        return _read(self.measured, self.shape, self.num_classes, self.ignore_index)
+        return _read(self.measured, self.shape, self.num_classes, self.ignore_index, self.sources)
 
 
 _pending: deque[_InFlight] = deque()
@@ -180,10 +201,11 @@ def explain(findings: LabelFindings) -> str:
     shown = sorted(f.bad_counts.items(), key=lambda item: -item[1])[:8]
     rest = f.num_bad - sum(n for _, n in shown)
     listed = ', '.join(f'{_bin_name(value)} ({n} px)' for value, n in shown) + (f', others ({rest} px)' * (rest > 0))
+    place = '' if f.source is None else f', of {f.source!r}'
     return (
         f'{f.num_bad} of {f.num_pixels} pixels of the target {f.shape} have a label that is neither in '
         f'[0, {f.num_classes}) nor ignore_index={f.ignore_index}: {listed}. '
-        f'The first is {f.first_value} at index {f.first_index}. Likely cause: {"; or ".join(likely_causes(f))}.'
+        f'The first is {f.first_value} at index {f.first_index}{place}. Likely cause: {"; or ".join(likely_causes(f))}.'
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os.path as osp
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
+from mmseg_wce.recovery import damage
 
 __all__ = [
     'PreflightError',
@@ -90,11 +90,9 @@ def check_checkpoint(path: str | None) -> None:
     if path is None or '://' in path:
         return
     _check_file(path, 'checkpoint')
-    if not zipfile.is_zipfile(path):  # what torch.save writes; older files are read whole to find out
-        try:
-            torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as error:
-            raise PreflightError(f'checkpoint {path!r} cannot be read: it is damaged, or no checkpoint') from error
+    why = damage(path)
+    if why is not None:
+        raise PreflightError(f'checkpoint {path!r} cannot be read: {why}')
 
 
 def check_losses(config: Config) -> None:

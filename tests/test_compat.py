@@ -12,9 +12,12 @@ from mmcv.utils import ext_loader
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.registry import init_default_scope
 from mmengine.runner import checkpoint
+from mmseg.registry import DATASETS
 from mmseg_wce import compat
 from stacks import COMPILED, FORK
+from three_classes import dataset_config, make_masks, write_data
 
 lite_only = pytest.mark.skipif(COMPILED or FORK, reason='no stand-in here: mmcv is compiled, or looks after itself')
 
@@ -104,6 +107,24 @@ class Call:
 def test_everything_else_is_still_refused(content):
     with pytest.raises(pickle.UnpicklingError):
         torch.load(saved({'state': content}), weights_only=True)
+
+
+@pytest.mark.parametrize('kind', ['img_path', 'seg_map_path'])
+def test_a_sample_that_cannot_be_read_is_named(tmp_path, kind):
+    init_default_scope('mmseg')
+    dataset = DATASETS.build(dataset_config(write_data(tmp_path, make_masks(3))))
+    path = dataset.get_data_info(1)[kind]
+    with open(path, 'r+b') as file:
+        file.truncate(40)
+    dataset[0]
+
+    with pytest.raises(
+        RuntimeError, match=r'sample 1 of ThreeClasses cannot be used: img_path .*seg_map_path '
+    ) as caught:
+        dataset[1]
+
+    assert repr(path) in str(caught.value)
+    assert caught.value.__cause__ is not None
 
 
 def test_applies_twice():

@@ -1,15 +1,16 @@
 """Train a segmentor: mmseg's tools/train.py with its arguments, on GPUs and on CPU."""
 
 import argparse
+import logging
 import sys
 
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
 from mmseg_wce.labels import raise_pending
 from mmseg_wce.launch import add_run_arguments, build_runner, config_from
 from mmseg_wce.preflight import PreflightError, check_amp, check_data
+from mmseg_wce.recovery import checkpoints_in
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,8 +25,8 @@ def parse_args() -> argparse.Namespace:
 def build_config(args: argparse.Namespace) -> Config:
     config = config_from(args)
     config.resume = args.resume
-    if args.resume and find_latest_checkpoint(config.work_dir) is None and config.get('load_from') is None:
-        print_log(f'--resume: no checkpoint in {config.work_dir!r}: training starts from the beginning', 'current')
+    if args.resume and config.get('load_from') is None:  # else mmengine resumes from that
+        config.load_from = checkpoint_to_resume(config.work_dir)
     if args.amp:
         check_amp()
         if config.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -36,14 +37,42 @@ def build_config(args: argparse.Namespace) -> Config:
     return config
 
 
+def checkpoint_to_resume(work_dir: str) -> str | None:
+    """Raises PreflightError where all there is is damaged: starting anew would overwrite it."""
+    found = checkpoints_in(work_dir)
+    listed = '; '.join(f'{path!r}: {why}' for path, why in found.damaged.items())
+    if found.usable is None and found.damaged:
+        raise PreflightError(f'--resume: no checkpoint can be read: {listed}. To start anew, leave out --resume')
+    if found.usable is None:
+        print_log(f'--resume: no checkpoint in {work_dir!r}: training starts from the beginning', 'current')
+    elif found.damaged:
+        message = f'--resume: damaged, and left alone: {listed}. Training goes on from {found.usable!r}'
+        print_log(message, 'current', logging.WARNING)
+    return found.usable
+
+
+def how_to_go_on(work_dir: str) -> str:
+    """What to say last when a training has failed."""
+    found = checkpoints_in(work_dir)
+    cut = ''.join(f' {path!r} was not written completely.' for path in found.damaged)
+    if found.usable is None:
+        return f'The training stopped.{cut} No checkpoint had been written: it has to start anew.'
+    return f'The training stopped.{cut} The last whole checkpoint is {found.usable!r}: --resume goes on from there.'
+
+
 def main() -> None:
     args = parse_args()
     try:
         runner = build_runner(build_config(args))
     except PreflightError as error:
         sys.exit(f'error: {error}')
-    runner.train()
-    raise_pending()  # bad labels of the last iterations on a CUDA device
+    try:
+        runner.train()
+        raise_pending()  # bad labels of the last iterations on a CUDA device
+    except (Exception, KeyboardInterrupt) as error:
+        kind, words = type(error).__name__, str(error)
+        print_log(f'{kind}: {words}\n{how_to_go_on(runner.work_dir)}', 'current', logging.ERROR)
+        raise
 
 
 if __name__ == '__main__':

@@ -9,8 +9,10 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
+from mmseg_wce.hooks.batches import paths
 from mmseg_wce.hooks.models import main_head, unwrapped
 from mmseg_wce.label_files import Finding, LabelConflict, Severity, check_statistics, check_weights, evenly, of_dataset
+from mmseg_wce.labels import name_sources
 
 __all__ = ['LabelCheckHook']
 
@@ -20,7 +22,7 @@ class LabelCheckHook(Hook):
     """Reads some label files through the training data set: illegal values stop the run, what looks odd is logged.
 
     ``default_hooks = dict(label_check=dict(type='LabelCheckHook'))``. ``tools/check_labels.py`` reads all of them and
-    checks more.
+    checks more. While the training runs, a label that the loss refuses is named with its file.
 
     Args:
         num_files: how many label files to read, evenly spread over the data set.
@@ -47,6 +49,13 @@ class LabelCheckHook(Hook):
             runner.logger.warning(f'LabelCheckHook: {line}')
         if wrong:
             raise ValueError('LabelCheckHook: ' + '\n'.join(wrong))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        names = paths(data_batch, 'seg_map_path')
+        name_sources(names if all(names) else ())
+
+    def after_train(self, runner: Runner) -> None:
+        name_sources(())
 
     def _look(self, runner: Runner) -> tuple[list[str], list[str]]:
         """What is wrong, and what is only odd."""

@@ -10,6 +10,7 @@ from mmengine.dataset import RepeatDataset
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
+from mmseg_wce.hooks.batches import paths
 from mmseg_wce.hooks.class_report import ClassReport
 from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
 from mmseg_wce.hooks.finite_watch import FiniteWatch, explain, finite_flags
@@ -88,7 +89,7 @@ class LossMonitorHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        images = _images(data_batch)
+        images = [str(path or 'an image without a path') for path in paths(data_batch, 'img_path')]
         self._new_samples += len(images)
         self._watch.record(runner.iter + 1, (outputs or {}).get('loss'), images)
         log = self.every_n_train_iters(runner, self._every)
@@ -172,12 +173,6 @@ def _size(dataset) -> int:
     while isinstance(dataset, RepeatDataset):
         dataset = dataset.dataset
     return len(dataset)
-
-
-def _images(data_batch: dict | None) -> list[str]:
-    """A path for every sample of a batch, or what is known instead."""
-    samples = data_batch.get('data_samples', ()) if isinstance(data_batch, dict) else ()
-    return [str(getattr(sample, 'img_path', 'an image without a path')) for sample in samples]
 
 
 def _saves_now(hook: CheckpointHook, runner: Runner) -> bool:

@@ -8,8 +8,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, HOOKS
+from mmseg.structures import SegDataSample
 from mmseg_wce.hooks import label_check
 from mmseg_wce.label_files import LabelFiles
+from mmseg_wce.labels import valid_pixels
 from three_classes import dataset_config, make_masks, write_data
 from torch import nn
 
@@ -143,3 +145,27 @@ def test_it_is_in_every_config(root):
     assert configs
     for config in configs:
         assert Config.fromfile(config).default_hooks.label_check.type == 'LabelCheckHook'
+
+
+def test_a_refused_label_is_named_with_its_file(data):
+    hook = HOOKS.build(dict(type='LabelCheckHook'))
+    samples = [SegDataSample(metainfo=dict(seg_map_path=path)) for path in ('a.png', 'b.png')]
+    label = torch.zeros(2, 4, 4, dtype=torch.int64)
+    label[1, 2, 3] = 77
+
+    hook.before_train_iter(runner_on(build(data)), 0, dict(data_samples=samples))
+    with pytest.raises(ValueError, match=r"The first is 77 at index \(1, 2, 3\), of 'b.png'\."):
+        valid_pixels(label, 3, 255)
+    with pytest.raises(ValueError, match=r'at index \(0, 2, 3\)\. Likely'):
+        valid_pixels(label[1:], 3, 255)  # not the labels of this batch
+    hook.after_train(None)
+    with pytest.raises(ValueError, match=r'at index \(1, 2, 3\)\. Likely'):
+        valid_pixels(label, 3, 255)
+
+
+@pytest.mark.parametrize('data_batch', [None, [1, 2], dict(data_samples=[SegDataSample()])])
+def test_batches_without_paths(data, data_batch):
+    HOOKS.build(dict(type='LabelCheckHook')).before_train_iter(None, 0, data_batch)
+
+    with pytest.raises(ValueError, match=r'at index \(0, 0, 0\)\. Likely'):
+        valid_pixels(torch.full((1, 1, 1), 9), 3, 255)

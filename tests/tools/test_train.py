@@ -1,6 +1,7 @@
 """tools/train.py and tools/test.py as a user runs them."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -170,6 +171,73 @@ def test_option_without_a_value_is_a_usage_error(root, demo_folder, import_tool,
         import_tool('train').main()
 
     assert "'train_cfg.max_iters' is not key=value" in capsys.readouterr().err
+
+
+@pytest.fixture
+def resumed(root, demo_folder, import_tool, monkeypatch):
+    """What --resume makes of a folder, and what it says."""
+    train, said = import_tool('train'), []
+    monkeypatch.setattr(train, 'print_log', lambda message, *_: said.append(message))
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(root / WEIGHTED), '--resume', '--work-dir', 'new'])
+
+    def resume() -> str | None:
+        return train.build_config(train.parse_args()).load_from
+
+    (demo_folder / 'new').mkdir()
+    for step in (5, 10):
+        torch.save({}, demo_folder / f'new/iter_{step}.pth')
+    (demo_folder / 'new/last_checkpoint').write_text('new/iter_10.pth')
+    return resume, said
+
+
+def test_resumes_from_the_checkpoint_before_a_damaged_one(resumed, demo_folder):
+    resume, said = resumed
+    os.truncate(demo_folder / 'new/iter_10.pth', 200)
+
+    assert resume() == 'new/iter_5.pth'
+    assert said[0].startswith("--resume: damaged, and left alone: 'new/iter_10.pth': it is damaged")
+    assert said[0].endswith("Training goes on from 'new/iter_5.pth'")
+
+
+def test_does_not_start_anew_over_damaged_checkpoints(resumed, demo_folder):
+    resume, _ = resumed
+    for file in demo_folder.glob('new/*.pth'):
+        os.truncate(file, 200)
+
+    with pytest.raises(Exception, match=r'no checkpoint can be read: .*iter_5.*leave out --resume'):
+        resume()
+
+
+def test_a_failed_training_ends_with_how_to_go_on(import_tool, monkeypatch, tmp_path):
+    train, said = import_tool('train'), []
+    monkeypatch.setattr(train, 'print_log', lambda message, *_: said.append(message))
+    monkeypatch.setattr(train, 'parse_args', lambda: None)
+    monkeypatch.setattr(train, 'build_config', lambda _: None)
+
+    class Failing:
+        work_dir = str(tmp_path)
+
+        def train(self):
+            raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(train, 'build_runner', lambda _: Failing())
+    with pytest.raises(OSError, match='No space'):
+        train.main()
+    for step in (5, 10):
+        torch.save({}, tmp_path / f'iter_{step}.pth')
+        os.utime(tmp_path / f'iter_{step}.pth', (step, step))
+    os.truncate(tmp_path / 'iter_10.pth', 200)
+    with pytest.raises(OSError, match='No space'):
+        train.main()
+
+    assert said[0].splitlines() == [
+        'OSError: [Errno 28] No space left on device',
+        'The training stopped. No checkpoint had been written: it has to start anew.',
+    ]
+    assert said[1].splitlines()[1] == (
+        f"The training stopped. '{tmp_path}/iter_10.pth' was not written completely. The last whole checkpoint is "
+        f"'{tmp_path}/iter_5.pth': --resume goes on from there."
+    )
 
 
 def test_nothing_to_resume_from_is_said(root, demo_folder, import_tool, monkeypatch):

@@ -1,0 +1,108 @@
+import os
+
+import pytest
+import torch
+from mmseg_wce.recovery import checkpoints_in, damage
+
+
+def write(path, step: int, seconds: int) -> str:
+    torch.save(dict(step=step, weights=torch.full((1000,), float(step))), path)
+    os.utime(path, (seconds, seconds))
+    return str(path)
+
+
+def cut(path: str, size: int) -> None:
+    with open(path, 'r+b') as file:
+        file.truncate(size)
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    """Three checkpoints, of which mmengine has written down the last."""
+    paths = [write(tmp_path / f'iter_{i}.pth', i, 1000 + i) for i in (5, 10, 15)]
+    (tmp_path / 'last_checkpoint').write_text(paths[-1])
+    return tmp_path
+
+
+def test_whole_checkpoints_have_no_damage(work_dir):
+    assert [damage(str(path)) for path in work_dir.glob('*.pth')] == [None] * 3
+
+
+@pytest.mark.parametrize('size', [0, 1, 100, 2000, 4000])
+def test_a_cut_file_is_damaged(work_dir, size):
+    cut(str(work_dir / 'iter_15.pth'), size)
+
+    assert f'({size:,} bytes;' in damage(str(work_dir / 'iter_15.pth'))
+
+
+def test_a_flipped_bit_is_damage(work_dir):
+    path = work_dir / 'iter_15.pth'
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((4,), 15.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+    assert torch.load(path, weights_only=True)['weights'][0] != 15  # PyTorch does not look
+    assert "data/0' does not have the checksum" in damage(str(path))
+
+
+def test_files_of_older_formats_and_folders(tmp_path):
+    torch.save(dict(a=1), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    (tmp_path / 'sharded').mkdir()
+
+    assert damage(str(tmp_path / 'old.pth')) is None
+    assert damage(str(tmp_path / 'sharded')) is None
+    assert damage(str(tmp_path / 'nowhere.pth')) == 'it does not exist'
+
+
+def test_goes_on_from_what_mmengine_noted(work_dir):
+    write(work_dir / 'iter_99.pth', 99, 500)  # of an earlier training in the same folder
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_10.pth'))
+
+    found = checkpoints_in(str(work_dir))
+
+    assert found.usable == str(work_dir / 'iter_10.pth')
+    assert found.damaged == {}
+
+
+@pytest.mark.parametrize('note', ['', None])
+def test_without_a_note_from_the_one_written_last(work_dir, note):
+    write(work_dir / 'iter_99.pth', 99, 500)
+    (work_dir / 'last_checkpoint').unlink()
+    if note is not None:
+        (work_dir / 'last_checkpoint').write_text(note)
+
+    assert checkpoints_in(str(work_dir)).usable == str(work_dir / 'iter_15.pth')
+
+
+def test_a_damaged_one_is_named_and_the_one_before_is_used(work_dir):
+    cut(str(work_dir / 'iter_15.pth'), 3000)
+
+    found = checkpoints_in(str(work_dir))
+
+    assert found.usable == str(work_dir / 'iter_10.pth')
+    assert list(found.damaged) == [str(work_dir / 'iter_15.pth')]
+
+
+def test_checkpoints_in_another_folder(work_dir, tmp_path):
+    (tmp_path / 'runs').mkdir()
+    (tmp_path / 'runs/last_checkpoint').write_text(str(work_dir / 'iter_15.pth'))
+    cut(str(work_dir / 'iter_15.pth'), 0)
+
+    assert checkpoints_in(str(tmp_path / 'runs')).usable == str(work_dir / 'iter_10.pth')
+
+
+def test_nothing_whole_and_nothing_at_all(work_dir):
+    for path in work_dir.glob('*.pth'):
+        cut(str(path), 10)
+
+    found = checkpoints_in(str(work_dir))
+
+    assert found.usable is None
+    assert len(found.damaged) == 3
+    assert checkpoints_in(str(work_dir / 'nowhere')).usable is None
+
+
+def test_another_storage_is_left_to_mmengine(tmp_path):
+    (tmp_path / 'last_checkpoint').write_text('s3://bucket/iter_5.pth')
+
+    assert checkpoints_in(str(tmp_path)).usable == 's3://bucket/iter_5.pth'
