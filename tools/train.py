@@ -70,8 +70,9 @@ def main() -> None:
         runner.train()
         raise_pending()  # bad labels of the last iterations on a CUDA device
     except (Exception, KeyboardInterrupt) as error:
-        kind, words = type(error).__name__, str(error)
-        print_log(f'{kind}: {words}\n{how_to_go_on(runner.work_dir)}', 'current', logging.ERROR)
+        words = str(error).strip().splitlines()[-1:]  # of a loader's process, its traceback stands before
+        message = f'{": ".join([type(error).__name__, *words])}\n{how_to_go_on(runner.work_dir)}'
+        print_log(message, 'current', logging.ERROR)
         raise
 
 

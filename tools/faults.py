@@ -1,0 +1,405 @@
+"""Break short trainings in every way that long ones meet, resume them, and compare with one that was left alone.
+
+A training on generated scenes is killed at random moments and in the middle of a checkpoint; its checkpoints are cut,
+its disk is full, an image and a label become unreadable; two processes on CamVid lose one of them.
+"""
+
+import argparse
+import os
+import platform
+import random
+import re
+import resource
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import mmseg_wce  # noqa: F401  (its fixes let checkpoints load)
+import torch
+from marked_tables import markdown, replace_table
+from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+from mmseg_wce.recovery import checkpoints_in
+from rich.console import Console
+from rich.progress import Progress
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / 'docs' / 'reliability.md'
+CONFIG = ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py'
+CAMVID_CONFIG = ROOT / 'configs' / 'camvid' / 'fast_scnn_1xb8-wce-4k_camvid-352x480.py'
+INTERVAL, ITERATIONS = 5, 30
+# mmengine stores no random state: a resumed training is the same where nothing is drawn but the augmentation
+OPTIONS = [
+    f'train_cfg.max_iters={ITERATIONS}',
+    f'train_cfg.val_interval={ITERATIONS}',
+    f'default_hooks.checkpoint.interval={INTERVAL}',
+    'default_hooks.logger.interval=1',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    *(f'model.{head}.dropout_ratio=0' for head in ('decode_head', 'auxiliary_head.0', 'auxiliary_head.1')),
+]
+DEMO_OPTIONS = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=1']
+# the fork's mmengine goes on at the right images, but with the random augmentation of the first iterations
+WITHOUT_RANDOM_PIXELS = [
+    f'train_dataloader.dataset.pipeline.{i}.{setting}'
+    for i, setting in ((2, 'prob=0.0'), (3, 'type=RandomFlip'), (3, 'prob=0.0'))
+]
+SLOW_DISK = 'slow-disk'
+SLOW_CHUNK, SLOW_PAUSE = 100_000, 0.02  # bytes, seconds
+
+console = Console()
+
+
+@dataclass
+class Training:
+    """One work dir, and the commands that train in it."""
+
+    command: list[str]
+    folder: Path
+    options: list[str]
+    iterations: int = ITERATIONS
+    log: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = self.folder / 'output.txt'
+
+    def start(self, resume: bool = False, slow_disk: bool = False) -> subprocess.Popen:
+        command = [*self.command, '--work-dir', str(self.folder), *(['--resume'] if resume else [])]
+        if slow_disk:
+            command[1:2] = [__file__, SLOW_DISK, command[1]]
+        with self.log.open('w') as log:
+            return subprocess.Popen(
+                [*command, '--cfg-options', *self.options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=dict(os.environ, PORT=str(_free_port()), PYTHON=sys.executable, OMP_NUM_THREADS='1'),
+            )
+
+    def run(self, resume: bool = False) -> str:
+        """To its end."""
+        process = self.start(resume)
+        if process.wait() != 0:
+            raise RuntimeError(f'the training failed, see {self.log}:\n{self.log.read_text()[-2000:]}')
+        return self.log.read_text()
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / f'iter_{step}.pth'
+
+    def last_step(self) -> int:
+        """Of the checkpoint that a resumed training starts from."""
+        usable = checkpoints_in(str(self.folder)).usable
+        return int(Path(usable).stem.split('_')[1]) if usable else 0
+
+    def step_reached(self) -> int:
+        steps = re.findall(r'Iter\(train\) \[ *(\d+)/', self.log.read_text())
+        return int(steps[-1]) if steps else 0
+
+    def result(self) -> dict:
+        state = torch.load(self.checkpoint(self.iterations), weights_only=True)
+        return dict(weights=state['state_dict'], optimizer=state['optimizer'], schedules=state['param_schedulers'])
+
+
+@dataclass
+class Outcome:
+    """A line of the table."""
+
+    fault: str
+    times: int
+    said: str
+    lost: int
+    same: bool
+
+    def row(self) -> list[str]:
+        lost = f'{self.lost} iteration{"s" * (self.lost != 1)}' if self.lost else 'nothing'
+        return [self.fault, str(self.times), self.said, lost, 'the same bits' if self.same else '**another result**']
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 300) -> bool:
+    """Whether it came true before the process ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.002)
+    kill(process)
+    raise TimeoutError('a training did not come as far as it should have')
+
+
+def same(a, b) -> bool:
+    """Equal to the last bit, whatever it is made of."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def train_on_a_slow_disk(arguments: list[str]) -> None:
+    """tools/train.py where a checkpoint takes a second to be written, so that it can be killed in the middle."""
+    from mmengine.fileio.backends import LocalBackend
+
+    def put(self, content, path) -> None:
+        with open(path, 'wb') as file:
+            for begin in range(0, len(content), SLOW_CHUNK):
+                file.write(content[begin : begin + SLOW_CHUNK])
+                file.flush()
+                time.sleep(SLOW_PAUSE)
+
+    LocalBackend.put = put
+    sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name='__main__')
+
+
+class Laboratory:
+    """Generated scenes, the training that was left alone, and the faults."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.random = folder, random.Random(seed)
+        generate_demo_scenes(folder / 'data/demo_scenes', num_training=8, num_validation=2)
+        weights = '[' + ', '.join(str(0.5 + c) for c in range(10)) + ']'
+        (folder / 'data/demo_scenes/class_weight.json').write_text(weights)
+        self.data = folder / 'data/demo_scenes'
+        start = time.monotonic()
+        unbroken = self.training('unbroken')
+        unbroken.run()
+        self.seconds, self.expected = time.monotonic() - start, unbroken.result()
+
+    def training(self, name: str) -> Training:
+        """Of the same data, in a folder of its own."""
+        from importlib import metadata
+
+        fork = any(metadata.distributions(name='onedl-mmsegmentation'))
+        options = [*OPTIONS, *DEMO_OPTIONS, *(WITHOUT_RANDOM_PIXELS if fork else [])]
+        for split in ('train', 'val'):
+            options.append(f'{split}_dataloader.dataset.data_root={self.data}')
+        options += [
+            f'model.{head}.loss_decode.class_weight={self.data / "class_weight.json"}'
+            for head in ('decode_head', 'auxiliary_head.0', 'auxiliary_head.1')
+        ]
+        command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(CONFIG)]
+        return Training(command, self.folder / name, options)
+
+    def outcome(self, fault: str, training: Training, lost: int, said: str = '', times: int = 1) -> Outcome:
+        """Of a training that is resumed now."""
+        output = training.run(resume=True)
+        if '{resumed}' in said:
+            words = re.findall(r'--resume: damaged, and left alone: (.*)', output)
+            said = said.format(resumed=words[-1] if words else 'nothing')
+        return Outcome(fault, times, self.shortened(said), lost, same(training.result(), self.expected))
+
+    def shortened(self, said: str) -> str:
+        """Without the folders of this machine and the wording of PyTorch's errors."""
+        for root in (self.folder, ROOT):
+            said = said.replace(f'{root}/', '')
+        return re.sub(r'\((\S+ bytes); .*?\)', r'(\1; ...)', said).replace('|', '\\|')
+
+    def killed_at_random(self, times: int, tick: Callable[[], None]) -> Outcome:
+        """One after the other on the way to the same end, as often as it takes."""
+        done, lost, all_same, round_number = 0, 0, True, 0
+        while done < times:
+            training = self.training(f'killed_{round_number}')
+            round_number, ended = round_number + 1, False
+            while done < times and not ended:
+                process = training.start(resume=training.log.exists())
+                try:
+                    process.wait(self.random.uniform(0, self.seconds))
+                    ended = True
+                except subprocess.TimeoutExpired:
+                    kill(process)
+                    lost = max(lost, training.step_reached() - training.last_step())
+                    done += 1
+                    tick()
+            if not ended:
+                training.run(resume=True)
+            all_same &= same(training.result(), self.expected)
+            shutil.rmtree(training.folder)
+        return Outcome('SIGKILL at a random moment', times, '', lost, all_same)
+
+    def killed_while_writing(self) -> Outcome:
+        """Half of the third checkpoint is on the disk."""
+        training = self.training('writing')
+        step = 3 * INTERVAL
+        size = (self.folder / 'unbroken' / f'iter_{ITERATIONS}.pth').stat().st_size
+        process = training.start(slow_disk=True)
+        path = training.checkpoint(step)
+        wait_until(process, lambda: path.exists() and path.stat().st_size > size // 2)
+        kill(process)
+        return self.outcome('SIGKILL while a checkpoint is written', training, step - training.last_step(), '{resumed}')
+
+    def stopped(self, name: str) -> Training:
+        """Killed some iterations after its second checkpoint."""
+        training = self.training(name)
+        process = training.start()
+        wait_until(process, (training.folder / 'last_checkpoint').exists)
+        wait_until(process, lambda: training.step_reached() > 2 * INTERVAL)
+        kill(process)
+        return training
+
+    def truncated(self) -> Outcome:
+        training = self.stopped('truncated')
+        step = training.last_step()
+        os.truncate(training.checkpoint(step), 10_000)
+        return self.outcome('the last checkpoint cut off', training, step - training.last_step(), '{resumed}')
+
+    def flipped_bit(self) -> Outcome:
+        training = self.stopped('flipped')
+        step = training.last_step()
+        path = training.checkpoint(step)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        return self.outcome('a bit of the last checkpoint flipped', training, step - training.last_step(), '{resumed}')
+
+    def no_pointer(self) -> Outcome:
+        training = self.stopped('pointer')
+        (training.folder / 'last_checkpoint').write_text('')
+        return self.outcome("killed while mmengine's `last_checkpoint` is written: it is empty", training, 0)
+
+    def failing(self, name: str, do: Callable[[subprocess.Popen], None]) -> tuple[Training, str]:
+        """After the second checkpoint something happens, and the training ends by itself. Returns its last words."""
+        training = self.training(name)
+        process = training.start()
+        wait_until(process, lambda: training.checkpoint(2 * INTERVAL).exists() and training.last_step() >= 2 * INTERVAL)
+        do(process)
+        wait_until(process, lambda: process.poll() is not None)
+        if process.wait() == 0:
+            raise RuntimeError(f'{name}: the training did not notice')
+        return training, training.log.read_text()
+
+    def disk_full(self) -> Outcome:
+        training, output = self.failing(
+            'disk', lambda process: resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+        )
+        return self._after_failure('disk full (RLIMIT_FSIZE) while a checkpoint is written', training, output)
+
+    def _after_failure(self, fault: str, training: Training, output: str) -> Outcome:
+        reason, stopped = re.findall(r'ERROR - (?:.* - print_log - \d+ - )?(.*)\n(The training stopped\..*)', output)[-1]
+        lost = training.step_reached() - training.last_step()
+        return self.outcome(fault, training, lost, f'{reason.strip()} {stopped}')
+
+    def unreadable_image(self) -> Outcome:
+        return self._spoilt('images', 'an image cut off in the middle of an epoch', lambda file: os.truncate(file, 40))
+
+    def bad_label(self) -> Outcome:
+        import cv2
+
+        def spoil(file: Path) -> None:
+            label = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+            label[100, 50:60] = 77
+            cv2.imwrite(str(file), label)
+
+        return self._spoilt('annotations', 'a label that is no class in the middle of an epoch', spoil)
+
+    def _spoilt(self, kind: str, fault: str, spoil: Callable[[Path], None]) -> Outcome:
+        file = sorted((self.data / kind / 'training').iterdir())[3]
+        kept = file.read_bytes()
+        try:
+            training, output = self.failing(kind, lambda _: spoil(file))
+        finally:
+            file.write_bytes(kept)
+        return self._after_failure(fault, training, output)
+
+
+def killed_rank(folder: Path, camvid: Path) -> Outcome:
+    """Two processes on CamVid, started by tools/dist_train.sh; one is killed, and the launcher ends the other."""
+    options = [*OPTIONS, *(f'{split}_dataloader.dataset.data_root={camvid}' for split in ('train', 'val'))]
+    options += ['train_cfg.max_iters=9', 'default_hooks.checkpoint.interval=3', 'train_dataloader.batch_size=2']
+    options += ['train_cfg.val_interval=100', 'train_dataloader.num_workers=1', 'randomness.seed=0']
+
+    def training(name: str) -> Training:
+        command = [str(ROOT / 'tools' / 'dist_train.sh'), str(CAMVID_CONFIG), '2']
+        return Training(command, folder / name, options, iterations=9)
+
+    unbroken, killed = training('camvid_unbroken'), training('camvid_killed')
+    unbroken.run()
+    process = killed.start()
+    wait_until(process, lambda: killed.last_step() >= 3 and killed.step_reached() >= 4)
+    ranks = subprocess.run(['pgrep', '-P', str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    process.wait()
+    lost = killed.step_reached() - killed.last_step()
+    codes = [int(code) for code in re.findall(r'exitcode *: (-?\d+)', killed.log.read_text())]
+    killed.run(resume=True)
+    return Outcome(
+        'SIGKILL of one of two processes (`tools/dist_train.sh`, CamVid)',
+        1,
+        'the launcher ends the other one and reports exit code -9' if -9 in codes else f'exit codes {codes}',
+        lost,
+        same(killed.result(), unbroken.result()),
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--kills', type=int, default=20, help='at random moments [%(default)s]')
+    parser.add_argument('--seed', type=int, default=0, help='of the moments [%(default)s]')
+    parser.add_argument('--camvid', type=Path, help='folder of CamVid, for the training on two processes')
+    parser.add_argument('--write', action='store_true', help=f'write the table into {PAGE.relative_to(ROOT)}')
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix='faults_') as name, Progress(console=console) as progress:
+        folder = Path(name)
+        task = progress.add_task('Training that is left alone', total=args.kills + 8)
+        laboratory = Laboratory(folder, args.seed)
+
+        def tick() -> None:
+            progress.advance(task)
+
+        progress.update(task, description='Killing at random moments')
+        outcomes = [laboratory.killed_at_random(args.kills, tick)]
+        for fault in (
+            laboratory.killed_while_writing,
+            laboratory.truncated,
+            laboratory.flipped_bit,
+            laboratory.no_pointer,
+            laboratory.disk_full,
+            laboratory.unreadable_image,
+            laboratory.bad_label,
+        ):
+            progress.update(task, description=fault.__name__.replace('_', ' ').capitalize())
+            outcomes.append(fault())
+            tick()
+        if args.camvid is not None:
+            progress.update(task, description='Two processes')
+            outcomes.append(killed_rank(folder, args.camvid.resolve()))
+        tick()
+    header = ['fault', 'times', 'what the training, or the resumed one, said', 'lost at most', 'resumed training']
+    lines = markdown(header, [outcome.row() for outcome in outcomes])
+    print(*lines, sep='\n')
+    if args.write:
+        where = f'{date.today()}, torch {torch.__version__}, Python {platform.python_version()}'
+        replace_table(PAGE, 'faults', [*lines, '', f'({where}, {args.kills} kills with seed {args.seed})'])
+    return 0 if all(outcome.same for outcome in outcomes) else 1
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == [SLOW_DISK]:
+        train_on_a_slow_disk(sys.argv[2:])
+    else:
+        sys.exit(main())
