@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	if $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
 	echo $$p; break; fi; done)
 
-.PHONY: help install demo test test-slow fuzz bench lint format clean
+.PHONY: help install demo test test-slow fuzz faults soak bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,6 +41,12 @@ test-slow: $(STAMP)  ## run the tests that take minutes or many gigabytes
 
 fuzz: $(STAMP)  ## random problems against PyTorch for MINUTES=10; what fails is shrunk into a test case
 	$(BIN)/python tools/fuzz.py --minutes $(or $(MINUTES),10) $(ARGS)
+
+faults: $(STAMP)  ## break short trainings in every way that long ones meet, resume, compare; some ten minutes
+	$(BIN)/python tools/faults.py $(ARGS)
+
+soak: $(STAMP)  ## train for 2,000 iterations and report whether memory stays flat
+	$(BIN)/python tools/soak.py $(ARGS)
 
 bench: $(STAMP)  ## time and memory of the loss step against the built-in one; some 20 minutes
 	$(BIN)/python tools/benchmark.py $(ARGS)

@@ -19,7 +19,7 @@ def examples(number: int) -> settings:
     return settings(max_examples=number * int(os.environ.get('MMSEG_WCE_FUZZ', '1')), deadline=None)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Case:
     """One weighted cross-entropy: logits (N, C, h, w) or (N, C, ...), target (N, H, W) or (N, ...)."""
 
@@ -31,9 +31,9 @@ class Case:
     label_smoothing: float
     align_corners: bool
 
-    def __repr__(self) -> str:
-        """What makes it again, to be pasted into a test."""
-        return f'{self.recipe}.case()'
+    def _repr_pretty_(self, printer, cycle) -> None:
+        """What makes it again: Hypothesis prints it, to be pasted into a test."""
+        printer.text(f'{self.recipe}.case()')
 
     @property
     def valid(self) -> Tensor:

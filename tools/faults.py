@@ -52,6 +52,8 @@ WITHOUT_RANDOM_PIXELS = [
     f'train_dataloader.dataset.pipeline.{i}.{setting}'
     for i, setting in ((2, 'prob=0.0'), (3, 'type=RandomFlip'), (3, 'prob=0.0'))
 ]
+# the logger puts the place in its source between level and message of an error
+LAST_WORDS = re.compile(r'ERROR - (?:.* - print_log - \d+ - )?(.*)\n(The training stopped\..*)')
 SLOW_DISK = 'slow-disk'
 SLOW_CHUNK, SLOW_PAUSE = 100_000, 0.02  # bytes, seconds
 
@@ -300,7 +302,9 @@ class Laboratory:
         return self._after_failure('disk full (RLIMIT_FSIZE) while a checkpoint is written', training, output)
 
     def _after_failure(self, fault: str, training: Training, output: str) -> Outcome:
-        reason, stopped = re.findall(r'ERROR - (?:.* - print_log - \d+ - )?(.*)\n(The training stopped\..*)', output)[-1]
+        reason, stopped = re.findall(r'ERROR - (?:.* - print_log - \d+ - )?(.*)\n(The training stopped\..*)', output)[
+            -1
+        ]
         lost = training.step_reached() - training.last_step()
         return self.outcome(fault, training, lost, f'{reason.strip()} {stopped}')
 

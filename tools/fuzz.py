@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     passed, failed = fuzz(tests, args)
     for test, number in passed.items():
-        console.print(f'{number:9,}  {test}', markup=False, highlight=False)
+        console.print(f'{number:9,}  {test}', markup=False, highlight=False, soft_wrap=True)
     console.print(f'{sum(passed.values()):9,}  examples passed; {len(failed)} of {len(tests)} tests failed')
     for test, file in failed.items():
         console.print(f'{test}: {file}', style='red', markup=False, soft_wrap=True)

@@ -50,7 +50,8 @@ def _on_cuda(step) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def _resident(key: str) -> float:
+def resident(key: str) -> float:
+    """MB of this process, by a line of its status: VmRSS now, VmHWM at most so far."""
     line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024 / 1e6
 
@@ -66,10 +67,10 @@ def _answer() -> float:
         for _ in range(3):
             warm_up.forward(), warm_up.backward()
     step = _step(way, case, 'cpu', crop)
-    before = _resident('VmRSS')
+    before = resident('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')  # resets the high-water mark
     step.forward(), step.backward()
-    return _resident('VmHWM') - before
+    return resident('VmHWM') - before
 
 
 if __name__ == '__main__':
