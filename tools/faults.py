@@ -302,9 +302,7 @@ class Laboratory:
         return self._after_failure('disk full (RLIMIT_FSIZE) while a checkpoint is written', training, output)
 
     def _after_failure(self, fault: str, training: Training, output: str) -> Outcome:
-        reason, stopped = re.findall(r'ERROR - (?:.* - print_log - \d+ - )?(.*)\n(The training stopped\..*)', output)[
-            -1
-        ]
+        reason, stopped = LAST_WORDS.findall(output)[-1]
         lost = training.step_reached() - training.last_step()
         return self.outcome(fault, training, lost, f'{reason.strip()} {stopped}')
 

@@ -1,0 +1,130 @@
+"""Files from strangers that would create a marker file if anything in them were executed: it never appears."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+from mmseg_wce.class_weights import load_class_weight, load_statistics
+from mmseg_wce.preflight import PreflightError, check_checkpoint
+from mmseg_wce.recovery import checkpoints_in
+
+
+class Hostile:
+    """Creates the marker when it is unpickled in the ordinary way."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture
+def marker(tmp_path):
+    path = tmp_path / 'executed'
+    yield path
+    assert not path.exists()
+
+
+def write(path, kind: str, marker) -> None:
+    """A hostile file of each kind that is read."""
+    hostile, command = Hostile(marker), f'mkdir {marker}'
+    if kind == 'npy':
+        np.save(path, np.array([1.0, hostile], dtype=object), allow_pickle=True)
+    elif kind == 'yaml':
+        path.write_text(f'!!python/object/apply:os.system ["{command}"]')
+    elif kind == 'json':
+        path.write_text(json.dumps({'__reduce__': ['os.system', command]}))
+    elif kind == 'pkl':
+        path.write_bytes(pickle.dumps([1.0, hostile]))
+    elif kind == 'pth':
+        torch.save(dict(state_dict={}, meta=hostile), path)
+    else:
+        torch.save(dict(state_dict={}, meta=hostile), path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'reason'), [('pkl', 'it asks for'), ('npy', 'allow_pickle=False'), ('yaml', 'os.system')]
+)
+def test_they_are_hostile(tmp_path, kind, reason):
+    """Read without precautions, each of them is executed."""
+    import yaml
+
+    marker, path = tmp_path / 'proof', tmp_path / 'file'
+    write(path, kind, marker)
+    path = path if path.exists() else path.with_suffix('.npy')
+    {
+        'pkl': lambda: pickle.loads(path.read_bytes()),
+        'npy': lambda: np.load(path, allow_pickle=True),
+        'yaml': lambda: yaml.unsafe_load(path.read_text()),
+    }.get(kind, lambda: torch.load(path, weights_only=False))()
+
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'reason'),
+    [
+        ('pkl', r'it asks for (posix|nt)\.mkdir; only numbers'),
+        ('npy', 'allow_pickle'),
+        ('yaml', 'os.system'),
+        ('json', 'dict'),
+    ],
+)
+def test_weights(tmp_path, marker, kind, reason):
+    path = tmp_path / f'weights.{kind}'
+    write(path, kind, marker)
+
+    with pytest.raises(ValueError, match=reason):
+        load_class_weight(str(path))
+
+
+@pytest.mark.parametrize('kind', ['pkl', 'json', 'yaml'])
+def test_statistics(tmp_path, marker, kind):
+    path = tmp_path / 'statistics.json'
+    write(path, kind, marker)
+
+    with pytest.raises(ValueError, match='statistics'):
+        load_statistics(path)
+
+
+@pytest.mark.parametrize('kind', ['pth', 'old pth', 'pkl'])
+def test_checkpoints(tmp_path, marker, kind):
+    path = str(tmp_path / 'iter_1.pth')
+    write(tmp_path / 'iter_1.pth', kind, marker)
+
+    with pytest.raises(pickle.UnpicklingError, match=r'mkdir|Weights only'):
+        CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    if kind == 'pth':  # whole, and not read before it is loaded
+        assert checkpoints_in(str(tmp_path)).usable == path
+    else:
+        with pytest.raises(PreflightError, match='cannot be read'):
+            check_checkpoint(path)
+
+
+def test_names_do_not_reach_a_shell(root, tmp_path, marker):
+    """Arguments of the scripts that start several processes, and values of a config."""
+    name = f'a config; mkdir {marker} $(mkdir {marker}) `mkdir {marker}`.py'
+    printed = subprocess.run(
+        [root / 'tools/dist_train.sh', name, '2', '--work-dir', name],
+        env=dict(os.environ, PYTHON='/bin/echo', PYTHONPATH=name),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.count(name) == 2
+
+    (tmp_path / 'config.py').write_text(f'work_dir = "$(mkdir {marker}); `mkdir {marker}`"\nmodel = dict()\n')
+    train = subprocess.run(
+        [sys.executable, root / 'tools/train.py', tmp_path / 'config.py'],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert train.returncode != 0
