@@ -20,8 +20,8 @@ EXTRAS = {
 }
 
 
-# they write the project's own pages, or make its environment
-OF_A_CHECKOUT = ('semantics_table.py', 'try_stack.py', 'marked_tables.py', 'install_torch.sh')
+# they write the project's own pages, run its tests, or make its environment
+OF_A_CHECKOUT = ('semantics_table.py', 'try_stack.py', 'faults.py', 'fuzz.py', 'marked_tables.py', 'install_torch.sh')
 
 
 class BuildWithMim(build_py):

@@ -72,6 +72,8 @@ def test_every_config_is_in_the_table(root):
         'docs/labels.md',
         'docs/monitoring.md',
         'docs/recipes.md',
+        'docs/reliability.md',
+        'docs/scaling.md',
         'docs/install.md',
     ],
 )
