@@ -83,7 +83,7 @@ def _join_cpu_processes(config: Config) -> None:
             broadcast_buffers=False,
             find_unused_parameters=config.get('find_unused_parameters', False),
         )
-    sync_bn = [node for node in nodes(config.model) if node.get('type') == 'SyncBN']
+    sync_bn = [node for node in nodes(config.model) if node.get('type') in ('SyncBN', 'MMSyncBN')]
     for node in sync_bn:
         node['type'] = 'BN'
     if sync_bn:

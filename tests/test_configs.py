@@ -94,6 +94,13 @@ def test_every_config_is_listed(root):
 
 
 @pytest.mark.parametrize('name', ALL)
+def test_a_checkpoint_stays_while_the_next_is_written(load, name):
+    kept = load(name).default_hooks.checkpoint.get('max_keep_ckpts', -1)
+
+    assert kept == -1 or kept >= 2  # mmengine deletes the oldest first
+
+
+@pytest.mark.parametrize('name', ALL)
 def test_reduce_zero_label_everywhere(load, name):
     config = load(name)
 
