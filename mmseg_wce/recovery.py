@@ -21,7 +21,7 @@ class Checkpoints:
     Attributes:
         usable: the checkpoint to go on from: the one mmengine wrote down as the last, or, where that is damaged, the
             one written last of those that are whole; None where there is none.
-        damaged: what cannot be read, and why.
+        damaged: what is newer than it and cannot be read, and why.
     """
 
     usable: str | None
@@ -36,12 +36,16 @@ def checkpoints_in(work_dir: str) -> Checkpoints:
     noted = find_latest_checkpoint(work_dir) if osp.isfile(osp.join(work_dir, 'last_checkpoint')) else None
     if noted and '://' in noted:  # another storage: reading it is mmengine's business
         return Checkpoints(noted, {})
-    folder = osp.dirname(noted) if noted else work_dir
-    others = [str(path) for kind in ('iter', 'epoch') for path in Path(folder).glob(f'{kind}_*.pth')]
+    noted = noted and str(Path(noted))
+    folders = dict.fromkeys([Path(noted).parent, Path(work_dir)] if noted else [Path(work_dir)])  # it may have moved
+    others = [str(path) for folder in folders for kind in ('iter', 'epoch') for path in folder.glob(f'{kind}_*.pth')]
     others.sort(key=os.path.getmtime, reverse=True)
     damaged: dict[str, str] = {}
+    if noted and osp.exists(noted):  # one that was being written when the training was killed is not noted yet
+        unnoted = [path for path in others if osp.getmtime(path) > osp.getmtime(noted)]
+        damaged = {path: why for path in unnoted if (why := damage(path)) is not None}
     for path in dict.fromkeys([noted, *others] if noted else others):
-        why = damage(path)
+        why = damaged.get(path) or damage(path)
         if why is None:
             return Checkpoints(path, damaged)
         damaged[path] = why

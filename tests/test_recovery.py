@@ -83,12 +83,31 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(work_dir):
     assert list(found.damaged) == [str(work_dir / 'iter_15.pth')]
 
 
+def test_one_that_was_being_written_is_named(work_dir):
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_10.pth'))
+    cut(str(work_dir / 'iter_15.pth'), 3000)
+
+    found = checkpoints_in(str(work_dir))
+
+    assert found.usable == str(work_dir / 'iter_10.pth')
+    assert list(found.damaged) == [str(work_dir / 'iter_15.pth')]
+
+
 def test_checkpoints_in_another_folder(work_dir, tmp_path):
     (tmp_path / 'runs').mkdir()
     (tmp_path / 'runs/last_checkpoint').write_text(str(work_dir / 'iter_15.pth'))
     cut(str(work_dir / 'iter_15.pth'), 0)
 
     assert checkpoints_in(str(tmp_path / 'runs')).usable == str(work_dir / 'iter_10.pth')
+
+
+def test_a_work_dir_that_was_moved(work_dir):
+    moved = work_dir.rename(work_dir.with_name('moved'))
+
+    found = checkpoints_in(str(moved))
+
+    assert found.usable == str(moved / 'iter_15.pth')
+    assert list(found.damaged.values()) == ['it does not exist']
 
 
 def test_nothing_whole_and_nothing_at_all(work_dir):

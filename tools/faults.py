@@ -304,7 +304,7 @@ class Laboratory:
     def _after_failure(self, fault: str, training: Training, output: str) -> Outcome:
         reason, stopped = LAST_WORDS.findall(output)[-1]
         lost = training.step_reached() - training.last_step()
-        return self.outcome(fault, training, lost, f'{reason.strip()} {stopped}')
+        return self.outcome(fault, training, lost, f'{reason.strip()}. {stopped}'.replace('.. ', '. '))
 
     def unreadable_image(self) -> Outcome:
         return self._spoilt('images', 'an image cut off in the middle of an epoch', lambda file: os.truncate(file, 40))

@@ -71,8 +71,9 @@ def main() -> None:
         raise_pending()  # bad labels of the last iterations on a CUDA device
     except (Exception, KeyboardInterrupt) as error:
         words = str(error).strip().splitlines()[-1:]  # of a loader's process, its traceback stands before
-        message = f'{": ".join([type(error).__name__, *words])}\n{how_to_go_on(runner.work_dir)}'
-        print_log(message, 'current', logging.ERROR)
+        kind, reason = type(error).__name__, ''.join(words)
+        reason = reason if reason.startswith(f'{kind}: ') else f'{kind}: {reason}'
+        print_log(f'{reason}\n{how_to_go_on(runner.work_dir)}', 'current', logging.ERROR)
         raise
 
 

@@ -9,9 +9,12 @@ def test_no_fault_changes_the_result(import_tool, shared_data, capsys):
     table = capsys.readouterr().out
     assert status == 0
     assert table.count('| the same bits |') == 9
+    assert "'disk/iter_15.pth' was not written completely" in table
     assert "'writing/iter_15.pth': it is damaged, or no checkpoint" in table
-    assert 'OSError: [Errno 27] File too large' in table
-    assert 'failed to load image: data/demo_scenes/images/training/demo_training_0003.jpg The training stopped' in table
+    assert 'OSError: [Errno 27] File too large. The training stopped.' in table
+    assert (
+        'failed to load image: data/demo_scenes/images/training/demo_training_0003.jpg. The training stopped' in table
+    )
     assert "of 'data/demo_scenes/annotations/training/demo_training_0003.png'" in table
 
 
