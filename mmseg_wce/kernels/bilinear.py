@@ -36,6 +36,8 @@ class Grid(NamedTuple):
     corner_weight: Tensor | None  # (H, S, 4), where all cells share the fractions: above left, above right, below ...
     pixel: Tensor  # (S * K,), output column in each slot; W where there is none
     place: Tensor  # (W,), slot of each output column
+    fine_row_weight: Tensor  # as row_weight and column_weight, in float64
+    fine_column_weight: Tensor
 
 
 def _cells_and_remainders(nodes: int, pixels: int, align_corners: bool) -> tuple[Tensor, Tensor, int]:
@@ -55,6 +57,7 @@ class Axis(NamedTuple):
     cell: Tensor  # (pixels,), int32
     fraction: Tensor  # (pixels,), float32, the weight of the second of its two nodes
     start: Tensor  # (nodes + 2,), int32, first pixel of each cell
+    fine_fraction: Tensor  # as fraction, in float64
 
 
 @lru_cache(maxsize=64)
@@ -65,6 +68,7 @@ def axis(nodes: int, pixels: int, align_corners: bool, device: torch.device) -> 
         cell.int().to(device),
         (remainder.double() / denominator).float().to(device),
         torch.searchsorted(cell, torch.arange(nodes + 2)).int().to(device),
+        (remainder.double() / denominator).to(device),
     )
 
 
@@ -108,7 +112,7 @@ def grid(
         right[place] = remainder.double() / denominator
         column_weight, corner_weight = _complement(right.view(slots, 1, cells), 1), None
 
-    def moved(tensor: Tensor | None) -> Tensor | None:
+    def moved(tensor: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
         if tensor is None:
             return None
         return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
@@ -125,6 +129,8 @@ def grid(
         corner_weight=moved(corner_weight),
         pixel=moved(pixel),
         place=moved(place),
+        fine_row_weight=moved(row_weight, torch.float64),
+        fine_column_weight=moved(column_weight, torch.float64),
     )
 
 
@@ -204,6 +210,22 @@ def expand(corners: Tensor, grid: Grid, begin: int, end: int, out: Tensor) -> No
         at_row = torch.bmm(grid.row_weight[begin:end].view(number, -1, 2), _pairs(corners, 2))
         at_row = at_row.view(end - begin, 1, 2, corners.shape[2], corners.shape[3])
         torch.lerp(at_row[:, :, 0], at_row[:, :, 1], grid.column_weight[:, 1], out=out)
+
+
+def expand_finely(corners: Tensor, grid: Grid, begin: int, end: int) -> Tensor:
+    """As :func:`expand`, in float64 and every channel by the same operations: what is equal stays equal.
+
+    Args:
+        corners: (n + 1, 2, C, K), float64.
+        begin, end: as in :func:`expand`.
+
+    Returns:
+        (rows, S, C, K), float64.
+    """
+    rows = grid.cell_of_row[begin:end] - grid.cell_of_row[begin]
+    down, along = grid.fine_row_weight[begin:end, :, None, None, None], grid.fine_column_weight
+    at_row = corners.index_select(0, rows) * down[:, 0] + corners.index_select(0, rows + 1) * down[:, 1]
+    return at_row[:, :1] * along[:, 0] + at_row[:, 1:] * along[:, 1]
 
 
 def reduce(pixels: Tensor, grid: Grid, begin: int, end: int, into: Tensor) -> None:

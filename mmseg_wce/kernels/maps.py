@@ -6,8 +6,8 @@ import torch
 from mmseg_wce.kernels.tiles import LN_2, add_smoothing, differentiate
 from torch import Tensor
 
-# Whoever's loss exceeds this met a masked class, if there is one.
-ONLY_MASKED_EXCEED = 1e25
+# A loss that exceeds this either met a masked class or logits as large: then a closer look tells which.
+LIMIT = 1e25
 # Two logits closer than so many units in the last place are compared again.
 _TIE = 8.0
 
@@ -21,7 +21,7 @@ class Image(NamedTuple):
     smoothing_weight: Tensor | None  # (C,)
     nll: Tensor  # (H, W): the loss in the forward sweep, its gradient in the backward one
     smooth: Tensor | None  # (H, W), likewise
-    total: Tensor  # (H, W), sum of 2^z, z as in tiles.py; with a minus sign, that of 2^(z - max z)
+    total: Tensor  # (H, W), sum of 2^z, z as in tiles.py; with a minus sign, that of 2^(z - max z), z unshifted
 
 
 def labels(image: Image, begin: int, end: int) -> tuple[Tensor, Tensor]:
@@ -61,10 +61,8 @@ def wins(logits: Tensor, y: Tensor) -> Tensor:
     return ~((logits > own) | ((logits == own) & lower)).any(1)
 
 
-def finish(
-    image: Image, correct: Tensor, valid: Tensor, begin: int, end: int, limit: float = ONLY_MASKED_EXCEED
-) -> None:
-    """Mark some rows of the maps: 0 where the target is ignored, NaN where it is refused, inf where it is masked."""
+def finish(image: Image, correct: Tensor, valid: Tensor, begin: int, end: int) -> None:
+    """Mark some rows of the maps: 0 where the target is ignored, NaN where it is refused."""
     counted = image.target[begin:end] != image.ignore_index
     some_refused = bool((counted != valid).any())
     losses = [image.nll]
@@ -73,8 +71,6 @@ def finish(
         losses.append(smooth)
     for loss in losses:
         loss = loss[begin:end]
-        if not bool(loss.amax() <= limit) and bool((image.logits == -float('inf')).any()):
-            loss.masked_fill_(loss > limit, float('inf'))
         loss.masked_fill_(~valid, 0)
         if some_refused:
             loss.masked_fill_(counted & ~valid, float('nan'))
@@ -105,9 +101,19 @@ def factors(image: Image, valid: Tensor, begin: int, end: int) -> Factors:
     return Factors(scale.add_(one_hot).div_(minus_total).neg_(), minus_total, one_hot, smooth)
 
 
-def apply(factors: Factors, z: Tensor, y: Tensor, weight: Tensor | None, exact: bool, begin: int, end: int) -> None:
+def in_float64(factors: Factors) -> Factors:
+    one_hot, smooth = factors.one_hot, factors.smooth
+    return Factors(
+        factors.scale.to(torch.float64),
+        factors.minus_total.to(torch.float64),
+        None if one_hot is None else one_hot.to(torch.float64),
+        None if smooth is None else smooth.to(torch.float64),
+    )
+
+
+def apply(factors: Factors, z: Tensor, y: Tensor, weight: Tensor | None, unshifted: bool, begin: int, end: int) -> None:
     """Turn a tile of logits, rows begin to end of those that the factors are for, into their gradient."""
-    differentiate(z, y, factors.scale[begin:end], factors.minus_total[begin:end], exact)
+    differentiate(z, y, factors.scale[begin:end], factors.minus_total[begin:end], unshifted)
     smooth, one_hot = factors.smooth, factors.one_hot
     if weight is not None and smooth is not None and one_hot is not None:
         add_smoothing(z, y, one_hot[begin:end], weight, smooth[begin:end])

@@ -105,7 +105,8 @@ def _empty_maps(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     nll = logits.new_empty(target.shape, dtype=dtype)
-    total = torch.empty_like(nll, dtype=torch.float64 if backend == 'triton' else dtype)
+    resized = logits.shape[2:] != target.shape[1:]
+    total = nll.new_empty(2 if resized else 1, *target.shape) if backend == 'triton' else torch.empty_like(nll)
     smooth = logits.new_empty(0 if smoothing_weight is None else target.shape, dtype=dtype)
     return nll, smooth, logits.new_empty(target.shape, dtype=torch.bool), total
 

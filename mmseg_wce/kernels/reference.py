@@ -50,6 +50,10 @@ def _resize(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
         return logits
     if 0 in size or logits.shape[0] == 0:  # F.interpolate refuses empty sizes
         return logits.flatten()[:0].reshape(*logits.shape[:2], *size)
-    # Softmax does not see this shift; rounding after the interpolation does (offsets of 1e4).
-    logits = logits - logits.detach().amax(1, keepdim=True)
-    return F.interpolate(logits, size=size, mode='bilinear', align_corners=align_corners)
+    # A class at -inf counts for the pixels that it has a weight in, and for no other: 0 * -inf would be NaN.
+    masked = logits.detach() == -torch.inf
+    z, share = (
+        F.interpolate(x, size=size, mode='bilinear', align_corners=align_corners)
+        for x in (torch.where(masked, 0, logits), masked.to(logits.dtype))
+    )
+    return z + torch.where(share > 0, -torch.inf, 0)

@@ -6,9 +6,29 @@ TorchScript, see :mod:`mmseg_wce.kernels.workers`.
 from __future__ import annotations
 
 import torch
-from mmseg_wce.kernels.bilinear import Grid, at, expand, gather, reduce, spread, to_pixels, to_slots
-from mmseg_wce.kernels.maps import Factors, Image, apply, factors, finish, labels, nearly_tied, smooth_from, wins
-from mmseg_wce.kernels.tiles import LN_2, SMALLEST_SUM, measure, shift
+from mmseg_wce.kernels.bilinear import Grid, at, expand, expand_finely, gather, reduce, spread, to_pixels, to_slots
+from mmseg_wce.kernels.maps import (
+    LIMIT,
+    Factors,
+    Image,
+    apply,
+    factors,
+    finish,
+    in_float64,
+    labels,
+    nearly_tied,
+    smooth_from,
+    wins,
+)
+from mmseg_wce.kernels.tiles import (
+    LN_2,
+    LOG2_E,
+    MASKED_IN_FLOAT64,
+    SMALLEST_SUM,
+    measure,
+    measure_unshifted,
+    shift,
+)
 from torch import Tensor
 
 
@@ -31,7 +51,16 @@ def steps(grid: Grid, first: int, last: int, height: int) -> list[tuple[int, int
     return found
 
 
-def fill_corners(logits: Tensor, grid: Grid, first: int, last: int, corners: Tensor) -> None:
+def fill_corners(
+    logits: Tensor,
+    grid: Grid,
+    first: int,
+    last: int,
+    corners: Tensor,
+    unshifted: bool = False,
+    log2_e: float = LOG2_E,
+    masked: float = MASKED_IN_FLOAT64,
+) -> None:
     """Nodes left and right of every cell, in the rows of nodes around a band.
 
     Each node's maximum over the channels is subtracted. This interpolates to an upper bound of the maximum at every
@@ -41,17 +70,45 @@ def fill_corners(logits: Tensor, grid: Grid, first: int, last: int, corners: Ten
         logits: (C, h, w).
         first, last: the rows of cells.
         corners: (last - first + 1, 2, C, K), overwritten.
+        unshifted: subtract nothing; then corners are float64.
     """
     begin, end = max(first - 1, 0), min(last, grid.nodes[0])  # rows of nodes inside the image
     nodes = torch.empty([end - begin, logits.shape[0], grid.nodes[1]], dtype=corners.dtype, device=corners.device)
     nodes.copy_(logits[:, begin:end].transpose(0, 1))
-    shift(nodes)
+    if unshifted:
+        nodes.mul_(log2_e).clamp_(min=masked)
+    else:
+        shift(nodes)
     offset = begin - (first - 1)
     spread(nodes, grid, corners[offset : offset + end - begin])
     if first == 0:
         corners[0] = corners[1]
     if last > grid.nodes[0]:
         corners[-1] = corners[-2]
+
+
+def _is_settled(
+    total: Tensor,
+    target_logit: Tensor,
+    valid: Tensor,
+    grid: Grid,
+    weighted: Tensor | None,
+    smallest_sum: float = SMALLEST_SUM,
+    limit: float = LIMIT,
+) -> bool:
+    """If float32 and the maxima of the nodes were good enough for a band.
+
+    They are not where neighbours disagree so much that the bound of the maximum is far above it (the classes between
+    have lost their digits), where a loss is so large that it may be that of a masked class, and where there is a NaN.
+    """
+    if not bool(total.amin() >= smallest_sum):
+        return False
+    if weighted is not None and not bool(weighted.amin() >= -limit):
+        return False
+    if bool(target_logit.amin() >= -limit):
+        return True
+    counts = to_slots(valid.to(torch.int64), grid) == 1
+    return not bool(((target_logit < -limit) & counts).any())
 
 
 def measure_band(
@@ -63,7 +120,6 @@ def measure_band(
     height: int,
     corners: Tensor,
     tile: Tensor,
-    smallest_sum: float = SMALLEST_SUM,
     ln_2: float = LN_2,
 ) -> None:
     """Write the maps of one band.
@@ -84,31 +140,84 @@ def measure_band(
     total = torch.empty(y.shape, dtype=corners.dtype, device=corners.device)
     target_logit, rival = torch.empty_like(total), torch.empty_like(total)
     parts = steps(grid, first, last, height)
-    exact = False
-    for _ in range(2):
-        for cell, number, row, stop in parts:
-            z, a, b = tile[: stop - row], row - begin, stop - begin
-            expand(corners[cell - first : cell - first + number + 1], grid, row, stop, z)
-            measure(z, y[a:b], total[a:b], target_logit[a:b], rival[a:b], exact)
-        if exact or bool(total.amin() >= smallest_sum):
-            break
-        exact = True  # neighbours disagree violently, or there is a NaN
-    lse = total.log2()
-    if exact:
-        lse.add_(torch.maximum(target_logit, rival))
-        total.neg_()
-    to_pixels(total, grid, image.total[begin:end])
+    for cell, number, row, stop in parts:
+        z, a, b = tile[: stop - row], row - begin, stop - begin
+        expand(corners[cell - first : cell - first + number + 1], grid, row, stop, z)
+        measure(z, y[a:b], total[a:b], target_logit[a:b], rival[a:b])
 
-    weight, smooth = image.smoothing_weight, image.smooth
+    weight, smooth, weighted = image.smoothing_weight, image.smooth, torch.zeros(0)
     if weight is not None and smooth is not None:
-        weighted, mean = torch.matmul(weight, corners).unsqueeze(2), torch.empty_like(lse)  # (rows, 2, 1, K)
+        weighted = torch.matmul(weight, corners).unsqueeze(2)  # (rows, 2, 1, K)
+    if not _is_settled(total, target_logit, valid, grid, None if weight is None else weighted):
+        _measure_finely(image, correct, grid, first, last, parts, y)
+        finish(image, correct, valid, begin, end)
+        return
+
+    lse = total.log2()
+    to_pixels(total, grid, image.total[begin:end])
+    if weight is not None and smooth is not None:
+        mean = torch.empty_like(lse)
         for cell, number, row, stop in parts:
             expand(
                 weighted[cell - first : cell - first + number + 1], grid, row, stop, mean[row - begin : stop - begin]
             )
         to_pixels(smooth_from(weight, lse, mean), grid, smooth[begin:end])
     to_pixels(lse.sub_(target_logit).mul_(ln_2), grid, image.nll[begin:end])
+    _compare(image, correct, grid, first, begin, end, corners, y, target_logit, rival)
+    finish(image, correct, valid, begin, end)
 
+
+def _measure_finely(
+    image: Image,
+    correct: Tensor,
+    grid: Grid,
+    first: int,
+    last: int,
+    parts: list[tuple[int, int, int, int]],
+    y: Tensor,
+    ln_2: float = LN_2,
+) -> None:
+    """The maps of a band in float64, from logits as they are.
+
+    A maximum that is subtracted from a node takes the digits of its small logits along. Elsewhere that does no harm,
+    since these classes hardly count; between neighbours that disagree they may be all there is.
+    """
+    begin, end = grid.starts[first], grid.starts[last]
+    shape = [last - first + 1, 2, image.logits.shape[0], grid.cells]
+    corners = torch.empty(shape, dtype=torch.float64, device=y.device)
+    fill_corners(image.logits, grid, first, last, corners, True)
+    total = torch.empty(y.shape, dtype=torch.float64, device=y.device)
+    target_logit, rival, mean = torch.empty_like(total), torch.empty_like(total), torch.zeros_like(total)
+    weight, smooth = image.smoothing_weight, image.smooth
+    if weight is not None:
+        weight = weight.to(torch.float64)
+    for cell, number, row, stop in parts:
+        a, b = row - begin, stop - begin
+        z = expand_finely(corners[cell - first : cell - first + number + 1], grid, row, stop)
+        measure_unshifted(z, y[a:b], total[a:b], target_logit[a:b], rival[a:b], weight, mean[a:b])
+    log_sum, peak = total.log2(), torch.maximum(target_logit, rival)
+    dtype = image.nll.dtype
+    to_pixels(total.neg_().to(dtype), grid, image.total[begin:end])
+    if weight is not None and smooth is not None:
+        to_pixels(smooth_from(weight, log_sum, mean).to(dtype), grid, smooth[begin:end])
+    # the maximum is not added to the logarithm of the sum first, which would vanish beside 1e30
+    to_pixels(log_sum.sub_(target_logit - peak).mul_(ln_2).to(dtype), grid, image.nll[begin:end])
+    _compare(image, correct, grid, first, begin, end, corners, y, target_logit, rival)
+
+
+def _compare(
+    image: Image,
+    correct: Tensor,
+    grid: Grid,
+    first: int,
+    begin: int,
+    end: int,
+    corners: Tensor,
+    y: Tensor,
+    target_logit: Tensor,
+    rival: Tensor,
+) -> None:
+    """Where the target is the arg-max."""
     right = target_logit > rival
     tied = nearly_tied(target_logit, rival)
     if bool(tied.any()):
@@ -116,7 +225,6 @@ def measure_band(
         logits = at(corners, grid, first, index[:, 0] + begin, index[:, 1], index[:, 3])
         right[tied] = wins(logits, y[tied])
     to_pixels(right, grid, correct[begin:end])
-    finish(image, correct, valid, begin, end)
 
 
 def differentiate_band(
@@ -138,7 +246,10 @@ def differentiate_band(
         corner_gradient: room for (last - first + 1, 2, C, K); the rest as in :func:`measure_band`.
     """
     begin, end = grid.starts[first], grid.starts[last]
-    fill_corners(image.logits, grid, first, last, corners)
+    finely = begin < end and not bool(image.total[begin:end].amin() > 0)  # as the forward sweep decided, or NaN
+    if finely:
+        corners = torch.empty(corners.shape, dtype=torch.float64, device=corners.device)
+    fill_corners(image.logits, grid, first, last, corners, finely)
     corner_gradient.zero_()
     if begin < end:
         y, valid = labels(image, begin, end)
@@ -154,11 +265,21 @@ def differentiate_band(
         poisoned = bool(image.total[begin:end].isnan().any())
         if poisoned:
             ignored = to_slots(valid.to(y.dtype), grid) == 0
-        exact = not bool(image.total[begin:end].amin() > 0)
+        weight = image.smoothing_weight
+        if finely:
+            of_slots = in_float64(of_slots)
+            if weight is not None:
+                weight = weight.to(torch.float64)
         for cell, number, row, stop in steps(grid, first, last, height):
             z, a, b = tile[: stop - row], row - begin, stop - begin
-            expand(corners[cell - first : cell - first + number + 1], grid, row, stop, z)
-            apply(of_slots, z, y[a:b], image.smoothing_weight, exact, a, b)
+            around = corners[cell - first : cell - first + number + 1]
+            if finely:
+                fine = expand_finely(around, grid, row, stop)
+                apply(of_slots, fine, y[a:b], weight, True, a, b)
+                z.copy_(fine)
+            else:
+                expand(around, grid, row, stop, z)
+                apply(of_slots, z, y[a:b], weight, False, a, b)
             if poisoned:
                 z.masked_fill_(ignored[a:b], 0)
             reduce(z, grid, row, stop, corner_gradient[cell - first : cell - first + number + 1])

@@ -6,7 +6,7 @@ TorchScript, see :mod:`mmseg_wce.kernels.workers`. Here h = H = 1: a tile is som
 from __future__ import annotations
 
 import torch
-from mmseg_wce.kernels.maps import Image, apply, factors, finish, labels, nearly_tied, smooth_from, wins
+from mmseg_wce.kernels.maps import LIMIT, Image, apply, factors, finish, labels, nearly_tied, smooth_from, wins
 from mmseg_wce.kernels.tiles import LN_2, measure, shift
 from torch import Tensor
 
@@ -22,6 +22,17 @@ def _columns(image: Image, begin: int, end: int) -> Image:
         None if smooth is None else smooth[:, begin:end],
         image.total[:, begin:end],
     )
+
+
+def _mark_masked(image: Image, y: Tensor, limit: float = LIMIT) -> None:
+    """Losses become infinite where a class at -inf is why they are large."""
+    nll, smooth, weight = image.nll, image.smooth, image.smoothing_weight
+    if not bool(nll.amax() <= limit):
+        own = image.logits[:, 0].gather(0, y)
+        nll.masked_fill_((nll > limit) & (own == -float('inf')), float('inf'))
+    if weight is not None and smooth is not None and not bool(smooth.amax() <= limit):
+        masked = (image.logits[:, 0] == -float('inf')) & (weight > 0).unsqueeze(1)
+        smooth.masked_fill_((smooth > limit) & masked.any(0), float('inf'))
 
 
 def measure_columns(image: Image, correct: Tensor, begin: int, end: int, tile: Tensor, ln_2: float = LN_2) -> None:
@@ -43,12 +54,13 @@ def measure_columns(image: Image, correct: Tensor, begin: int, end: int, tile: T
         mean = torch.matmul(weight, z).unsqueeze(0)
     total = torch.empty(y.shape, dtype=tile.dtype, device=tile.device)
     target_logit, rival = torch.empty_like(total), torch.empty_like(total)
-    measure(z, y, total, target_logit, rival, False)
+    measure(z, y, total, target_logit, rival)
     image.total.copy_(total)
     lse = total.log2()
     if weight is not None and smooth is not None:
         smooth.copy_(smooth_from(weight, lse, mean))
     image.nll.copy_(lse.sub_(target_logit).mul_(ln_2))
+    _mark_masked(image, y)
     torch.gt(target_logit, rival, out=correct)
     tied = nearly_tied(target_logit, rival)
     if bool(tied.any()):

@@ -13,8 +13,11 @@ from torch import Tensor
 
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2)
-# What a logit of -inf becomes, since 0 * -inf is NaN: probability 0 after any interpolation, and finite.
+# What a logit of -inf becomes, since 0 * -inf is NaN: probability 0 after any interpolation, and finite. In float64 it
+# also stays apart from every logit that float32 can hold.
 MASKED = -1e36
+MASKED_IN_FLOAT64 = -1e300
+_LOWEST_IN_FLOAT64 = -1e200  # below it there is nothing but masked classes, interpolated
 # A sum of exponentials below this has lost digits: the shift is far above the largest logit.
 SMALLEST_SUM = 2.0**-57
 
@@ -28,26 +31,56 @@ def shift(logits: Tensor, log2_e: float = LOG2_E, masked: float = MASKED) -> Non
     logits.sub_(logits.amax(-2, keepdim=True)).mul_(log2_e).clamp_(min=masked)
 
 
-def measure(z: Tensor, y: Tensor, total: Tensor, target_logit: Tensor, rival: Tensor, exact: bool) -> None:
+def measure(z: Tensor, y: Tensor, total: Tensor, target_logit: Tensor, rival: Tensor) -> None:
     """Sum of the exponentials, the target's logit and the largest of the others. Overwrites z.
 
     Args:
         z: (..., C, K).
         y: (..., 1, K), int64, in [0, C).
-        total: (..., 1, K), gets the sum of 2^z; with ``exact`` that of 2^(z - max z).
+        total: (..., 1, K), gets the sum of 2^z.
         target_logit, rival: (..., 1, K).
-        exact: subtract each pixel's own maximum first.
     """
+    _compare(z, y, target_logit, rival)
+    torch.sum(z.exp2_(), [-2], keepdim=True, out=total)
+
+
+def measure_unshifted(
+    z: Tensor,
+    y: Tensor,
+    total: Tensor,
+    target_logit: Tensor,
+    rival: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    lowest: float = _LOWEST_IN_FLOAT64,
+) -> None:
+    """As :func:`measure`, of float64 logits, with the maximum of each pixel subtracted before the exponential.
+
+    Args:
+        total: gets the sum of 2^(z - max z); NaN where every class is masked, since that is no distribution.
+        target_logit, rival: not relative to the maximum; a masked target's gets -inf.
+        weight: (C,).
+        mean: (..., 1, K), gets the sum of weight * (z - max z) where there are weights.
+    """
+    _compare(z, y, target_logit, rival)
+    peak = torch.maximum(rival, target_logit)
+    z.sub_(peak)
+    if weight is not None:
+        mean.copy_(torch.matmul(weight, z).unsqueeze(-2))
+    torch.sum(z.exp2_(), [-2], keepdim=True, out=total)
+    total.masked_fill_(peak < lowest, math.nan)
+    target_logit.masked_fill_(target_logit < lowest, -math.inf)
+    mean.masked_fill_(mean < lowest, -math.inf)
+
+
+def _compare(z: Tensor, y: Tensor, target_logit: Tensor, rival: Tensor) -> None:
     torch.gather(z, -2, y, out=target_logit)
     z.scatter_(-2, y, -math.inf)
     torch.amax(z, [-2], keepdim=True, out=rival)
     z.scatter_(-2, y, target_logit)
-    if exact:
-        z.sub_(torch.maximum(rival, target_logit))
-    torch.sum(z.exp2_(), [-2], keepdim=True, out=total)
 
 
-def differentiate(z: Tensor, y: Tensor, scale: Tensor, minus_total: Tensor, exact: bool) -> None:
+def differentiate(z: Tensor, y: Tensor, scale: Tensor, minus_total: Tensor, unshifted: bool) -> None:
     """Gradient with respect to the logits, in place of them: scale * (2^z - total * one_hot(y)).
 
     Subtracting before scaling keeps the digits of a target whose probability is nearly 1.
@@ -57,9 +90,9 @@ def differentiate(z: Tensor, y: Tensor, scale: Tensor, minus_total: Tensor, exac
         y: (..., 1, K), int64, in [0, C).
         scale: (..., 1, K).
         minus_total: (..., 1, K).
-        exact: as in :func:`measure`.
+        unshifted: if the maximum of each pixel is still to subtract, as in :func:`measure_unshifted`.
     """
-    if exact:
+    if unshifted:
         z.sub_(z.amax(-2, keepdim=True))
     z.exp2_().scatter_add_(-2, y, minus_total).mul_(scale)
 

@@ -5,14 +5,15 @@ goes over all classes. A program of the backward owns a tile of nodes for some c
 it computes the softmax of every pixel in them again, adds up the rows of a cell, and reduces their columns to nodes in
 one matrix product. Cells on the rim of a tile are computed by its neighbours as well.
 
-Logits are in the units of :mod:`mmseg_wce.kernels.tiles`. The normaliser that is kept is log2 of the sum of 2^z, in
-float64: where neighbours disagree it lies far below 0, and float32 would lose digits. Sizes of tiles depend on shapes
-alone, nothing is tuned at run time: bits stay the same from process to process.
+Logits are in the units of :mod:`mmseg_wce.kernels.tiles`, relative to the maximum of each node. Where neighbours
+disagree so much that this loses digits, pixels are computed once more, finely: from logits as they are, in float64,
+relative to an origin of their own. What is kept of a pixel is that origin, infinite where it has none, and log2 of the
+sum of 2^z. Sizes of tiles depend on shapes alone, nothing is tuned at run time: bits stay the same from process to
+process.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,14 +21,15 @@ import torch
 import triton
 import triton.language as tl
 from mmseg_wce.kernels.bilinear import Axis, axis
-from mmseg_wce.kernels.maps import ONLY_MASKED_EXCEED
-from mmseg_wce.kernels.tiles import LN_2, LOG2_E, MASKED, SMALLEST_SUM
+from mmseg_wce.kernels.maps import LIMIT
+from mmseg_wce.kernels.tiles import LN_2, LOG2_E, MASKED, MASKED_IN_FLOAT64, SMALLEST_SUM
 from torch import Tensor
 
 _LN_2, _LOG2_E, _INF = tl.constexpr(LN_2), tl.constexpr(LOG2_E), tl.constexpr(float('inf'))
-_MASKED, _ONLY_MASKED_EXCEED = tl.constexpr(MASKED), tl.constexpr(ONLY_MASKED_EXCEED)
-_SMALLEST_SUM = tl.constexpr(SMALLEST_SUM)
-_FAR_BELOW = tl.constexpr(math.log2(SMALLEST_SUM))
+_MASKED, _LIMIT = tl.constexpr(MASKED), tl.constexpr(LIMIT)
+_MASKED_IN_FLOAT64, _SMALLEST_SUM = tl.constexpr(MASKED_IN_FLOAT64), tl.constexpr(SMALLEST_SUM)
+# Beyond it float32 has no digits to lose: logits either tie exactly or lie far apart.
+_LARGE = tl.constexpr(2.0**29)
 
 
 class Tiles(NamedTuple):
@@ -35,6 +37,7 @@ class Tiles(NamedTuple):
 
     lanes: int = 8  # of the forward: classes times rows of pixels; a thread has them all, and so adds up alone
     forward_columns: int = 128
+    fine_rows: int = 1  # of pixels
     channels: int = 32  # of the backward, like the rest
     columns: int = 64
     nodes: int = 16  # in a row
@@ -63,12 +66,59 @@ def _between(at_left, at_right, some, peak_left, peak_right, along):
 
 
 @triton.jit
+def _fine(at, some):
+    z = tl.load(at, mask=some, other=-_INF).to(tl.float64) * _LOG2_E
+    return tl.where(z < _MASKED_IN_FLOAT64, _MASKED_IN_FLOAT64, z)
+
+
+@triton.jit
+def _interpolate_finely(above_left, above_right, below_left, below_right, some, along, down):
+    """From pointers; -inf where a class is masked. An origin in float32 is then near enough that 2^z has a value."""
+    left, right = _fine(above_left, some), _fine(above_right, some)
+    top = left + along * (right - left)
+    left, right = _fine(below_left, some), _fine(below_right, some)
+    z = top + down * (left + along * (right - left) - top)
+    return tl.where(tl.abs(z) > _LARGE, z.to(tl.float32).to(tl.float64), z)
+
+
+@triton.jit
+def _sweep_finely(
+    logits, smoothing_weight, channels, above_left, above_right, below_left, below_right, along, down, stride_c,
+    SMOOTHING: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Of some pixels: origin, sum of 2^(z - origin), the lowest class with the largest z, weighted z - origin."""
+    lane = tl.arange(0, CHANNELS)[:, None]
+    largest = tl.full([CHANNELS, COLUMNS], -_INF, tl.float64)
+    chunk = tl.zeros([CHANNELS, COLUMNS], tl.int32)
+    for c in range(0, channels, CHANNELS):
+        some, at = c + lane < channels, logits + (c + lane).to(tl.int64) * stride_c
+        z = _interpolate_finely(at + above_left, at + above_right, at + below_left, at + below_right, some, along, down)
+        larger = z > largest
+        largest, chunk = tl.where(larger, z, largest), tl.where(larger, c, chunk)
+    peak = tl.max(largest, 0)
+    winner = tl.min(tl.where(largest == peak[None, :], chunk + lane, channels), 0)
+
+    origin = peak.to(tl.float32)
+    sums = tl.zeros([CHANNELS, COLUMNS], tl.float32)
+    means = tl.zeros([CHANNELS, COLUMNS], tl.float32)
+    for c in range(0, channels, CHANNELS):
+        some, at = c + lane < channels, logits + (c + lane).to(tl.int64) * stride_c
+        z = _interpolate_finely(at + above_left, at + above_right, at + below_left, at + below_right, some, along, down)
+        z = (z - origin.to(tl.float64)[None, :]).to(tl.float32)
+        sums += tl.exp2(z)
+        if SMOOTHING:
+            weight = tl.load(smoothing_weight + c + lane, mask=some, other=0.0)
+            means += tl.where(weight == 0, 0.0, weight * z)
+    return origin, tl.sum(sums, 0), winner, tl.sum(means, 0)
+
+
+@triton.jit
 def _sweep(
-    logits, peak, smoothing_weight, origin, channels, above, below, left, right, down, along, width,
-    stride_c, stride_h, stride_w, RESIZED: tl.constexpr, SMOOTHING: tl.constexpr, AGAIN: tl.constexpr,
+    logits, peak, smoothing_weight, channels, above, below, left, right, down, along, width,
+    stride_c, stride_h, stride_w, RESIZED: tl.constexpr, SMOOTHING: tl.constexpr,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Over the classes of (rows, columns): sum of 2^(z - origin), largest z, the lowest class that has it, weighted z.
+    """Over the classes of (rows, columns): sum of 2^z, the lowest class with the largest z, weighted z.
 
     Each lane of classes keeps its own; they meet in the end. Without RESIZED, the one row's columns are ``left``.
     """
@@ -97,7 +147,7 @@ def _sweep(
         else:
             z = _shifted(tl.load(above_left, mask=some, other=-_INF), peak_above_left[None, :])[:, None, :]
         above_left += step
-        sums += tl.exp2(z - origin[None] if AGAIN else z)
+        sums += tl.exp2(z)
         larger = z > largest
         largest, chunk = tl.where(larger, z, largest), tl.where(larger, c, chunk)
         if SMOOTHING:
@@ -105,19 +155,19 @@ def _sweep(
             means += tl.where(weight == 0, 0.0, weight * z)
     peak_z = tl.max(largest, 0)
     winner = tl.min(tl.where(largest == peak_z[None], chunk + lane[:, None, None], channels), 0)
-    return tl.sum(sums, 0), peak_z, winner, tl.sum(means, 0)
+    return tl.sum(sums, 0), winner, tl.sum(means, 0)
 
 
 @triton.jit
 def _measure(
     logits, peak, lowest, target, smoothing_weight, smoothing_sum,
     row_fraction, row_start, column_cell, column_fraction,
-    nll, smooth, correct, total,
+    nll, smooth, correct, origins, log_sums,
     ignore_index, channels, height, width, H, W, stride_n, stride_c, stride_h, stride_w,
     RESIZED: tl.constexpr, SMOOTHING: tl.constexpr,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The maps of the pixels in one row of cells."""
+    """The maps of the pixels in one row of cells. Those that are to be computed finely get an origin that is finite."""
     tiles, program = tl.cdiv(W, COLUMNS), tl.program_id(0)
     x = (program % tiles).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     some_columns = x < W
@@ -149,24 +199,12 @@ def _measure(
         valid = counted & (label >= 0) & (label < channels)
         label = tl.where(valid, label, 0)
 
-        # z is at most 0, so that 2^z needs no running maximum. Where neighbours disagree so much that it underflows:
-        # once more, relative to each pixel's own.
-        origin = tl.zeros([ROWS, COLUMNS], tl.float32)
-        sum_z, peak_z, winner, mean = _sweep(
-            logits, peak, smoothing_weight, origin, channels, above, below, left, right, down, along, width,
-            stride_c, stride_h, stride_w, RESIZED, SMOOTHING, False, CHANNELS, ROWS, COLUMNS,
+        # z is at most 0, so that 2^z needs no running maximum.
+        sum_z, winner, mean = _sweep(
+            logits, peak, smoothing_weight, channels, above, below, left, right, down, along, width,
+            stride_c, stride_h, stride_w, RESIZED, SMOOTHING, CHANNELS, ROWS, COLUMNS,
         )  # fmt: skip
-        far = inside & (sum_z < _SMALLEST_SUM)
-        if tl.max(tl.max(far.to(tl.int32), 1), 0) > 0:
-            origin = tl.where(far, peak_z, 0.0)
-            sum_z, _, _, _ = _sweep(
-                logits, peak, smoothing_weight, origin, channels, above, below, left, right, down, along, width,
-                stride_c, stride_h, stride_w, RESIZED, False, True, CHANNELS, ROWS, COLUMNS,
-            )  # fmt: skip
-        log2_sum = tl.log2(sum_z)
-        lse = origin + log2_sum
-
-        at = logits + label * stride_c
+        lse, at = tl.log2(sum_z), logits + label * stride_c
         if RESIZED:
             above_left = tl.load(at + above * stride_h + left[None, :] * stride_w)
             above_right = tl.load(at + above * stride_h + right[None, :] * stride_w)
@@ -178,50 +216,94 @@ def _measure(
             a = _shifted(below_left, tl.load(peak + below * width + left)[None, :])
             b = _shifted(below_right, tl.load(peak + below * width + right)[None, :])
             own = top + down[:, None] * (a + along[None, :] * (b - a) - top)
-            masked = (above_left == -_INF) | (above_right == -_INF) | (below_left == -_INF) | (below_right == -_INF)
+            far = (sum_z < _SMALLEST_SUM) | (own < -_LIMIT) | (mean < -_LIMIT)
+            tl.store(origins + pixel, tl.where(far & valid, 0.0, _INF), mask=inside)
         else:
-            raw = tl.load(at + left[None, :] * stride_w)
-            own, masked = _shifted(raw, tl.load(peak + left)[None, :]), raw == -_INF
+            own = _shifted(tl.load(at + left[None, :] * stride_w), tl.load(peak + left)[None, :])
         loss = (lse - own) * _LN_2
         loss = tl.where(loss < 0, 0.0, loss)  # of rounding
-        loss = tl.where(masked & (loss > _ONLY_MASKED_EXCEED), _INF, loss)
+        if not RESIZED:
+            masked = tl.load(at + left[None, :] * stride_w) == -_INF
+            loss = tl.where(masked & (loss > _LIMIT), _INF, loss)
         refused = tl.where(counted, float('nan'), 0.0)
         tl.store(nll + pixel, tl.where(valid, loss, refused), mask=inside)
-        tl.store(total + pixel, origin.to(tl.float64) + log2_sum.to(tl.float64), mask=inside)
+        tl.store(log_sums + pixel, lse, mask=inside)
         tl.store(correct + pixel, valid & (winner == label) & (lse == lse), mask=inside)
         if SMOOTHING:
             loss = (lse * tl.load(smoothing_sum) - mean) * _LN_2
-            some_masked = tl.load(lowest + above * width + left) == -_INF
-            some_masked |= tl.load(lowest + above * width + right) == -_INF
-            some_masked |= tl.load(lowest + below * width + left) == -_INF
-            some_masked |= tl.load(lowest + below * width + right) == -_INF
-            loss = tl.where(some_masked[None, :] & (loss > _ONLY_MASKED_EXCEED), _INF, loss)
+            if not RESIZED:
+                masked = tl.load(lowest + left) == -_INF
+                loss = tl.where(masked[None, :] & (loss > _LIMIT), _INF, loss)
             tl.store(smooth + pixel, tl.where(valid, loss, refused), mask=inside)
 
 
 @triton.jit
-def _of_pixels(grad_nll, grad_smooth, target, total, pixel, inside, ignore_index, channels, SMOOTHING: tl.constexpr):
+def _measure_finely(
+    logits, target, smoothing_weight, smoothing_sum,
+    fine_row_fraction, row_start, column_cell, fine_column_fraction,
+    nll, smooth, correct, origins, log_sums,
+    channels, height, width, H, W, stride_n, stride_c, stride_h, stride_w,
+    SMOOTHING: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The maps of those pixels that :func:`_measure` has left to this: as a rule there are none."""
+    tiles, program = tl.cdiv(W, COLUMNS), tl.program_id(0)
+    place = tl.arange(0, ROWS * COLUMNS)
+    x = (program % tiles).to(tl.int64) * COLUMNS + place % COLUMNS
+    cell, n = (program // tiles % (height + 1)).to(tl.int64), (program // tiles // (height + 1)).to(tl.int64)
+    end = tl.load(row_start + cell + 1)
+    for first in range(tl.load(row_start + cell), end, ROWS):
+        y = first + place // COLUMNS
+        pixel = (n * H + y) * W + x
+        far = tl.load(origins + pixel, mask=(x < W) & (y < end), other=_INF) < _INF
+        if tl.max(far.to(tl.int32), 0) > 0:
+            column = tl.load(column_cell + x, mask=far, other=0).to(tl.int64)
+            along = tl.load(fine_column_fraction + x, mask=far, other=0.0)[None, :]
+            down = tl.load(fine_row_fraction + y, mask=far, other=0.0)[None, :]
+            left, right = tl.maximum(column - 1, 0) * stride_w, tl.minimum(column, width - 1) * stride_w
+            above, below = tl.maximum(cell - 1, 0) * stride_h, tl.minimum(cell, height - 1) * stride_h
+            above_left, above_right = (above + left)[None, :], (above + right)[None, :]
+            below_left, below_right = (below + left)[None, :], (below + right)[None, :]
+            image = logits + n * stride_n
+            origin, sum_z, winner, mean = _sweep_finely(
+                image, smoothing_weight, channels, above_left, above_right, below_left, below_right, along, down,
+                stride_c, SMOOTHING, CHANNELS, ROWS * COLUMNS,
+            )  # fmt: skip
+            lse, label = tl.log2(sum_z), tl.load(target + pixel, mask=far, other=0)
+            at, some = image + (label * stride_c)[None, :], far[None, :]
+            own = _interpolate_finely(
+                at + above_left, at + above_right, at + below_left, at + below_right, some, along, down
+            )  # fmt: skip
+            own = tl.sum((own - origin.to(tl.float64)[None, :]).to(tl.float32), 0)
+            loss = (lse - own) * _LN_2
+            tl.store(nll + pixel, tl.where(loss < 0, 0.0, loss), mask=far)
+            tl.store(correct + pixel, (winner == label) & (lse == lse), mask=far)
+            tl.store(origins + pixel, origin, mask=far)
+            tl.store(log_sums + pixel, lse, mask=far)
+            if SMOOTHING:
+                tl.store(smooth + pixel, (lse * tl.load(smoothing_sum) - mean) * _LN_2, mask=far)
+
+
+@triton.jit
+def _of_pixels(grad_nll, grad_smooth, target, log_sums, pixel, inside, ignore_index, channels, SMOOTHING: tl.constexpr):
     """What the gradient of some pixels needs to know; nothing comes from labels that do not count."""
     label = tl.load(target + pixel, mask=inside, other=ignore_index)
     valid = inside & (label != ignore_index) & (label >= 0) & (label < channels)
-    exact = tl.load(total + pixel, mask=valid, other=0.0)
-    origin = tl.where(exact < _FAR_BELOW, tl.floor(exact), 0.0)  # z - origin is exact where it matters
-    lse = (exact - origin).to(tl.float32)
+    lse = tl.load(log_sums + pixel, mask=valid, other=0.0)
     of_nll = tl.load(grad_nll + pixel, mask=valid, other=0.0)
     of_smooth = of_nll * 0.0
     if SMOOTHING:
         of_smooth = tl.load(grad_smooth + pixel, mask=valid, other=0.0)
-    return label.to(tl.int32), valid, origin.to(tl.float32), lse, of_nll, of_smooth
+    return label.to(tl.int32), valid, lse, of_nll, of_smooth
 
 
 @triton.jit
 def _gradient(
-    z, channel, channels, label, valid, origin, lse, of_nll, of_smooth, smoothing_weight, smoothing_sum,
+    z, channel, channels, label, valid, lse, of_nll, of_smooth, smoothing_weight, smoothing_sum,
     SMOOTHING: tl.constexpr,
 ):  # fmt: skip
     """d nll / dz = softmax - one-hot;  d smooth / dz = softmax * sum(w) - w. Of logits (channels, columns)."""
     is_label = channel[:, None] == label[None, :]
-    softmax = tl.exp2(z - origin[None, :] - lse[None, :])
+    softmax = tl.exp2(z - lse[None, :])
     # softmax - 1 before scaling keeps digits where softmax is nearly 1
     gradient = tl.where(is_label, softmax - 1, softmax) * of_nll[None, :]
     if SMOOTHING:
@@ -247,13 +329,17 @@ def _to_nodes(pixels, weight, poisoned, PRECISION: tl.constexpr, NODES: tl.const
 
 @triton.jit
 def _differentiate_resized(
-    grad_nll, grad_smooth, logits, peak, target, total, smoothing_weight, smoothing_sum,
+    grad_nll, grad_smooth, logits, peak, target, origins, log_sums, smoothing_weight, smoothing_sum,
     row_fraction, row_start, column_cell, column_fraction, column_start, gradient,
+    lowest_origin, fine_row_fraction, fine_column_fraction,
     ignore_index, channels, height, width, H, W, owned, rows_of_nodes, stride_n, stride_c, stride_h, stride_w,
-    SMOOTHING: tl.constexpr, PRECISION: tl.constexpr,
+    SMOOTHING: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, NODES: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of ``owned`` nodes in each of some rows of nodes, for some classes."""
+    """The gradient of ``owned`` nodes in each of some rows of nodes, for some classes.
+
+    With FINE, only where rows of pixels next to them have a finite origin: there it is computed anew.
+    """
     program, chunks, tiles = tl.program_id(0), tl.cdiv(channels, CHANNELS), tl.cdiv(width, owned)
     channel = program % chunks * CHANNELS + tl.arange(0, CHANNELS)
     program, some = program // chunks, (channel < channels)[:, None]
@@ -267,6 +353,11 @@ def _differentiate_resized(
     logits, peak = logits + n * stride_n + channel[:, None].to(tl.int64) * stride_c, peak + n * height * width
     gradient += (n * channels + channel)[:, None] * height * width + node[None, :]
     owns = some & (node < tl.minimum(first_node + owned, width))[None, :]
+    if FINE:
+        origin_of_rows = tl.full([], _INF, tl.float32)
+        for y in range(tl.load(row_start + first), tl.load(row_start + last + 1)):
+            origin_of_rows = tl.minimum(origin_of_rows, tl.load(lowest_origin + n * H + y))
+        last = tl.where(origin_of_rows < _INF, last, first - 1)  # no row at all
 
     of_above = tl.zeros([CHANNELS, NODES], tl.float32)
     for cell in range(first, last + 1):  # between the nodes cell - 1 and cell
@@ -294,13 +385,24 @@ def _differentiate_resized(
             poison = tl.zeros([COLUMNS], tl.float32)
             for y in range(begin, end):
                 down = tl.load(row_fraction + y)
-                label, valid, origin, lse, of_nll, of_smooth = _of_pixels(
-                    grad_nll, grad_smooth, target, total, (n * H + y) * W + x, some_columns, ignore_index, channels,
-                    SMOOTHING,
-                )  # fmt: skip
+                pixel = (n * H + y) * W + x
+                label, valid, lse, of_nll, of_smooth = _of_pixels(
+                    grad_nll, grad_smooth, target, log_sums, pixel, some_columns, ignore_index, channels, SMOOTHING
+                )
                 poison += (lse + of_nll + of_smooth) * 0.0
+                z = top + down * difference
+                if FINE:
+                    origin = tl.load(origins + pixel, mask=valid, other=_INF)[None, :]
+                    at_above, at_below = logits + above * stride_h, logits + below * stride_h
+                    fine = _interpolate_finely(
+                        at_above + left_in_row, at_above + right_in_row,
+                        at_below + left_in_row, at_below + right_in_row, some,
+                        tl.load(fine_column_fraction + x, mask=some_columns, other=0.0)[None, :],
+                        tl.load(fine_row_fraction + y),
+                    )  # fmt: skip
+                    z = tl.where(origin < _INF, (fine - origin.to(tl.float64)).to(tl.float32), z)
                 of_pixels = _gradient(
-                    top + down * difference, channel, channels, label, valid, origin, lse, of_nll, of_smooth,
+                    z, channel, channels, label, valid, lse, of_nll, of_smooth,
                     smoothing_weight, smoothing_sum, SMOOTHING,
                 )  # fmt: skip
                 upper += (1 - down) * of_pixels
@@ -323,7 +425,7 @@ def _differentiate_resized(
 
 @triton.jit
 def _differentiate_same_size(
-    grad_nll, grad_smooth, logits, peak, target, total, smoothing_weight, smoothing_sum, gradient,
+    grad_nll, grad_smooth, logits, peak, target, log_sums, smoothing_weight, smoothing_sum, gradient,
     ignore_index, channels, W, stride_n, stride_c, stride_w,
     SMOOTHING: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -332,8 +434,8 @@ def _differentiate_same_size(
     x, n = (program % tiles).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS), (program // tiles).to(tl.int64)
     inside = x < W
     at = tl.where(inside, x, 0)
-    label, valid, origin, lse, of_nll, of_smooth = _of_pixels(
-        grad_nll, grad_smooth, target, total, n * W + x, inside, ignore_index, channels, SMOOTHING
+    label, valid, lse, of_nll, of_smooth = _of_pixels(
+        grad_nll, grad_smooth, target, log_sums, n * W + x, inside, ignore_index, channels, SMOOTHING
     )
     largest = tl.load(peak + n * W + at)[None, :]
     for c in range(0, channels, CHANNELS):
@@ -341,7 +443,7 @@ def _differentiate_same_size(
         some, class_offset = (channel < channels)[:, None], channel[:, None].to(tl.int64)
         z = tl.load(logits + n * stride_n + class_offset * stride_c + at[None, :] * stride_w, mask=some, other=-_INF)
         of_logits = _gradient(
-            _shifted(z, largest), channel, channels, label, valid, origin, lse, of_nll, of_smooth,
+            _shifted(z, largest), channel, channels, label, valid, lse, of_nll, of_smooth,
             smoothing_weight, smoothing_sum, SMOOTHING,
         )  # fmt: skip
         to = gradient + (n * channels + class_offset) * W + x[None, :]
@@ -382,25 +484,33 @@ def forward(
     """As :func:`mmseg_wce.kernels.strips.forward`, for float32, float16 and bfloat16 logits."""
     tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
     z, rows, columns = problem.logits, problem.rows, problem.columns
+    resized = rows is not None
     nll = torch.empty(target.shape, dtype=torch.float32, device=target.device)
-    total = torch.empty_like(nll, dtype=torch.float64)
+    total = nll.new_empty(2 if resized else 1, *target.shape)  # origins where resized, logarithms of sums
     smooth = None if smoothing_weight is None else torch.empty_like(nll)
     correct = torch.empty(target.shape, dtype=torch.bool, device=target.device)
     (height, width), (H, W) = z.shape[2:], problem.target.shape[1:]
-    resized = rows is not None
     rows_at_once = _rows_at_once(height, H, align_corners, min(tiles.lanes, _MOST_ROWS)) if resized else 1
     programs = z.shape[0] * (height + 1 if resized else 1) * triton.cdiv(W, tiles.forward_columns)
+    sizes = z.shape[1], height, width, H, W, *z.stride()
     with torch.cuda.device_of(logits):
         _measure[(programs,)](
-            z, problem.peak, problem.peak if smooth is None else z.amin(1).float(), problem.target,
+            z, problem.peak, problem.peak if smooth is None or resized else z.amin(1).float(), problem.target,
             problem.weight, problem.weight_sum,
             *((rows.fraction, rows.start, columns.cell, columns.fraction) if resized else [None] * 4),
-            nll, smooth, correct, total,
-            ignore_index, z.shape[1], height, width, H, W, *z.stride(),
+            nll, smooth, correct, total[0], total[-1], ignore_index, *sizes,
             RESIZED=resized, SMOOTHING=smooth is not None,
             CHANNELS=tiles.lanes // rows_at_once, ROWS=rows_at_once, COLUMNS=tiles.forward_columns,
             **launch_options(warps=4),
         )  # fmt: skip
+        if resized:
+            _measure_finely[(programs,)](
+                z, problem.target, problem.weight, problem.weight_sum,
+                rows.fine_fraction, rows.start, columns.cell, columns.fine_fraction,
+                nll, smooth, correct, *total, *sizes,
+                SMOOTHING=smooth is not None, CHANNELS=min(tiles.lanes, triton.next_power_of_2(z.shape[1])),
+                ROWS=tiles.fine_rows, COLUMNS=tiles.forward_columns, **launch_options(warps=4),
+            )  # fmt: skip
     return nll, smooth, correct, total
 
 
@@ -418,15 +528,15 @@ def backward(
     tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
     z, rows, columns = problem.logits, problem.rows, problem.columns
     gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    grad_nll = torch.zeros_like(total, dtype=torch.float32) if grad_nll is None else grad_nll.contiguous()
+    grad_nll = torch.zeros_like(total[0]) if grad_nll is None else grad_nll.contiguous()
     grad_smooth = None if grad_smooth is None else grad_smooth.contiguous()
     (images, channels, height, width), (H, W) = z.shape, problem.target.shape[1:]
-    maps = (grad_nll, grad_smooth, z, problem.peak, problem.target, total, problem.weight, problem.weight_sum)
+    maps, weights = (grad_nll, grad_smooth, z, problem.peak, problem.target), (problem.weight, problem.weight_sum)
     smoothing = grad_smooth is not None
     with torch.cuda.device_of(logits):
         if rows is None:
             _differentiate_same_size[(images * triton.cdiv(W, tiles.forward_columns),)](
-                *maps, gradient, ignore_index, channels, W, z.stride(0), z.stride(1), z.stride(3),
+                *maps, total[0], *weights, gradient, ignore_index, channels, W, z.stride(0), z.stride(1), z.stride(3),
                 SMOOTHING=smoothing, CHANNELS=tiles.lanes, COLUMNS=tiles.forward_columns, **launch_options(warps=4),
             )  # fmt: skip
         else:
@@ -434,13 +544,16 @@ def backward(
             owned = _nodes_to_own(width, W, align_corners, tiles.nodes, tiles.columns)
             programs = triton.cdiv(channels, at_once) * triton.cdiv(width, owned)
             programs *= triton.cdiv(height, tiles.rows_of_nodes) * images
-            _differentiate_resized[(programs,)](
-                *maps, rows.fraction, rows.start, *columns, gradient, ignore_index, channels, height, width, H, W,
-                owned, tiles.rows_of_nodes, *z.stride(),
-                SMOOTHING=smoothing, PRECISION=_precision(z.dtype),
-                CHANNELS=at_once, COLUMNS=tiles.columns, NODES=tiles.nodes,
-                **launch_options(backward_warps(at_once, tiles.columns)),
-            )  # fmt: skip
+            lowest_origin = total[0].amin(-1)
+            for fine in (False, True):
+                _differentiate_resized[(programs,)](
+                    *maps, *total, *weights, rows.fraction, rows.start, columns.cell, columns.fraction, columns.start,
+                    gradient, lowest_origin, rows.fine_fraction, columns.fine_fraction,
+                    ignore_index, channels, height, width, H, W, owned, tiles.rows_of_nodes, *z.stride(),
+                    SMOOTHING=smoothing, FINE=fine, PRECISION=_precision(z.dtype),
+                    CHANNELS=at_once, COLUMNS=tiles.columns, NODES=tiles.nodes,
+                    **launch_options(backward_warps(at_once, tiles.columns)),
+                )  # fmt: skip
     return gradient
 
 

@@ -13,10 +13,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 FLOAT32 = 'peak lowest smoothing_weight smoothing_sum row_fraction column_fraction nll smooth grad_nll grad_smooth'
-TYPES = dict.fromkeys(FLOAT32.split(), '*fp32') | dict(total='*fp64')
+TYPES = dict.fromkeys([*FLOAT32.split(), 'origins', 'log_sums', 'lowest_origin'], '*fp32')
+TYPES |= dict.fromkeys(('fine_row_fraction', 'fine_column_fraction'), '*fp64')
 TYPES |= dict(target='*i64', correct='*i1', row_start='*i32', column_cell='*i32', column_start='*i32')
 OF_SMOOTHING = ('smooth', 'grad_smooth', 'smoothing_weight', 'smoothing_sum')
-OF_RESIZING = ('row_fraction', 'row_start', 'column_cell', 'column_fraction')
+OF_RESIZING = ('row_fraction', 'row_start', 'column_cell', 'column_fraction', 'origins')
 
 
 def compiled(kernel, dtype: str, capability: int, warps: int, constants: dict) -> dict:
@@ -35,7 +36,8 @@ def compiled(kernel, dtype: str, capability: int, warps: int, constants: dict) -
         tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
         usage = subprocess.run([tool, '-res-usage', file.name], capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf'{what}:(\d+)', usage)[1]) for what in ('REG', 'STACK'))
-    return dict(kernel=kernel.__name__, dtype=dtype, capability=capability, registers=registers, stack=stack)
+    fine = kernel is kernels._measure_finely or constants.get('FINE', False)
+    return dict(kernel=kernel.__name__, fine=fine, dtype=dtype, registers=registers, stack=stack)
 
 
 def main(capability: int) -> None:
@@ -47,16 +49,22 @@ def main(capability: int) -> None:
             same = common | dict.fromkeys(OF_RESIZING) | dict(RESIZED=False)
             resized = common | dict(RESIZED=True)
             backward = common | dict(CHANNELS=tiles.channels, COLUMNS=tiles.columns, NODES=tiles.nodes)
-            backward |= dict(PRECISION='tf32' if dtype == 'bf16' else 'ieee')
+            backward |= dict(PRECISION='tf32' if dtype == 'bf16' else 'ieee', FINE=False)
             few_channels = dict(CHANNELS=16)
             for kernel, warps, constants in (
                 (kernels._measure, 4, same),
                 (kernels._measure, 4, resized | dict(ROWS=2, CHANNELS=tiles.lanes // 2)),
                 (kernels._measure, 4, resized | dict(ROWS=4, CHANNELS=tiles.lanes // 4)),
                 (kernels._measure, 4, resized | dict(ROWS=8, CHANNELS=tiles.lanes // 8)),
+                (kernels._measure_finely, 4, common),
                 (kernels._differentiate_same_size, 4, same),
                 (kernels._differentiate_resized, kernels.backward_warps(tiles.channels, tiles.columns), backward),
                 (kernels._differentiate_resized, kernels.backward_warps(16, tiles.columns), backward | few_channels),
+                (
+                    kernels._differentiate_resized,
+                    kernels.backward_warps(16, tiles.columns),
+                    backward | few_channels | dict(FINE=True),
+                ),
             ):
                 print(json.dumps(compiled(kernel, dtype, capability, warps, constants)), flush=True)
 

@@ -75,5 +75,6 @@ def test_kernels_compile_for_gpus(capability):
 
     assert found.returncode == 0, found.stderr
     kernels = [json.loads(line) for line in found.stdout.splitlines() if line.startswith('{')]
-    assert len(kernels) == 42
-    assert all(kernel['stack'] <= 320 for kernel in kernels), kernels  # bytes: some spills outside the inner loops
+    assert len(kernels) == 54
+    usual = [kernel for kernel in kernels if not kernel['fine']]  # the others rarely do more than look if they have to
+    assert all(kernel['stack'] <= 320 for kernel in usual), kernels  # bytes: some spills outside the inner loops

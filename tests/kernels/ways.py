@@ -12,7 +12,9 @@ CUDA = torch.cuda.is_available()
 if _HAS_TRITON and not CUDA:
     from mmseg_wce.kernels import triton
 
-    triton.TILES = triton.Tiles(lanes=1024, channels=256)  # the interpreter is slow per program, not per element
+    triton.TILES = triton.Tiles(
+        lanes=1024, fine_rows=8, channels=256
+    )  # the interpreter is slow per program, not per element
 
 
 @dataclass(frozen=True)
