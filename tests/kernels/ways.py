@@ -45,17 +45,22 @@ class Way:
         return pixel_nll(logits.to(self.device), target.to(self.device), backend=self.backend, **options)
 
 
-def _ways(*names):
+def _ways(*names, slow_without_gpu=()):
     found = [(name, 'cuda' if CUDA and name == 'triton' else 'cpu') for name in names]
     found += [(name, 'cuda') for name in names if CUDA and name != 'triton']
     without = pytest.mark.skipif(not _HAS_TRITON, reason='the package triton is not installed')
-    return pytest.mark.parametrize(
-        'way', [pytest.param(Way(*w), id='-'.join(w), marks=[without] if w[0] == 'triton' else []) for w in found]
-    )
+
+    def marks(way: tuple[str, str]) -> list:
+        slow = [pytest.mark.slow] if way[0] in slow_without_gpu and not CUDA else []
+        return [*slow, without] if way[0] == 'triton' else slow
+
+    return pytest.mark.parametrize('way', [pytest.param(Way(*w), id='-'.join(w), marks=marks(w)) for w in found])
 
 
 STRIPS = Way('strips', 'cpu')
 fused, every_way = _ways('strips', 'triton'), _ways('strips', 'triton', 'reference')
+# Triton's interpreter takes minutes for what the others do in seconds
+every_way_or_slowly = _ways('strips', 'triton', 'reference', slow_without_gpu=('triton',))
 
 
 def resize(logits, size, align_corners=False):
