@@ -60,7 +60,10 @@ def _ways(*names, slow_without_gpu=()):
 STRIPS = Way('strips', 'cpu')
 fused, every_way = _ways('strips', 'triton'), _ways('strips', 'triton', 'reference')
 # Triton's interpreter takes minutes for what the others do in seconds
-every_way_or_slowly = _ways('strips', 'triton', 'reference', slow_without_gpu=('triton',))
+every_way_or_slowly, not_triton = (
+    _ways('strips', 'triton', 'reference', slow_without_gpu=('triton',)),
+    _ways('strips', 'reference'),
+)
 
 
 def resize(logits, size, align_corners=False):
