@@ -281,8 +281,9 @@ class Laboratory:
 
     def no_pointer(self) -> Outcome:
         training = self.stopped('pointer')
+        lost = training.step_reached() - training.last_step()
         (training.folder / 'last_checkpoint').write_text('')
-        return self.outcome("killed while mmengine's `last_checkpoint` is written: it is empty", training, 0)
+        return self.outcome("killed while mmengine's `last_checkpoint` is written: it is empty", training, lost)
 
     def failing(self, name: str, do: Callable[[subprocess.Popen], None]) -> tuple[Training, str]:
         """After the second checkpoint something happens, and the training ends by itself. Returns its last words."""
