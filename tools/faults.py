@@ -5,6 +5,7 @@ its disk is full, an image and a label become unreadable; two processes on CamVi
 """
 
 import argparse
+import json
 import os
 import platform
 import random
@@ -30,6 +31,7 @@ from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.recovery import checkpoints_in
 from rich.console import Console
 from rich.progress import Progress
+from semantics_table import built_in_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / 'docs' / 'reliability.md'
@@ -81,11 +83,12 @@ class Training:
         with self.log.open('w') as log:
             return subprocess.Popen(
                 [*command, '--cfg-options', *self.options],
+                cwd=self.folder.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=dict(os.environ, PORT=str(_free_port()), PYTHON=sys.executable, OMP_NUM_THREADS='1'),
+                env=dict(os.environ, PORT=str(free_port()), PYTHON=sys.executable, OMP_NUM_THREADS='1'),
             )
 
     def run(self, resume: bool = False) -> str:
@@ -127,7 +130,7 @@ class Outcome:
         return [self.fault, str(self.times), self.said, lost, 'the same bits' if self.same else '**another result**']
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         return free.getsockname()[1]
@@ -184,10 +187,9 @@ class Laboratory:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
-        generate_demo_scenes(folder / 'data/demo_scenes', num_training=8, num_validation=2)
-        weights = '[' + ', '.join(str(0.5 + c) for c in range(10)) + ']'
-        (folder / 'data/demo_scenes/class_weight.json').write_text(weights)
-        self.data = folder / 'data/demo_scenes'
+        self.data = folder / 'data/demo_scenes'  # where the config looks
+        generate_demo_scenes(self.data, num_training=8, num_validation=2)
+        (self.data / 'class_weight.json').write_text(json.dumps([0.5 + c for c in range(10)]))
         start = time.monotonic()
         unbroken = self.training('unbroken')
         unbroken.run()
@@ -195,26 +197,16 @@ class Laboratory:
 
     def training(self, name: str) -> Training:
         """Of the same data, in a folder of its own."""
-        from importlib import metadata
-
-        fork = any(metadata.distributions(name='onedl-mmsegmentation'))
-        options = [*OPTIONS, *DEMO_OPTIONS, *(WITHOUT_RANDOM_PIXELS if fork else [])]
-        for split in ('train', 'val'):
-            options.append(f'{split}_dataloader.dataset.data_root={self.data}')
-        options += [
-            f'model.{head}.loss_decode.class_weight={self.data / "class_weight.json"}'
-            for head in ('decode_head', 'auxiliary_head.0', 'auxiliary_head.1')
-        ]
+        options = [*OPTIONS, *DEMO_OPTIONS, *(WITHOUT_RANDOM_PIXELS if 'onedl' in built_in_name() else [])]
         command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(CONFIG)]
         return Training(command, self.folder / name, options)
 
-    def outcome(self, fault: str, training: Training, lost: int, said: str = '', times: int = 1) -> Outcome:
-        """Of a training that is resumed now."""
+    def outcome(self, fault: str, training: Training, lost: int, said: str | None = None) -> Outcome:
+        """Of a training that is resumed now, and what it said before, or says then of damaged checkpoints."""
         output = training.run(resume=True)
-        if '{resumed}' in said:
-            words = re.findall(r'--resume: damaged, and left alone: (.*)', output)
-            said = said.format(resumed=words[-1] if words else 'nothing')
-        return Outcome(fault, times, self.shortened(said), lost, same(training.result(), self.expected))
+        if said is None:
+            said = ''.join(re.findall(r'--resume: damaged, and left alone: (.*)', output)[-1:])
+        return Outcome(fault, 1, self.shortened(said), lost, same(training.result(), self.expected))
 
     def shortened(self, said: str) -> str:
         """Without the folders of this machine and the wording of PyTorch's errors."""
@@ -253,7 +245,7 @@ class Laboratory:
         path = training.checkpoint(step)
         wait_until(process, lambda: path.exists() and path.stat().st_size > size // 2)
         kill(process)
-        return self.outcome('SIGKILL while a checkpoint is written', training, step - training.last_step(), '{resumed}')
+        return self.outcome('SIGKILL while a checkpoint is written', training, step - training.last_step())
 
     def stopped(self, name: str) -> Training:
         """Killed some iterations after its second checkpoint."""
@@ -268,7 +260,7 @@ class Laboratory:
         training = self.stopped('truncated')
         step = training.last_step()
         os.truncate(training.checkpoint(step), 10_000)
-        return self.outcome('the last checkpoint cut off', training, step - training.last_step(), '{resumed}')
+        return self.outcome('the last checkpoint cut off', training, step - training.last_step())
 
     def flipped_bit(self) -> Outcome:
         training = self.stopped('flipped')
@@ -277,7 +269,7 @@ class Laboratory:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        return self.outcome('a bit of the last checkpoint flipped', training, step - training.last_step(), '{resumed}')
+        return self.outcome('a bit of the last checkpoint flipped', training, step - training.last_step())
 
     def no_pointer(self) -> Outcome:
         training = self.stopped('pointer')

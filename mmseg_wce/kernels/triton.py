@@ -219,12 +219,12 @@ def _measure(
             far = (sum_z < _SMALLEST_SUM) | (own < -_LIMIT) | (mean < -_LIMIT)
             tl.store(origins + pixel, tl.where(far & valid, 0.0, _INF), mask=inside)
         else:
-            own = _shifted(tl.load(at + left[None, :] * stride_w), tl.load(peak + left)[None, :])
+            raw = tl.load(at + left[None, :] * stride_w)
+            own = _shifted(raw, tl.load(peak + left)[None, :])
         loss = (lse - own) * _LN_2
         loss = tl.where(loss < 0, 0.0, loss)  # of rounding
         if not RESIZED:
-            masked = tl.load(at + left[None, :] * stride_w) == -_INF
-            loss = tl.where(masked & (loss > _LIMIT), _INF, loss)
+            loss = tl.where((raw == -_INF) & (loss > _LIMIT), _INF, loss)
         refused = tl.where(counted, float('nan'), 0.0)
         tl.store(nll + pixel, tl.where(valid, loss, refused), mask=inside)
         tl.store(log_sums + pixel, lse, mask=inside)

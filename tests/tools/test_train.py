@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,13 +26,6 @@ SMALL = [
 ]
 
 
-# The fork's mmengine goes on at the right samples, but with the random augmentation of the first iterations.
-WITHOUT_RANDOM_PIXELS = [
-    f'train_dataloader.dataset.pipeline.{i}.{setting}'
-    for i, setting in ((2, 'prob=0.0'), (3, 'type=RandomFlip'), (3, 'prob=0.0'))
-]
-
-
 def command(root, tool: str, *arguments: str, options: list[str] = ()) -> list[str]:
     return [sys.executable, str(root / 'tools' / tool), *arguments, '--cfg-options', *SMALL, *options]
 
@@ -52,9 +44,9 @@ def losses(work_dir) -> dict[int, float]:
 
 
 @pytest.mark.heavy
-def test_killed_training_resumes_where_it_was(root, demo_folder):
+def test_killed_training_resumes_where_it_was(root, demo_folder, import_tool):
     options = ['train_cfg.max_iters=30', 'train_cfg.val_interval=30', 'default_hooks.checkpoint.interval=5']
-    options += WITHOUT_RANDOM_PIXELS if FORK else []
+    options += import_tool('faults').WITHOUT_RANDOM_PIXELS if FORK else []
     config = str(root / WEIGHTED)
     run(command(root, 'train.py', config, '--work-dir', 'unbroken', options=options))
     killed = subprocess.Popen(
@@ -86,12 +78,10 @@ def test_killed_training_resumes_where_it_was(root, demo_folder):
     assert set(np.unique(predictions)) <= set(range(1, 11))  # the files' convention: classes start at 1
 
 
-def test_two_processes_on_cpu(root, demo_folder, monkeypatch):
+def test_two_processes_on_cpu(root, demo_folder, import_tool, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip('a machine with CUDA devices trains on them')
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        monkeypatch.setenv('PORT', str(free.getsockname()[1]))
+    monkeypatch.setenv('PORT', str(import_tool('faults').free_port()))
     monkeypatch.setenv('PYTHON', sys.executable)
     options = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3']
     config, tools = str(root / WEIGHTED), root / 'tools'
