@@ -58,21 +58,30 @@ def _missing_op(op: str):
 
 
 def _let_checkpoints_load_safely() -> None:
-    """Let ``torch.load(weights_only=True)`` read the training state that mmengine stores in its checkpoints.
+    """Let ``torch.load(weights_only=True)`` read all that mmengine stores in its checkpoints, and execute none of them.
 
-    Condition: torch >= 2.6, where weights_only became the default, and an mmengine that does not look after it: below
-    0.11, and not the fork's. What is allowed here can only hold numbers, see :mod:`mmseg_wce.plain_arrays`; every other
-    class is still refused.
+    What is allowed can only hold numbers, see :mod:`mmseg_wce.plain_arrays`; every other class is refused. Files from
+    an address, and with the fork all files that are refused, would otherwise be loaded without ``weights_only``.
+
+    Condition: torch >= 2.6, where weights_only became the default.
     """
-    import mmengine
+    from mmengine.logging.history_buffer import HistoryBuffer
     from mmengine.runner import checkpoint
 
-    looked_after = Version(mmengine.__version__) >= Version('0.11') or hasattr(checkpoint, 'get_torch_safe_globals')
-    if torch.__version__ < torch.torch_version.TorchVersion('2.6') or looked_after:
+    if torch.__version__ < torch.torch_version.TorchVersion('2.6'):
         return
-    from mmengine.logging.history_buffer import HistoryBuffer
-
     torch.serialization.add_safe_globals([HistoryBuffer, (_history_statistic, 'builtins.getattr'), *SAFE_GLOBALS])
+    checkpoint.load_url = _load_from_address
+    if hasattr(checkpoint, '_safe_torch_load'):  # of the fork
+        checkpoint._safe_torch_load = _load_safely
+
+
+def _load_from_address(url: str, **options):
+    return torch.hub.load_state_dict_from_url(url, **options, weights_only=True)
+
+
+def _load_safely(file, map_location=None, weights_only: bool | None = None):
+    return torch.load(file, map_location=map_location, weights_only=True)
 
 
 def _history_statistic(owner: type, name: str):

@@ -4,7 +4,6 @@ import pickle
 import warnings
 
 import mmcv
-import mmengine
 import numpy as np
 import pytest
 import torch
@@ -132,18 +131,11 @@ def test_applies_twice():
     compat.apply()
 
 
-def test_nothing_is_allowed_where_torch_or_mmengine_do_not_need_it(monkeypatch):
+def test_nothing_is_allowed_where_torch_does_not_need_it(monkeypatch):
     monkeypatch.setattr(torch.serialization, 'add_safe_globals', lambda _: pytest.fail('not needed here'))
+    monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.5.1'))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.5.1'))
-        compat._let_checkpoints_load_safely()
-    with monkeypatch.context() as patch:
-        patch.setattr(mmengine, '__version__', '0.11')
-        compat._let_checkpoints_load_safely()
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, 'get_torch_safe_globals', list, raising=False)
-        compat._let_checkpoints_load_safely()
+    compat._let_checkpoints_load_safely()
 
 
 def test_pkg_resources_does_not_warn(recwarn):

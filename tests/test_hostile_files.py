@@ -5,10 +5,15 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmseg_wce.class_weights import load_class_weight, load_statistics
 from mmseg_wce.preflight import PreflightError, check_checkpoint
@@ -104,6 +109,41 @@ def test_checkpoints(tmp_path, marker, kind):
     else:
         with pytest.raises(PreflightError, match='cannot be read'):
             check_checkpoint(path)
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    """Of the folder, on a server."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'downloads'))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+    server.server_close()
+
+
+NAMED = ('torchvision://model', 'open-mmlab://model', 'openmmlab://model', 'mmcls://model')
+
+
+@pytest.mark.parametrize('name', ['', *NAMED])
+@pytest.mark.parametrize('kind', ['pth', 'old pth', 'pkl'])
+def test_checkpoints_from_an_address(tmp_path, marker, address, monkeypatch, kind, name):
+    write(tmp_path / 'model.pth', kind, marker)
+    for of_names in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
+        monkeypatch.setattr(checkpoint, of_names, lambda: dict(model=f'{address}/model.pth'))
+
+    with pytest.raises(pickle.UnpicklingError, match=r'mkdir|Weights only'):
+        CheckpointLoader.load_checkpoint(name or f'{address}/model.pth', map_location='cpu')
+
+
+def test_a_checkpoint_from_an_address_loads(tmp_path, address):
+    history = HistoryBuffer([1.0, 3.0], [1, 1])
+    torch.save(dict(state_dict=dict(weight=torch.ones(2)), message_hub=dict(loss=history)), tmp_path / 'model.pth')
+
+    loaded = CheckpointLoader.load_checkpoint(f'{address}/model.pth', map_location='cpu')
+
+    assert loaded['state_dict']['weight'].tolist() == [1, 1]
+    assert loaded['message_hub']['loss'].mean() == 2
 
 
 def test_names_do_not_reach_a_shell(root, tmp_path, marker):

@@ -58,7 +58,6 @@ def fill_corners(
     last: int,
     corners: Tensor,
     unshifted: bool = False,
-    log2_e: float = LOG2_E,
     masked: float = MASKED_IN_FLOAT64,
 ) -> None:
     """Nodes left and right of every cell, in the rows of nodes around a band.
@@ -70,13 +69,13 @@ def fill_corners(
         logits: (C, h, w).
         first, last: the rows of cells.
         corners: (last - first + 1, 2, C, K), overwritten.
-        unshifted: subtract nothing; then corners are float64.
+        unshifted: logits as they are, in natural units; then corners are float64.
     """
     begin, end = max(first - 1, 0), min(last, grid.nodes[0])  # rows of nodes inside the image
     nodes = torch.empty([end - begin, logits.shape[0], grid.nodes[1]], dtype=corners.dtype, device=corners.device)
     nodes.copy_(logits[:, begin:end].transpose(0, 1))
     if unshifted:
-        nodes.mul_(log2_e).clamp_(min=masked)
+        nodes.clamp_(min=masked)
     else:
         shift(nodes)
     offset = begin - (first - 1)
@@ -176,11 +175,13 @@ def _measure_finely(
     parts: list[tuple[int, int, int, int]],
     y: Tensor,
     ln_2: float = LN_2,
+    log2_e: float = LOG2_E,
 ) -> None:
     """The maps of a band in float64, from logits as they are.
 
     A maximum that is subtracted from a node takes the digits of its small logits along. Elsewhere that does no harm,
-    since these classes hardly count; between neighbours that disagree they may be all there is.
+    since these classes hardly count; between neighbours that disagree they may be all there is. Nor are nodes scaled to
+    units of log 2: neighbours of few digits, which cancel exactly, would no longer.
     """
     begin, end = grid.starts[first], grid.starts[last]
     shape = [last - first + 1, 2, image.logits.shape[0], grid.cells]
@@ -193,7 +194,7 @@ def _measure_finely(
         weight = weight.to(torch.float64)
     for cell, number, row, stop in parts:
         a, b = row - begin, stop - begin
-        z = expand_finely(corners[cell - first : cell - first + number + 1], grid, row, stop)
+        z = expand_finely(corners[cell - first : cell - first + number + 1], grid, row, stop).mul_(log2_e)
         measure_unshifted(z, y[a:b], total[a:b], target_logit[a:b], rival[a:b], weight, mean[a:b])
     log_sum, peak = total.log2(), torch.maximum(target_logit, rival)
     dtype = image.nll.dtype
@@ -237,6 +238,7 @@ def differentiate_band(
     corners: Tensor,
     tile: Tensor,
     corner_gradient: Tensor,
+    log2_e: float = LOG2_E,
 ) -> tuple[Tensor, Tensor]:
     """Write the gradient of the rows of nodes that no other band shares; return what it adds to those it does share.
 
@@ -274,7 +276,7 @@ def differentiate_band(
             z, a, b = tile[: stop - row], row - begin, stop - begin
             around = corners[cell - first : cell - first + number + 1]
             if finely:
-                fine = expand_finely(around, grid, row, stop)
+                fine = expand_finely(around, grid, row, stop).mul_(log2_e)
                 apply(of_slots, fine, y[a:b], weight, True, a, b)
                 z.copy_(fine)
             else:

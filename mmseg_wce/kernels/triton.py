@@ -58,16 +58,22 @@ def _shifted(logit, peak):
 
 
 @triton.jit
+def _mixed(a, b, share):
+    """Not a + share * (b - a): next to a large one, the difference would cost a small number its digits."""
+    return (1 - share) * a + share * b
+
+
+@triton.jit
 def _between(at_left, at_right, some, peak_left, peak_right, along):
     """A row of nodes, interpolated to columns of pixels: (channels, columns)."""
     left = _shifted(tl.load(at_left, mask=some, other=-_INF), peak_left[None, :])
     right = _shifted(tl.load(at_right, mask=some, other=-_INF), peak_right[None, :])
-    return left + along[None, :] * (right - left)
+    return _mixed(left, right, along[None, :])
 
 
 @triton.jit
 def _fine(at, some):
-    z = tl.load(at, mask=some, other=-_INF).to(tl.float64) * _LOG2_E
+    z = tl.load(at, mask=some, other=-_INF).to(tl.float64)
     return tl.where(z < _MASKED_IN_FLOAT64, _MASKED_IN_FLOAT64, z)
 
 
@@ -75,9 +81,9 @@ def _fine(at, some):
 def _interpolate_finely(above_left, above_right, below_left, below_right, some, along, down):
     """From pointers; -inf where a class is masked. An origin in float32 is then near enough that 2^z has a value."""
     left, right = _fine(above_left, some), _fine(above_right, some)
-    top = left + along * (right - left)
+    top = _mixed(left, right, along)
     left, right = _fine(below_left, some), _fine(below_right, some)
-    z = top + down * (left + along * (right - left) - top)
+    z = _mixed(top, _mixed(left, right, along), down) * _LOG2_E
     return tl.where(tl.abs(z) > _LARGE, z.to(tl.float32).to(tl.float64), z)
 
 
@@ -140,18 +146,21 @@ def _sweep(
         if RESIZED:
             top = _between(above_left, above_right, some, peak_above_left, peak_above_right, along)
             bottom = _between(below_left, below_right, some, peak_below_left, peak_below_right, along)
-            z = top[:, None, :] + down[None, :, None] * (bottom - top)[:, None, :]
+            z = _mixed(top[:, None, :], bottom[:, None, :], down[None, :, None])
             above_right += step
             below_left += step
             below_right += step
         else:
-            z = _shifted(tl.load(above_left, mask=some, other=-_INF), peak_above_left[None, :])[:, None, :]
+            raw = tl.load(above_left, mask=some, other=-_INF)
+            z = _shifted(raw, peak_above_left[None, :])[:, None, :]
         above_left += step
         sums += tl.exp2(z)
         larger = z > largest
         largest, chunk = tl.where(larger, z, largest), tl.where(larger, c, chunk)
         if SMOOTHING:
             weight = tl.load(smoothing_weight + c + lane, mask=c + lane < channels, other=0.0)[:, None, None]
+            if not RESIZED:
+                z = tl.where((raw == -_INF)[:, None, :], -_INF, z)
             means += tl.where(weight == 0, 0.0, weight * z)
     peak_z = tl.max(largest, 0)
     winner = tl.min(tl.where(largest == peak_z[None], chunk + lane[:, None, None], channels), 0)
@@ -160,7 +169,7 @@ def _sweep(
 
 @triton.jit
 def _measure(
-    logits, peak, lowest, target, smoothing_weight, smoothing_sum,
+    logits, peak, target, smoothing_weight, smoothing_sum,
     row_fraction, row_start, column_cell, column_fraction,
     nll, smooth, correct, origins, log_sums,
     ignore_index, channels, height, width, H, W, stride_n, stride_c, stride_h, stride_w,
@@ -185,7 +194,7 @@ def _measure(
         along = tl.zeros([COLUMNS], tl.float32)
         left = tl.where(some_columns, x, 0)
         right = left
-    logits, peak, lowest = logits + n * stride_n, peak + n * height * width, lowest + n * height * width
+    logits, peak = logits + n * stride_n, peak + n * height * width
 
     for first in range(begin, end, ROWS):
         y = first + tl.arange(0, ROWS)
@@ -212,10 +221,10 @@ def _measure(
             below_right = tl.load(at + below * stride_h + right[None, :] * stride_w)
             a = _shifted(above_left, tl.load(peak + above * width + left)[None, :])
             b = _shifted(above_right, tl.load(peak + above * width + right)[None, :])
-            top = a + along[None, :] * (b - a)
+            top = _mixed(a, b, along[None, :])
             a = _shifted(below_left, tl.load(peak + below * width + left)[None, :])
             b = _shifted(below_right, tl.load(peak + below * width + right)[None, :])
-            own = top + down[:, None] * (a + along[None, :] * (b - a) - top)
+            own = _mixed(top, _mixed(a, b, along[None, :]), down[:, None])
             far = (sum_z < _SMALLEST_SUM) | (own < -_LIMIT) | (mean < -_LIMIT)
             tl.store(origins + pixel, tl.where(far & valid, 0.0, _INF), mask=inside)
         else:
@@ -231,9 +240,6 @@ def _measure(
         tl.store(correct + pixel, valid & (winner == label) & (lse == lse), mask=inside)
         if SMOOTHING:
             loss = (lse * tl.load(smoothing_sum) - mean) * _LN_2
-            if not RESIZED:
-                masked = tl.load(lowest + left) == -_INF
-                loss = tl.where(masked[None, :] & (loss > _LIMIT), _INF, loss)
             tl.store(smooth + pixel, tl.where(valid, loss, refused), mask=inside)
 
 
@@ -376,10 +382,10 @@ def _differentiate_resized(
                 logits + above * stride_h + left_in_row, logits + above * stride_h + right_in_row, some,
                 tl.load(peak + above * width + left), tl.load(peak + above * width + right), along,
             )  # fmt: skip
-            difference = _between(
+            bottom = _between(
                 logits + below * stride_h + left_in_row, logits + below * stride_h + right_in_row, some,
                 tl.load(peak + below * width + left), tl.load(peak + below * width + right), along,
-            ) - top  # fmt: skip
+            )  # fmt: skip
             upper = tl.zeros([CHANNELS, COLUMNS], tl.float32)
             lower = tl.zeros([CHANNELS, COLUMNS], tl.float32)
             poison = tl.zeros([COLUMNS], tl.float32)
@@ -390,7 +396,7 @@ def _differentiate_resized(
                     grad_nll, grad_smooth, target, log_sums, pixel, some_columns, ignore_index, channels, SMOOTHING
                 )
                 poison += (lse + of_nll + of_smooth) * 0.0
-                z = top + down * difference
+                z = _mixed(top, bottom, down)
                 if FINE:
                     origin = tl.load(origins + pixel, mask=valid, other=_INF)[None, :]
                     at_above, at_below = logits + above * stride_h, logits + below * stride_h
@@ -495,8 +501,7 @@ def forward(
     sizes = z.shape[1], height, width, H, W, *z.stride()
     with torch.cuda.device_of(logits):
         _measure[(programs,)](
-            z, problem.peak, problem.peak if smooth is None or resized else z.amin(1).float(), problem.target,
-            problem.weight, problem.weight_sum,
+            z, problem.peak, problem.target, problem.weight, problem.weight_sum,
             *((rows.fraction, rows.start, columns.cell, columns.fraction) if resized else [None] * 4),
             nll, smooth, correct, total[0], total[-1], ignore_index, *sizes,
             RESIZED=resized, SMOOTHING=smooth is not None,
