@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import os.path as osp
+import re
 import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from mmengine.runner import find_latest_checkpoint
 
 __all__ = ['Checkpoints', 'checkpoints_in', 'damage']
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What a work dir holds.
+    """What a training has written.
 
     Attributes:
-        usable: the checkpoint to go on from: the one mmengine wrote down as the last, or, where that is damaged, the
-            one written last of those that are whole; None where there is none.
+        usable: the checkpoint to go on from: the one mmengine wrote down as the last or, where that is damaged, the one
+            before it; None where there is none.
         damaged: what is newer than it and cannot be read, and why.
     """
 
@@ -28,28 +30,85 @@ class Checkpoints:
     damaged: dict[str, str]
 
 
-def checkpoints_in(work_dir: str) -> Checkpoints:
+class _Checkpoint(NamedTuple):
+    path: str
+    kind: int  # which of the names: of iterations and of epochs the numbers do not compare
+    step: int
+    written: float  # seconds since 1970
+
+
+def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0) -> Checkpoints:
     """Look for the checkpoint of a local work dir that a training can go on from.
 
     A killed training leaves its last checkpoint cut off, or mmengine's file ``last_checkpoint`` empty.
+
+    Args:
+        work_dir: of the training; it may have been moved or copied.
+        hook: config of mmengine's CheckpointHook, whose ``out_dir`` and ``filename_tmpl`` say where and how it writes.
+        since: seconds since 1970. What was written before is of another training.
     """
-    noted = find_latest_checkpoint(work_dir) if osp.isfile(osp.join(work_dir, 'last_checkpoint')) else None
+    hook, folders = hook or {}, [Path(work_dir)]
+    if out_dir := hook.get('out_dir'):
+        folders.insert(0, Path(out_dir, osp.basename(osp.abspath(work_dir))))
+    names = [hook['filename_tmpl']] if hook.get('filename_tmpl') else ['iter_{}.pth', 'epoch_{}.pth']
+    patterns = [re.compile(r'(\d+)'.join(map(re.escape, re.split(r'\{.*?\}', name)))) for name in names]
+
+    noted = _noted(folders)
     if noted and '://' in noted:  # another storage: reading it is mmengine's business
         return Checkpoints(noted, {})
-    noted = noted and str(Path(noted))
-    folders = dict.fromkeys([Path(noted).parent, Path(work_dir)] if noted else [Path(work_dir)])  # it may have moved
-    others = [str(path) for folder in folders for kind in ('iter', 'epoch') for path in folder.glob(f'{kind}_*.pth')]
-    others.sort(key=os.path.getmtime, reverse=True)
-    damaged: dict[str, str] = {}
-    if noted and osp.exists(noted):  # one that was being written when the training was killed is not noted yet
-        unnoted = [path for path in others if osp.getmtime(path) > osp.getmtime(noted)]
-        damaged = {path: why for path in unnoted if (why := damage(path)) is not None}
-    for path in dict.fromkeys([noted, *others] if noted else others):
-        why = damaged.get(path) or damage(path)
+    found = [checkpoint for checkpoint in _listed(folders, patterns, noted) if checkpoint.written >= since]
+    found.sort(key=lambda checkpoint: (checkpoint.written, checkpoint.step), reverse=True)
+    newer: list[_Checkpoint] = []
+    if noted and (last := _checkpoint(noted, patterns)):
+        rest = [checkpoint for checkpoint in found if checkpoint.kind == last.kind and checkpoint.path != noted]
+        # one that was being written when the training was killed is not noted yet; others are of another training
+        newer = [checkpoint for checkpoint in rest if checkpoint[2:] > last[2:] and checkpoint.written > last.written]
+        found = sorted((x for x in rest if x.step < last.step), key=lambda x: (x.step, x.written), reverse=True)
+    candidates = [checkpoint.path for checkpoint in found]
+    if noted and (_written(noted) or 0) >= since:
+        candidates.insert(0, noted)
+    damaged = {checkpoint.path: why for checkpoint in newer if (why := damage(checkpoint.path)) is not None}
+    for path in dict.fromkeys(candidates):
+        why = damage(path)
         if why is None:
             return Checkpoints(path, damaged)
         damaged[path] = why
     return Checkpoints(None, damaged)
+
+
+def _noted(folders: list[Path]) -> str | None:
+    """The checkpoint that mmengine wrote down, in the folder it lies in now; None where it wrote nothing of use."""
+    try:
+        noted = (folders[-1] / 'last_checkpoint').read_text(encoding='utf-8').strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not noted or not noted.isprintable():  # a machine that lost power leaves zeros
+        return None
+    if '://' in noted:
+        return noted
+    here = [str(folder / osp.basename(noted)) for folder in folders]
+    return next(filter(osp.exists, here), noted if osp.dirname(noted) else here[0])
+
+
+def _listed(folders: list[Path], patterns: list[re.Pattern], noted: str | None) -> Iterator[_Checkpoint]:
+    for folder in dict.fromkeys([*folders, *([Path(noted).parent] if noted else [])]):
+        for path in sorted(folder.glob('*')):
+            if (checkpoint := _checkpoint(str(path), patterns)) and checkpoint.written:
+                yield checkpoint
+
+
+def _checkpoint(path: str, patterns: list[re.Pattern]) -> _Checkpoint | None:
+    for kind, pattern in enumerate(patterns):
+        if match := pattern.fullmatch(osp.basename(path)):
+            return _Checkpoint(path, kind, int(match[1]), _written(path) or 0)
+    return None
+
+
+def _written(path: str) -> float | None:
+    try:
+        return osp.getmtime(path)
+    except OSError:  # deleted in between, or a link to nowhere
+        return None
 
 
 def damage(path: str) -> str | None:
@@ -62,13 +121,21 @@ def damage(path: str) -> str | None:
     if not osp.isfile(path):
         return 'it does not exist'
     try:
-        if zipfile.is_zipfile(path):  # what torch.save writes
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                bad = archive.testzip()
-            return None if bad is None else f'its part {bad!r} does not have the checksum it was written with'
+                return _damage_of_archive(archive)
         torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # every format has errors of its own
-        size = osp.getsize(path)
         words = str(error).splitlines()[0][:100] if str(error) else ''
-        return f'it is damaged, or no checkpoint ({size:,} bytes; {type(error).__name__}: {words})'
+        return f'it is damaged, or no checkpoint ({os.stat(path).st_size:,} bytes; {type(error).__name__}: {words})'
     return None
+
+
+def _damage_of_archive(archive: zipfile.ZipFile) -> str | None:
+    parts = archive.infolist()
+    if not any(osp.basename(part.filename) == 'data.pkl' for part in parts):
+        return 'it is a zip archive, but no checkpoint'
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):  # it could unpack to any size
+        return 'it is compressed, which torch.save does not do'
+    bad = archive.testzip()
+    return None if bad is None else f'its part {bad!r} does not have the checksum it was written with'

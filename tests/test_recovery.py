@@ -1,4 +1,6 @@
 import os
+import shutil
+import zipfile
 
 import pytest
 import torch
@@ -43,6 +45,20 @@ def test_a_flipped_bit_is_damage(work_dir):
 
     assert torch.load(path, weights_only=True)['weights'][0] != 15  # PyTorch does not look
     assert "data/0' does not have the checksum" in damage(str(path))
+
+
+def test_archives_that_are_no_checkpoints(work_dir, tmp_path):
+    with zipfile.ZipFile(tmp_path / 'other.pth', 'w') as archive:
+        archive.writestr('notes.txt', 'no weights')
+    with (
+        zipfile.ZipFile(tmp_path / 'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(work_dir / 'iter_5.pth') as whole,
+    ):
+        for part in whole.infolist():
+            archive.writestr(part.filename, whole.read(part))
+
+    assert damage(str(tmp_path / 'other.pth')) == 'it is a zip archive, but no checkpoint'
+    assert damage(str(tmp_path / 'bomb.pth')) == 'it is compressed, which torch.save does not do'
 
 
 def test_files_of_older_formats_and_folders(tmp_path):
@@ -107,7 +123,79 @@ def test_a_work_dir_that_was_moved(work_dir):
     found = checkpoints_in(str(moved))
 
     assert found.usable == str(moved / 'iter_15.pth')
-    assert list(found.damaged.values()) == ['it does not exist']
+    assert found.damaged == {}
+
+
+def test_a_copy_goes_on_by_itself(work_dir, tmp_path_factory):
+    copy = shutil.copytree(work_dir, tmp_path_factory.mktemp('copies') / 'copy')
+    cut(str(copy / 'iter_15.pth'), 3000)
+
+    assert checkpoints_in(str(copy)).usable == str(copy / 'iter_10.pth')
+
+
+def test_the_one_before_is_that_of_the_step_before(work_dir):
+    """Copies are written in any order, and a longer training may have been here."""
+    write(work_dir / 'iter_5.pth', 5, 5000)
+    write(work_dir / 'iter_99.pth', 99, 500)
+    write(work_dir / 'epoch_12.pth', 12, 2000)
+    cut(str(work_dir / 'iter_15.pth'), 3000)
+
+    found = checkpoints_in(str(work_dir))
+
+    assert found.usable == str(work_dir / 'iter_10.pth')
+    assert list(found.damaged) == [str(work_dir / 'iter_15.pth')]
+
+
+def test_the_noted_one_is_gone(work_dir):
+    (work_dir / 'iter_15.pth').unlink()
+    write(work_dir / 'iter_99.pth', 99, 500)
+
+    found = checkpoints_in(str(work_dir))
+
+    assert found.usable == str(work_dir / 'iter_10.pth')
+    assert found.damaged == {str(work_dir / 'iter_15.pth'): 'it does not exist'}
+
+
+@pytest.mark.parametrize('note', [b'', b'\0' * 20, b'\xff\xfe', b'iter_15.pth', b' \n'])
+def test_a_note_that_says_nothing(work_dir, monkeypatch, tmp_path_factory, note):
+    monkeypatch.chdir(tmp_path_factory.mktemp('elsewhere'))
+    torch.save({}, 'iter_20.pth')
+    (work_dir / 'last_checkpoint').write_bytes(note)
+
+    assert checkpoints_in(str(work_dir)).usable == str(work_dir / 'iter_15.pth')
+
+
+def test_links_to_nowhere(work_dir):
+    (work_dir / 'iter_20.pth').symlink_to(work_dir / 'gone.pth')
+    (work_dir / 'last_checkpoint').write_text('')
+
+    assert checkpoints_in(str(work_dir)).usable == str(work_dir / 'iter_15.pth')
+
+
+@pytest.mark.parametrize('noted', [True, False])
+def test_where_and_how_the_hook_writes(tmp_path, noted):
+    work_dir, folder = tmp_path / 'runs' / 'mine', tmp_path / 'disk' / 'mine'
+    for path in (work_dir, folder):
+        path.mkdir(parents=True)
+    last = write(folder / 'step-000010.pt', 10, 1010)
+    before = write(folder / 'step-000005.pt', 5, 1005)
+    write(work_dir / 'iter_99.pth', 99, 9999)
+    if noted:
+        (work_dir / 'last_checkpoint').write_text(last)
+    hook = dict(out_dir=str(tmp_path / 'disk'), filename_tmpl='step-{:06d}.pt')
+
+    assert checkpoints_in(str(work_dir), hook).usable == last
+    cut(last, 100)
+    assert checkpoints_in(str(work_dir) + '/', hook).usable == before
+
+
+def test_checkpoints_of_an_earlier_training_do_not_count(work_dir):
+    assert checkpoints_in(str(work_dir), since=1020).usable is None
+    assert checkpoints_in(str(work_dir), since=1012).usable == str(work_dir / 'iter_15.pth')
+    cut(str(work_dir / 'iter_15.pth'), 3000)
+    os.utime(work_dir / 'iter_15.pth', (1015, 1015))
+    assert checkpoints_in(str(work_dir), since=1012).usable is None
+    assert checkpoints_in(str(work_dir), since=1008).usable == str(work_dir / 'iter_10.pth')
 
 
 def test_nothing_whole_and_nothing_at_all(work_dir):

@@ -22,7 +22,7 @@ from mmseg_wce.preflight import heads_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py'
-WARM_UP = 0.25  # share of the iterations: pools and caches fill first
+WARM_UP = 0.5  # share of the iterations: pools, caches and logs fill first
 
 
 @HOOKS.register_module()
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f'{args.iterations:,} iterations: loss {np.mean(soak.losses[:tenth]):.3f} at first, '
         f'{np.mean(soak.losses[-tenth:]):.3f} at last, {"always" if finite else "NOT always"} finite; memory '
-        f'{soak.megabytes[int(WARM_UP * args.iterations)]:.0f} MB after a quarter, {soak.megabytes[-1]:.0f} MB at the '
+        f'{soak.megabytes[int(WARM_UP * args.iterations)]:.0f} MB half way, {soak.megabytes[-1]:.0f} MB at the '
         f'end: {growth:+.2f} MB per 1,000 iterations'
     )
     return 0 if finite and growth <= args.limit else 1

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import time
 
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
 from mmengine.config import Config
@@ -25,8 +26,8 @@ def parse_args() -> argparse.Namespace:
 def build_config(args: argparse.Namespace) -> Config:
     config = config_from(args)
     config.resume = args.resume
-    if args.resume and config.get('load_from') is None:  # else mmengine resumes from that
-        config.load_from = checkpoint_to_resume(config.work_dir)
+    if args.resume and 'load_from' not in (args.cfg_options or {}):
+        go_on(config)
     if args.amp:
         check_amp()
         if config.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -37,33 +38,52 @@ def build_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def checkpoint_to_resume(work_dir: str) -> str | None:
-    """Raises PreflightError where all there is is damaged: starting anew would overwrite it."""
-    found = checkpoints_in(work_dir)
+def go_on(config: Config) -> None:
+    """From the work dir, whatever weights the config starts from: mmengine itself would resume from those.
+
+    Raises:
+        PreflightError: all there is is damaged; starting anew would overwrite it.
+    """
+    found, weights = checkpoints_in(config.work_dir, checkpoint_hook(config)), config.get('load_from')
     listed = '; '.join(f'{path!r}: {why}' for path, why in found.damaged.items())
     if found.usable is None and found.damaged:
         raise PreflightError(f'--resume: no checkpoint can be read: {listed}. To start anew, leave out --resume')
     if found.usable is None:
-        print_log(f'--resume: no checkpoint in {work_dir!r}: training starts from the beginning', 'current')
-    elif found.damaged:
+        start = f', with the weights in {weights!r}' if weights else ''
+        print_log(
+            f'--resume: no checkpoint in {config.work_dir!r}: training starts from the beginning{start}', 'current'
+        )
+        config.resume = False
+        return
+    if found.damaged:
         message = f'--resume: damaged, and left alone: {listed}. Training goes on from {found.usable!r}'
         print_log(message, 'current', logging.WARNING)
-    return found.usable
+    elif weights:
+        message = f'--resume: training goes on from {found.usable!r}; load_from={weights!r} was for its beginning'
+        print_log(message, 'current')
+    config.load_from = found.usable
 
 
-def how_to_go_on(work_dir: str) -> str:
+def checkpoint_hook(config: Config) -> dict | None:
+    return config.get('default_hooks', {}).get('checkpoint')
+
+
+def how_to_go_on(config: Config, started: float) -> str:
     """What to say last when a training has failed."""
-    found = checkpoints_in(work_dir)
+    found = checkpoints_in(config.work_dir, checkpoint_hook(config), since=started)
     cut = ''.join(f' {path!r} was not written completely.' for path in found.damaged)
-    if found.usable is None:
-        return f'The training stopped.{cut} No checkpoint had been written: it has to start anew.'
-    return f'The training stopped.{cut} The last whole checkpoint is {found.usable!r}: --resume goes on from there.'
+    if found.usable is not None:
+        return f'The training stopped.{cut} The last whole checkpoint is {found.usable!r}: --resume goes on from there.'
+    if config.get('resume'):
+        return f'The training stopped.{cut} It had written no checkpoint since it went on from {config.load_from!r}.'
+    return f'The training stopped.{cut} No checkpoint had been written: it has to start anew.'
 
 
 def main() -> None:
-    args = parse_args()
+    args, started = parse_args(), time.time()
     try:
-        runner = build_runner(build_config(args))
+        config = build_config(args)
+        runner = build_runner(config)
     except PreflightError as error:
         sys.exit(f'error: {error}')
     try:
@@ -73,7 +93,7 @@ def main() -> None:
         words = str(error).strip().splitlines()[-1:]  # of a loader's process, its traceback stands before
         kind, reason = type(error).__name__, ''.join(words)
         reason = reason if reason.startswith(f'{kind}: ') else f'{kind}: {reason}'
-        print_log(f'{reason}\n{how_to_go_on(runner.work_dir)}', 'current', logging.ERROR)
+        print_log(f'{reason}\n{how_to_go_on(config, started)}', 'current', logging.ERROR)
         raise
 
 

@@ -6,7 +6,7 @@ import pytest
 def test_slope_is_of_what_comes_after_the_warm_up(import_tool):
     slope = import_tool('soak').slope
 
-    assert slope([5.0] * 25 + [700.0] * 75) == pytest.approx(0, abs=1e-6)
+    assert slope([5.0] * 50 + [700.0] * 50) == pytest.approx(0, abs=1e-6)
     assert slope([700 + 0.01 * i for i in range(100)]) == pytest.approx(10)
 
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from stacks import FORK
 
 WEIGHTED = 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py'
@@ -168,10 +169,12 @@ def resumed(root, demo_folder, import_tool, monkeypatch):
     """What --resume makes of a folder, and what it says."""
     train, said = import_tool('train'), []
     monkeypatch.setattr(train, 'print_log', lambda message, *_: said.append(message))
-    monkeypatch.setattr(sys, 'argv', ['train.py', str(root / WEIGHTED), '--resume', '--work-dir', 'new'])
 
-    def resume() -> str | None:
-        return train.build_config(train.parse_args()).load_from
+    def resume(*options: str, config=root / WEIGHTED) -> str | None:
+        arguments = ['--resume', '--work-dir', 'new', *(['--cfg-options', *options] if options else [])]
+        monkeypatch.setattr(sys, 'argv', ['train.py', str(config), *arguments])
+        config = train.build_config(train.parse_args())
+        return config.load_from if config.resume else None
 
     (demo_folder / 'new').mkdir()
     for step in (5, 10):
@@ -189,6 +192,29 @@ def test_resumes_from_the_checkpoint_before_a_damaged_one(resumed, demo_folder):
     assert said[0].endswith("Training goes on from 'new/iter_5.pth'")
 
 
+def test_resumes_from_the_work_dir_and_not_from_what_the_config_starts_with(resumed, root, demo_folder):
+    resume, said = resumed
+    torch.save({}, demo_folder / 'pretrained.pth')
+    config = demo_folder / 'config.py'
+    config.write_text(f"_base_ = '{root / WEIGHTED}'\nload_from = 'pretrained.pth'\n")
+
+    assert resume(config=config) == 'new/iter_10.pth'
+    assert said == [
+        "--resume: training goes on from 'new/iter_10.pth'; load_from='pretrained.pth' was for its beginning"
+    ]
+    for file in demo_folder.glob('new/*'):
+        file.unlink()
+    assert resume(config=config) is None
+    assert said[1].endswith("training starts from the beginning, with the weights in 'pretrained.pth'")
+
+
+def test_resumes_from_what_the_command_line_names(resumed):
+    resume, said = resumed
+
+    assert resume('load_from=new/iter_5.pth') == 'new/iter_5.pth'
+    assert said == []
+
+
 def test_does_not_start_anew_over_damaged_checkpoints(resumed, demo_folder):
     resume, _ = resumed
     for file in demo_folder.glob('new/*.pth'):
@@ -202,23 +228,30 @@ def test_a_failed_training_ends_with_how_to_go_on(import_tool, monkeypatch, tmp_
     train, said = import_tool('train'), []
     monkeypatch.setattr(train, 'print_log', lambda message, *_: said.append(message))
     monkeypatch.setattr(train, 'parse_args', lambda: None)
-    monkeypatch.setattr(train, 'build_config', lambda _: None)
+    config = Config(dict(work_dir=str(tmp_path)))
+    monkeypatch.setattr(train, 'build_config', lambda _: config)
+    torch.save({}, tmp_path / 'iter_99.pth')  # of an earlier training
+    os.utime(tmp_path / 'iter_99.pth', (99, 99))
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_99.pth'))
 
     class Failing:
-        work_dir = str(tmp_path)
+        def __init__(self, *steps: int) -> None:
+            self.steps = steps
 
         def train(self):
+            for step in self.steps:
+                time.sleep(0.02)  # the clock of files is coarser
+                torch.save({}, tmp_path / f'iter_{step}.pth')
+                (tmp_path / 'last_checkpoint').write_text(str(tmp_path / f'iter_{step}.pth'))
+            if self.steps:
+                os.truncate(tmp_path / f'iter_{self.steps[-1]}.pth', 200)
             raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(train, 'build_runner', lambda _: Failing())
-    with pytest.raises(OSError, match='No space'):
-        train.main()
-    for step in (5, 10):
-        torch.save({}, tmp_path / f'iter_{step}.pth')
-        os.utime(tmp_path / f'iter_{step}.pth', (step, step))
-    os.truncate(tmp_path / 'iter_10.pth', 200)
-    with pytest.raises(OSError, match='No space'):
-        train.main()
+    for steps, resume in (((), False), ((5, 10), False), ((), True)):
+        monkeypatch.setattr(train, 'build_runner', lambda _, steps=steps: Failing(*steps))
+        config.update(resume=resume, load_from=str(tmp_path / 'iter_5.pth'))
+        with pytest.raises(OSError, match='No space'):
+            train.main()
 
     assert said[0].splitlines() == [
         'OSError: [Errno 28] No space left on device',
@@ -227,6 +260,9 @@ def test_a_failed_training_ends_with_how_to_go_on(import_tool, monkeypatch, tmp_
     assert said[1].splitlines()[1] == (
         f"The training stopped. '{tmp_path}/iter_10.pth' was not written completely. The last whole checkpoint is "
         f"'{tmp_path}/iter_5.pth': --resume goes on from there."
+    )
+    assert said[2].splitlines()[1] == (
+        f"The training stopped. It had written no checkpoint since it went on from '{tmp_path}/iter_5.pth'."
     )
 
 
