@@ -115,21 +115,22 @@ def _name_samples_that_fail() -> None:
     Condition: mmseg does not do so itself (no version up to 1.2.2, nor the fork's 1.4.2, does). A file that cannot be
     decoded is otherwise an AttributeError of None.
     """
-    from mmseg.datasets import BaseSegDataset
+    from mmengine.dataset import BaseDataset
+    from mmseg.datasets import BaseCDDataset, BaseSegDataset
 
-    if 'prepare_data' not in vars(BaseSegDataset):
-        BaseSegDataset.prepare_data = _prepare_named
+    for kind in (BaseSegDataset, BaseCDDataset):
+        if kind.prepare_data is BaseDataset.prepare_data:
+            kind.prepare_data = _prepare_named
 
 
 def _prepare_named(dataset, index: int):
     """``prepare_data`` of :class:`mmengine.dataset.BaseDataset` with the sample's files in the message."""
-    from mmengine.dataset import BaseDataset
-
+    info = dataset.get_data_info(index)
+    paths = {kind: info[kind] for kind in ('img_path', 'img_path2', 'seg_map_path') if info.get(kind)}
     try:
-        return BaseDataset.prepare_data(dataset, index)
+        return dataset.pipeline(info)
     except Exception as error:  # transforms raise anything
-        info = dataset.get_data_info(index)
-        files = ', '.join(f'{kind} {info[kind]!r}' for kind in ('img_path', 'seg_map_path') if info.get(kind))
+        files = ', '.join(f'{kind} {path!r}' for kind, path in paths.items())
         raise RuntimeError(
             f'sample {index} of {type(dataset).__name__} cannot be used: {files or "no file"}: '
             f'{type(error).__name__}: {error}'

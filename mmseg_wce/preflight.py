@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,7 +105,7 @@ def check_losses(config: Config) -> None:
                 if weights.numel() != head.get('num_classes', weights.numel()):
                     raise PreflightError(
                         f'class_weight holds {weights.numel()} weights, but {head.get("type")} has '
-                        f'num_classes={head["num_classes"]}: {loss["class_weight"]!r:.120}'
+                        f'num_classes={head["num_classes"]}: {reprlib.repr(loss["class_weight"])}'
                     )
 
 

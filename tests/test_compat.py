@@ -126,6 +126,23 @@ def test_a_sample_that_cannot_be_read_is_named(tmp_path, kind):
     assert caught.value.__cause__ is not None
 
 
+def test_a_pair_that_cannot_be_read_is_named(tmp_path):
+    init_default_scope('mmseg')
+    for folder in ('A', 'B', 'label'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'pair.png').write_bytes(b'no image')
+    prefix = dict(img_path='A', img_path2='B', seg_map_path='label')
+    pipeline = [dict(type='LoadAnnotations')]
+    dataset = DATASETS.build(
+        dict(type='BaseCDDataset', data_root=str(tmp_path), data_prefix=prefix, img_suffix='.png', pipeline=pipeline)
+    )
+
+    with pytest.raises(
+        RuntimeError, match=r'sample 0 of BaseCDDataset .*A/pair.png.*img_path2 .*B/pair.png.*label/pair'
+    ):
+        dataset[0]
+
+
 def test_applies_twice():
     compat.apply()
     compat.apply()

@@ -88,6 +88,39 @@ def test_weights(tmp_path, marker, kind, reason):
         load_class_weight(str(path))
 
 
+def laughs(depth: int):
+    """2^depth numbers, if it is written out."""
+    shared = (1.0, 2.0)
+    for _ in range(depth):
+        shared = (shared, shared)
+    return shared
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'reason'),
+    [
+        ('itself.yaml', b'&a [*a, *a]', 'got the list .* at index 0'),
+        ('laughs.pkl', pickle.dumps(laughs(60)), 'got the tuple .* at index 0'),
+        ('laughs.pkl', pickle.dumps(dict(weights=laughs(60))), 'must be a list of numbers, got dict'),
+        ('laughs.yaml', b'a: &a [1, 1]\n' + b'b: &b [*a, *a]\n', 'must be a list of numbers, got dict'),
+        ('deep.json', b'[' * 100_000 + b']' * 100_000, 'not a valid .json file'),
+        ('large.json', b'[' + b'1,' * (1 << 23) + b'1]', r'16,777,\d+ bytes'),
+    ],
+)
+def test_weights_that_would_take_for_ever(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(ValueError, match=reason):
+        load_class_weight(str(tmp_path / name))
+
+
+def test_weights_from_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / 'weights.json')
+
+    with pytest.raises(ValueError, match='is no file'):
+        load_class_weight(str(tmp_path / 'weights.json'))
+
+
 @pytest.mark.parametrize('kind', ['pkl', 'json', 'yaml'])
 def test_statistics(tmp_path, marker, kind):
     path = tmp_path / 'statistics.json'

@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw_times(args.out / 'times.png', results)
     if results['crops']:
         draw_memory(args.out / 'memory.png', results)
-    console.print(f'Results: [bold]{args.out}[/] (benchmark.json, benchmark.md, times.png, memory.png)')
+    console.print(f'Results: {args.out} (benchmark.json, benchmark.md, times.png, memory.png)', markup=False)
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
 from mmseg.registry import DATASETS
 from mmseg_wce.functional import normalizer
 from mmseg_wce.losses import WeightedCrossEntropyLoss
@@ -82,7 +83,7 @@ def report_times(world: int, rounds: int) -> None:
 def report_denominators(camvid: Path, images: int, draws: int) -> None:
     """Spread of the denominators of crops as the config makes them."""
     init_default_scope('mmseg')
-    torch.manual_seed(0)
+    set_random_seed(0)
     config = Config.fromfile(CAMVID_CONFIG)
     config.train_dataloader.dataset.data_root = str(camvid)
     weight = torch.tensor(config.class_weight)

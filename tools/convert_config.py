@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('config', nargs='+', help="config file, or 'mmseg::' and the name or pattern of one it ships")
     parser.add_argument('--out', type=Path, required=True, help='config file to write; a folder for several')
     args = parser.parse_args(arguments)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)  # names of a config may hold brackets
     results, errors = {}, []
     try:
         plan = planned(args.config, args.out)

@@ -110,6 +110,10 @@ class Training:
         steps = re.findall(r'Iter\(train\) \[ *(\d+)/', self.log.read_text())
         return int(steps[-1]) if steps else 0
 
+    def lost(self) -> int:
+        """Iterations between the last line of the log and the checkpoint that a resumed training starts from."""
+        return self.step_reached() - self.last_step()
+
     def result(self) -> dict:
         state = torch.load(self.checkpoint(self.iterations), weights_only=True)
         return dict(weights=state['state_dict'], optimizer=state['optimizer'], schedules=state['param_schedulers'])
@@ -201,8 +205,9 @@ class Laboratory:
         command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(CONFIG)]
         return Training(command, self.folder / name, options)
 
-    def outcome(self, fault: str, training: Training, lost: int, said: str | None = None) -> Outcome:
+    def outcome(self, fault: str, training: Training, said: str | None = None) -> Outcome:
         """Of a training that is resumed now, and what it said before, or says then of damaged checkpoints."""
+        lost = training.lost()
         output = training.run(resume=True)
         if said is None:
             said = ''.join(re.findall(r'--resume: damaged, and left alone: (.*)', output)[-1:])
@@ -227,7 +232,7 @@ class Laboratory:
                     ended = True
                 except subprocess.TimeoutExpired:
                     kill(process)
-                    lost = max(lost, training.step_reached() - training.last_step())
+                    lost = max(lost, training.lost())
                     done += 1
                     tick()
             if not ended:
@@ -245,7 +250,7 @@ class Laboratory:
         path = training.checkpoint(step)
         wait_until(process, lambda: path.exists() and path.stat().st_size > size // 2)
         kill(process)
-        return self.outcome('SIGKILL while a checkpoint is written', training, step - training.last_step())
+        return self.outcome('SIGKILL while a checkpoint is written', training)
 
     def stopped(self, name: str) -> Training:
         """Killed some iterations after its second checkpoint."""
@@ -258,24 +263,21 @@ class Laboratory:
 
     def truncated(self) -> Outcome:
         training = self.stopped('truncated')
-        step = training.last_step()
-        os.truncate(training.checkpoint(step), 10_000)
-        return self.outcome('the last checkpoint cut off', training, step - training.last_step())
+        os.truncate(training.checkpoint(training.last_step()), 10_000)
+        return self.outcome('the last checkpoint cut off', training)
 
     def flipped_bit(self) -> Outcome:
         training = self.stopped('flipped')
-        step = training.last_step()
-        path = training.checkpoint(step)
+        path = training.checkpoint(training.last_step())
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        return self.outcome('a bit of the last checkpoint flipped', training, step - training.last_step())
+        return self.outcome('a bit of the last checkpoint flipped', training)
 
     def no_pointer(self) -> Outcome:
         training = self.stopped('pointer')
-        lost = training.step_reached() - training.last_step()
         (training.folder / 'last_checkpoint').write_text('')
-        return self.outcome("killed while mmengine's `last_checkpoint` is written: it is empty", training, lost)
+        return self.outcome("killed while mmengine's `last_checkpoint` is written: it is empty", training)
 
     def failing(self, name: str, do: Callable[[subprocess.Popen], None]) -> tuple[Training, str]:
         """After the second checkpoint something happens, and the training ends by itself. Returns its last words."""
@@ -296,8 +298,7 @@ class Laboratory:
 
     def _after_failure(self, fault: str, training: Training, output: str) -> Outcome:
         reason, stopped = LAST_WORDS.findall(output)[-1]
-        lost = training.step_reached() - training.last_step()
-        return self.outcome(fault, training, lost, f'{reason.strip()}. {stopped}'.replace('.. ', '. '))
+        return self.outcome(fault, training, f'{reason.strip()}. {stopped}'.replace('.. ', '. '))
 
     def unreadable_image(self) -> Outcome:
         return self._spoilt('images', 'an image cut off in the middle of an epoch', lambda file: os.truncate(file, 40))
@@ -339,7 +340,7 @@ def killed_rank(folder: Path, camvid: Path) -> Outcome:
     ranks = subprocess.run(['pgrep', '-P', str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
     process.wait()
-    lost = killed.step_reached() - killed.last_step()
+    lost = killed.lost()
     codes = [int(code) for code in re.findall(r'exitcode *: (-?\d+)', killed.log.read_text())]
     killed.run(resume=True)
     return Outcome(

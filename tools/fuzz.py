@@ -50,17 +50,20 @@ def properties(only: str | None) -> list[str]:
 def test_case(test: str, output: str) -> str:
     """A file that fails as the test did, for each example that was shrunk."""
     path, name = test.split('::')
-    name = name.split('[')[0]
+    name, module = name.split('[')[0], Path(path).stem
     found = [indented(arguments) for arguments in FAILURE.findall(output)]
     body = ''.join(
-        f'\n\ndef test_found_{i}():\n    {name}.hypothesis.inner_test(\n{arguments}    )\n'
+        f'\n\ndef test_found_{i}():\n    {module}.{name}.hypothesis.inner_test(\n{arguments}    )\n'
         for i, arguments in enumerate(found)
     )
     used = [used for used in ('Recipe', 'Way') if f'{used}(' in body]
     origins = dict(Recipe='cases', Way='ways')
     imports = ''.join(f'from {origins[used]} import {used}\n' for used in used)
-    module = path.removesuffix('.py').split('/')[-1]
-    return f'"""Found by tools/fuzz.py in {test}"""\n\n{imports}from {module} import {name}\n{body}'
+    folders = [str(ROOT / folder) for folder in Path(path).parents if folder.name]
+    return (
+        f'"""Found by tools/fuzz.py in {test}"""\n\nimport sys\n\nsys.path[:0] = {folders}\n'
+        f'import conftest  # noqa: F401\nimport {module}\n{imports}{body}'
+    )
 
 
 def indented(arguments: str) -> str:

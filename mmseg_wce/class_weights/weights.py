@@ -6,7 +6,9 @@ import io
 import json
 import os
 import pickle
+import reprlib
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -47,16 +49,23 @@ _READERS = {
 }
 
 
+_LARGEST_FILE = 1 << 24  # bytes
+
+
 def _read_file(path: str) -> Any:
     from mmengine import fileio  # local paths and every storage that mmengine knows
 
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _READERS:
         raise ValueError(f'class_weight file {path!r} has the suffix {suffix!r}; these are read: {", ".join(_READERS)}')
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f'class_weight file {path!r} is no file')
     try:
         content = fileio.get(path)
     except (OSError, ImportError, KeyError, ValueError) as error:  # the last three: no backend for its scheme
         raise ValueError(f'class_weight file {path!r} cannot be read from {os.getcwd()!r}: {error}') from error
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(f'class_weight file {path!r} has {len(content):,} bytes, which are no weights of classes')
     try:
         return _READERS[suffix](content)
     except Exception as error:  # every parser has its own errors; all of them mean the same here
@@ -105,7 +114,9 @@ def load_class_weight(class_weight: ClassWeight) -> Tensor:
         path = os.fspath(class_weight)
         source, complaint, class_weight = f'class_weight file {path!r}', ValueError, _read_file(path)
     if not isinstance(class_weight, (Sequence, np.ndarray, Tensor)) or isinstance(class_weight, (str, bytes)):
-        raise complaint(f'{source} must be a list of numbers, got {type(class_weight).__name__}: {class_weight!r:.80}')
+        raise complaint(
+            f'{source} must be a list of numbers, got {type(class_weight).__name__}: {_shown(class_weight)}'
+        )
     weights = _as_float32(class_weight, source)
     check_class_weight(weights, source)
     return weights
@@ -116,7 +127,7 @@ def _by_scheme(options: Mapping[str, Any]) -> np.ndarray:
     if not isinstance(options.get('statistics'), (str, os.PathLike)):
         raise TypeError(
             "class_weight must be a list of numbers, a file, or dict(statistics='ade20k' or a file, scheme=...), got "
-            f'{options!r:.200}'
+            f'{_shown(options)}'
         )
     statistics = load_statistics(options.pop('statistics'))
     try:
@@ -125,14 +136,27 @@ def _by_scheme(options: Mapping[str, Any]) -> np.ndarray:
         raise type(error)(f'class_weight by a scheme: {error}') from error
 
 
+def _is_number(number: Any) -> bool:
+    if isinstance(number, (np.ndarray, Tensor)):
+        return number.ndim == 0
+    return isinstance(number, Real) and not isinstance(number, bool)
+
+
+def _shown(value: Any) -> str:
+    """The beginning: lists that hold the same list many times would be written out for hours."""
+    return reprlib.repr(value)[:200]
+
+
 def _as_float32(class_weight: Sequence[float] | np.ndarray | Tensor, source: str) -> Tensor:
     if isinstance(class_weight, Tensor):
         class_weight = class_weight.detach().cpu().double().numpy()
-    try:
-        array = np.array(class_weight)
-    except ValueError as error:
-        raise ValueError(f'{source} must be a flat list of numbers: {error}') from error
+    elif not isinstance(class_weight, np.ndarray):  # lists may hold themselves: none is unfolded
+        odd = next((i for i, number in enumerate(class_weight) if not _is_number(number)), None)
+        if odd is not None:
+            kind, number = type(class_weight[odd]).__name__, _shown(class_weight[odd])
+            raise ValueError(f'{source} must be a flat list of real numbers, got the {kind} {number} at index {odd}')
+    array = np.array(class_weight)
     if array.size and array.dtype.kind not in 'iuf':
-        raise ValueError(f'{source} must be a flat list of real numbers, got {class_weight!r:.200} ({array.dtype})')
+        raise ValueError(f'{source} must hold real numbers, got {_shown(class_weight)} ({array.dtype})')
     with np.errstate(over='ignore'):  # too large for float32 is infinite, which is refused with its class
         return torch.from_numpy(array.astype(np.float32))

@@ -54,6 +54,9 @@ class LabelCheckHook(Hook):
         names = paths(data_batch, 'seg_map_path')
         name_sources(names if all(names) else ())
 
+    def before_val(self, runner: Runner) -> None:
+        name_sources(())
+
     def after_train(self, runner: Runner) -> None:
         name_sources(())
 

@@ -1,14 +1,22 @@
+import re
+
 import pytest
 import torch
 
 
 @pytest.mark.slow
 def test_no_fault_changes_the_result(import_tool, shared_data, capsys):
-    status = import_tool('faults').main(['--kills', '4', '--camvid', str(shared_data / 'camvid')])
+    faults = import_tool('faults')
+
+    status = faults.main(['--kills', '4', '--camvid', str(shared_data / 'camvid')])
 
     table = capsys.readouterr().out
     assert status == 0
     assert table.count('| the same bits |') == 9
+    rows = table.replace('| nothing |', '| 0 iterations |')
+    lost = [int(number) for number in re.findall(r'\| (\d+) iterations? \|', rows)]
+    assert len(lost) == 9
+    assert max(lost) <= 2 * faults.INTERVAL + 1  # the one before a damaged checkpoint
     assert "'disk/iter_15.pth' was not written completely" in table
     assert "'writing/iter_15.pth': it is damaged, or no checkpoint" in table
     assert 'OSError: [Errno 27] File too large. The training stopped.' in table
