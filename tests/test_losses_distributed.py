@@ -33,6 +33,7 @@ SEGMENTORS = {
     'hard pixels': dict(loss=OURS, sampler=dict(type='OHEMPixelSampler', thresh=0.3, min_kept=2)),
     'hard pixels, fused': dict(loss=OURS, sampler=dict(type='OHEMPixelSampler', thresh=0.3, min_kept=2), fused=True),
     'unused parameters': dict(loss=OURS, unused=True),
+    'two losses a head, fused': dict(loss=[OURS, dict(OURS, loss_name='loss_valid', normalize_by='valid')], fused=True),
     'built-in': dict(loss=dict(type='CrossEntropyLoss', avg_non_ignore=True)),
     'not synchronised': dict(loss=dict(OURS, sync_normalizer=False)),
 }

@@ -23,8 +23,8 @@ class TinyBackbone(nn.Module):
         return middle, self.second(middle).relu()
 
 
-def tiny_segmentor(loss: dict, sampler: dict | None = None, unused: bool = False) -> nn.Module:
-    """Decode head and two auxiliary heads with the same loss, in float64, the same at every call."""
+def tiny_segmentor(loss: dict | list[dict], sampler: dict | None = None, unused: bool = False) -> nn.Module:
+    """Decode head and two auxiliary heads with the same losses, in float64, the same at every call."""
     init_default_scope('mmseg')
     torch.manual_seed(0)
 
@@ -41,7 +41,7 @@ def tiny_segmentor(loss: dict, sampler: dict | None = None, unused: bool = False
             dropout_ratio=0,
             align_corners=False,
             sampler=sampler,
-            loss_decode=dict(loss, loss_weight=loss_weight),
+            loss_decode=[dict(one, loss_weight=loss_weight) for one in (loss if isinstance(loss, list) else [loss])],
         )
 
     return MODELS.build(
