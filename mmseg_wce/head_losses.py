@@ -218,7 +218,12 @@ def _is_hard(nll: Tensor, valid: Tensor, kept: int, thresh: float) -> Tensor:
     probability = torch.where(valid, nll.neg().exp(), torch.inf)
     number = int(valid.count_nonzero())
     if number > 0:
-        thresh = probability.flatten().kthvalue(min(kept, number - 1) + 1)[0].clamp(min=thresh)
+        place = min(kept, number - 1)
+        if torch.are_deterministic_algorithms_enabled():  # which CUDA's kthvalue refuses
+            value = probability.flatten().sort()[0][place]
+        else:
+            value = probability.flatten().kthvalue(place + 1)[0]
+        thresh = value.clamp(min=thresh)
     return probability < thresh
 
 

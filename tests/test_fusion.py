@@ -16,6 +16,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import HOOKS, MODELS
 from mmseg.structures import SegDataSample
 from mmseg.structures.sampler import OHEMPixelSampler
+from mmseg_wce import head_losses
 from mmseg_wce.fusion import FusedLossHook, fuse_decode_heads
 from mmseg_wce.kernels import op
 from mmseg_wce.losses import WeightedCrossEntropyLoss
@@ -554,3 +555,19 @@ def test_training_with_the_hook_gives_the_same_curve(root, shared_data, tmp_path
     resumed = train('fused', [dict(type='FusedLossHook')], resume=True)
     assert list(resumed) == list(range(21, 31))
     assert max(resumed.values()) < fused[1]
+
+
+@pytest.mark.parametrize('kept', [0, 10, 1000])
+def test_hard_pixels_with_deterministic_algorithms(kept):
+    generator = torch.Generator().manual_seed(0)
+    nll, valid = torch.rand(2, 8, 8, generator=generator), torch.rand(2, 8, 8, generator=generator) < 0.5
+    expected = head_losses._is_hard(nll, valid, kept, 0.6)
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        hard = head_losses._is_hard(nll, valid, kept, 0.6)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+    assert torch.equal(hard, expected)
+    assert 0 < hard.count_nonzero() <= valid.count_nonzero()
