@@ -20,7 +20,7 @@ TILES = dict(
 @pytest.mark.parametrize('tiles', list(TILES))
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize(
-    ('nodes', 'pixels'), [((9, 18), (36, 72)), ((5, 7), (18, 41)), ((9, 8), (5, 4)), ((2, 1), (40, 9))]
+    ('nodes', 'pixels'), [((5, 18), (15, 54)), ((5, 7), (13, 41)), ((9, 8), (5, 4)), ((2, 1), (40, 9))]
 )
 def test_tiles_are_only_a_matter_of_speed(tiles, nodes, pixels, align_corners, monkeypatch):
     monkeypatch.setattr(triton, 'TILES', TILES[tiles])
