@@ -14,6 +14,7 @@ from ways import (
     assert_far_apart_is_the_same,
     every_way,
     fused,
+    fused_or_slowly,
     layouts,
     pytorchs,
     resize,
@@ -51,7 +52,7 @@ SIZES = [
 ]
 
 
-@fused
+@fused_or_slowly
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize(('nodes', 'pixels'), SIZES)
 @pytest.mark.parametrize('scale', [1.0, 60.0])
@@ -209,7 +210,7 @@ def test_a_bad_target_is_nan_and_never_an_index(way, bad, classes):
     assert gradient[:, :, 0, 1].eq(0).all()
 
 
-@fused
+@fused_or_slowly
 @pytest.mark.parametrize('classes', [4, 9])
 @pytest.mark.parametrize(('nodes', 'pixels'), [((6, 6), (24, 24)), ((6, 6), (21, 17)), ((16, 16), (16, 16))])
 @pytest.mark.parametrize('poison', [math.nan, math.inf])

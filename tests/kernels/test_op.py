@@ -7,12 +7,12 @@ import torch
 from mmseg_wce.kernels import pixel_nll
 from mmseg_wce.kernels.op import ENVIRONMENT_VARIABLE, _chosen, _has_triton
 from torch.autograd import forward_ad
-from ways import STRIPS, every_way, fused, layouts
+from ways import STRIPS, every_way, fused, fused_or_slowly, layouts
 
 operation = torch.ops.mmseg_wce.pixel_nll.default
 
 
-@fused
+@fused_or_slowly
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'strided', 'expanded'])
 @pytest.mark.parametrize('pixels', [(12, 14), (6, 7)])
 @pytest.mark.parametrize('smoothing', [False, True])

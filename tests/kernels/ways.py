@@ -58,9 +58,9 @@ def _ways(*names, slow_without_gpu=()):
 
 STRIPS = Way('strips', 'cpu')
 fused, every_way = _ways('strips', 'triton'), _ways('strips', 'triton', 'reference')
-not_triton = _ways('strips', 'reference')
 # Triton's interpreter takes half a minute for what the others do in a second
 every_way_or_slowly = _ways('strips', 'triton', 'reference', slow_without_gpu=('triton',))
+fused_or_slowly = _ways('strips', 'triton', slow_without_gpu=('triton',))
 
 
 def resize(logits, size, align_corners=False):
