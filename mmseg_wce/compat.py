@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ def apply() -> None:
     """Apply every fix that this environment needs. Safe to call more than once."""
     _let_mmcv_lite_import()
     _let_checkpoints_load_safely()
+    _let_checkpoints_bring_no_config()
     _let_configs_inherit_from_the_fork()
     _name_samples_that_fail()
     _silence_pkg_resources()
@@ -91,6 +94,30 @@ def _history_statistic(owner: type, name: str):
     if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
         raise pickle.UnpicklingError(f'a checkpoint may not ask for attribute {name!r} of {owner!r}')
     return getattr(owner, name)
+
+
+def _let_checkpoints_bring_no_config() -> None:
+    """mmengine: to resume, it executes the config that a checkpoint may hold as ``meta['config']``, for its gpu_ids.
+
+    Condition: none; mmengine itself has written it under another name since its first version.
+    """
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    load = CheckpointLoader.load_checkpoint.__func__
+    if not hasattr(load, '__wrapped__'):
+        CheckpointLoader.load_checkpoint = classmethod(_without_config(load))
+
+
+def _without_config(load: Callable) -> Callable:
+    @wraps(load)
+    def load_checkpoint(cls, *args, **options):
+        checkpoint = load(cls, *args, **options)
+        meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+        if isinstance(meta, dict):
+            meta.pop('config', None)
+        return checkpoint
+
+    return load_checkpoint
 
 
 def _let_configs_inherit_from_the_fork() -> None:

@@ -8,12 +8,13 @@ import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
-from mmengine.runner import checkpoint
+from mmengine.runner import Runner, checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmseg_wce.class_weights import load_class_weight, load_statistics
 from mmseg_wce.preflight import PreflightError, check_checkpoint
@@ -142,6 +143,29 @@ def test_checkpoints(tmp_path, marker, kind):
     else:
         with pytest.raises(PreflightError, match='cannot be read'):
             check_checkpoint(path)
+
+
+class Resuming:
+    """As much of a Runner as its ``resume`` asks for before it reads what a checkpoint says of itself."""
+
+    def __init__(self, load) -> None:
+        self.load, self.train_loop = load, SimpleNamespace()
+
+    def load_checkpoint(self, path, map_location):
+        return self.load(CheckpointLoader, path, map_location=map_location)
+
+
+def test_a_config_in_a_checkpoint(tmp_path, marker):
+    def resume(load, marker) -> None:
+        config = f'name = __import__("os").mkdir({str(marker)!r})\n'
+        torch.save(dict(state_dict={}, meta=dict(epoch=0, iter=3, config=config)), tmp_path / 'iter_3.pth')
+        with pytest.raises((AttributeError, KeyError)):  # what a Runner has besides
+            Runner.resume(Resuming(load), str(tmp_path / 'iter_3.pth'), map_location='cpu')
+
+    load = CheckpointLoader.load_checkpoint.__func__
+    resume(load.__wrapped__, tmp_path / 'proof')
+    assert (tmp_path / 'proof').exists()  # mmengine alone executes it
+    resume(load, marker)
 
 
 @pytest.fixture
