@@ -12,7 +12,7 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmseg_wce.preflight import PreflightError, check_checkpoint, check_losses, check_work_dir, load_config, nodes
+from mmseg_wce.preflight import PreflightError, check_losses, check_work_dir, load_config, nodes
 
 __all__ = ['ConfigOptions', 'add_run_arguments', 'build_runner', 'config_from']
 
@@ -53,7 +53,6 @@ def config_from(args: argparse.Namespace) -> Config:
         config.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     check_work_dir(config.work_dir)
     check_losses(config)
-    check_checkpoint(config.get('load_from'))
     return config
 
 

@@ -16,6 +16,9 @@ import torch
 __all__ = ['Checkpoints', 'checkpoints_in', 'damage']
 
 
+_LONGEST_NOTE = 4096  # characters, as a path
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """What a training has written.
@@ -50,12 +53,16 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
     hook, folders = hook or {}, [Path(work_dir)]
     if out_dir := hook.get('out_dir'):
         folders.insert(0, Path(out_dir, osp.basename(osp.abspath(work_dir))))
-    names = [hook['filename_tmpl']] if hook.get('filename_tmpl') else ['iter_{}.pth', 'epoch_{}.pth']
-    patterns = [re.compile(r'(\d+)'.join(map(re.escape, re.split(r'\{.*?\}', name)))) for name in names]
+    template = hook.get('filename_tmpl')
+    names = [osp.basename(template)] if template else ['iter_{}.pth', 'epoch_{}.pth']
+    patterns = [re.compile(r' *(\d+)'.join(map(re.escape, re.split(r'\{.*?\}', name)))) for name in names]
 
-    noted = _noted(folders)
+    noted = _noted(Path(work_dir))
     if noted and '://' in noted:  # another storage: reading it is mmengine's business
-        return Checkpoints(noted, {})
+        return Checkpoints(None if since else noted, {})
+    folders = [folder / osp.dirname(template or '') for folder in folders]
+    if noted:
+        noted = _where_it_is(noted, folders, patterns)
     found = [checkpoint for checkpoint in _listed(folders, patterns, noted) if checkpoint.written >= since]
     found.sort(key=lambda checkpoint: (checkpoint.written, checkpoint.step), reverse=True)
     newer: list[_Checkpoint] = []
@@ -76,18 +83,25 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
     return Checkpoints(None, damaged)
 
 
-def _noted(folders: list[Path]) -> str | None:
-    """The checkpoint that mmengine wrote down, in the folder it lies in now; None where it wrote nothing of use."""
+def _noted(work_dir: Path) -> str | None:
+    """The checkpoint that mmengine wrote down; None where it wrote nothing of use."""
+    path = work_dir / 'last_checkpoint'
+    if not path.is_file():  # a pipe would wait for ever
+        return None
     try:
-        noted = (folders[-1] / 'last_checkpoint').read_text(encoding='utf-8').strip()
+        with path.open(encoding='utf-8') as file:
+            noted = file.read(_LONGEST_NOTE).strip()
     except (OSError, UnicodeDecodeError):
         return None
-    if not noted or not noted.isprintable():  # a machine that lost power leaves zeros
-        return None
-    if '://' in noted:
-        return noted
+    return noted if noted.isprintable() and osp.basename(noted) else None  # a machine that lost power leaves zeros
+
+
+def _where_it_is(noted: str, folders: list[Path], patterns: list[re.Pattern]) -> str:
+    """In the folder it was moved or copied to. A copy without it goes on from what it has, not from the original."""
     here = [str(folder / osp.basename(noted)) for folder in folders]
-    return next(filter(osp.exists, here), noted if osp.dirname(noted) else here[0])
+    if found := next(filter(osp.exists, here), None):
+        return found
+    return here[0] if not osp.dirname(noted) or any(_listed(folders, patterns, None)) else noted
 
 
 def _listed(folders: list[Path], patterns: list[re.Pattern], noted: str | None) -> Iterator[_Checkpoint]:
@@ -100,7 +114,7 @@ def _listed(folders: list[Path], patterns: list[re.Pattern], noted: str | None) 
 def _checkpoint(path: str, patterns: list[re.Pattern]) -> _Checkpoint | None:
     for kind, pattern in enumerate(patterns):
         if match := pattern.fullmatch(osp.basename(path)):
-            return _Checkpoint(path, kind, int(match[1]), _written(path) or 0)
+            return _Checkpoint(path, kind, int(match[1]) if match.lastindex else 0, _written(path) or 0)
     return None
 
 
@@ -116,8 +130,9 @@ def damage(path: str) -> str | None:
 
     PyTorch itself does not compare the checksums that it writes: a flipped bit would be a wrong weight.
     """
-    if osp.isdir(path):  # sharded, of other formats
-        return None
+    if osp.isdir(path):  # sharded: by torch.distributed.checkpoint, or by DeepSpeed
+        whole = any(name == '.metadata' or name.endswith('.pt') for name in os.listdir(path))
+        return None if whole else 'it is a folder without a checkpoint'
     if not osp.isfile(path):
         return 'it does not exist'
     try:

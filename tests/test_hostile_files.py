@@ -16,7 +16,8 @@ import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner import Runner, checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
-from mmseg_wce.class_weights import load_class_weight, load_statistics
+from mmseg_wce.class_weights import load_class_weight, load_statistics, statistics_file
+from mmseg_wce.class_weights.statistics_file import SHIPPED
 from mmseg_wce.preflight import PreflightError, check_checkpoint
 from mmseg_wce.recovery import checkpoints_in
 
@@ -97,15 +98,25 @@ def laughs(depth: int):
     return shared
 
 
+def aliases(level: str, depth: int = 40, each: int = 9) -> bytes:
+    lines = ['- &a0 ' + ('{x: 1}' if '{{' in level else '[1, 2]')]
+    for i in range(depth):
+        lines.append(f'- &a{i + 1} ' + level.format(', '.join([f'*a{i}'] * each)))
+    return '\n'.join(lines).encode()
+
+
 @pytest.mark.parametrize(
     ('name', 'content', 'reason'),
     [
-        ('itself.yaml', b'&a [*a, *a]', 'got the list .* at index 0'),
+        ('itself.yaml', b'&a [*a, *a]', 'recursive'),
         ('laughs.pkl', pickle.dumps(laughs(60)), 'got the tuple .* at index 0'),
-        ('laughs.pkl', pickle.dumps(dict(weights=laughs(60))), 'must be a list of numbers, got dict'),
-        ('laughs.yaml', b'a: &a [1, 1]\n' + b'b: &b [*a, *a]\n', 'must be a list of numbers, got dict'),
+        ('keys.pkl', b'\x80\x02}K\x01K\x02\x86' + b'2\x86' * 60 + b'K\x01s.', 'it holds a dict or a set'),
+        ('memo.pkl', b'\x80\x02]r\xff\xff\xff\x7f.', 'one weight per class'),
+        ('laughs.yaml', aliases('[{}]'), 'got the list .* at index 0'),
+        ('merge.yaml', aliases('{{<<: [{}]}}'), 'got the dict .* at index 0'),
+        ('minutes.yaml', b'[' + b'1:' * 60_000 + b'1]', 'not a valid .yaml file'),
         ('deep.json', b'[' * 100_000 + b']' * 100_000, 'not a valid .json file'),
-        ('large.json', b'[' + b'1,' * (1 << 23) + b'1]', r'16,777,\d+ bytes'),
+        ('large.json', b'[' + b'1,' * (1 << 23) + b'1]', r'16,777,\d+ bytes, more than'),
     ],
 )
 def test_weights_that_would_take_for_ever(tmp_path, name, content, reason):
@@ -115,11 +126,29 @@ def test_weights_that_would_take_for_ever(tmp_path, name, content, reason):
         load_class_weight(str(tmp_path / name))
 
 
-def test_weights_from_a_pipe(tmp_path):
-    os.mkfifo(tmp_path / 'weights.json')
+@pytest.mark.parametrize('load', [load_class_weight, load_statistics])
+def test_pipes_and_sparse_files(tmp_path, load):
+    os.mkfifo(tmp_path / 'pipe.json')
+    (tmp_path / 'sparse.json').touch()
+    os.truncate(tmp_path / 'sparse.json', 1 << 40)
 
-    with pytest.raises(ValueError, match='is no file'):
-        load_class_weight(str(tmp_path / 'weights.json'))
+    with pytest.raises(ValueError, match='it is no file'):
+        load(str(tmp_path / 'pipe.json'))
+    with pytest.raises(ValueError, match=r'1,099,511,627,776 bytes'):
+        load(str(tmp_path / 'sparse.json'))
+
+
+@pytest.mark.parametrize('change', [dict(unexpected=[]), dict(pixels=[2**70] * 150)])
+def test_statistics_of_the_wrong_kind(tmp_path, change):
+    content = json.loads(SHIPPED['ade20k'].read_text())
+    content.pop('checksum')
+    content |= change
+    (tmp_path / 'mine.json').write_text(json.dumps({**content, 'checksum': statistics_file._checksum(content)}))
+    (tmp_path / 'deep.json').write_text('[' * 200_000)
+
+    for name in ('mine.json', 'deep.json'):
+        with pytest.raises(ValueError, match=f'statistics .*{name}'):
+            load_statistics(tmp_path / name)
 
 
 @pytest.mark.parametrize('kind', ['pkl', 'json', 'yaml'])

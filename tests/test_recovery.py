@@ -64,9 +64,12 @@ def test_archives_that_are_no_checkpoints(work_dir, tmp_path):
 def test_files_of_older_formats_and_folders(tmp_path):
     torch.save(dict(a=1), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
     (tmp_path / 'sharded').mkdir()
+    (tmp_path / 'sharded/.metadata').touch()
+    (tmp_path / 'empty').mkdir()
 
     assert damage(str(tmp_path / 'old.pth')) is None
     assert damage(str(tmp_path / 'sharded')) is None
+    assert damage(str(tmp_path / 'empty')) == 'it is a folder without a checkpoint'
     assert damage(str(tmp_path / 'nowhere.pth')) == 'it does not exist'
 
 
@@ -156,13 +159,35 @@ def test_the_noted_one_is_gone(work_dir):
     assert found.damaged == {str(work_dir / 'iter_15.pth'): 'it does not exist'}
 
 
-@pytest.mark.parametrize('note', [b'', b'\0' * 20, b'\xff\xfe', b'iter_15.pth', b' \n'])
+@pytest.mark.parametrize('note', [b'', b'\0' * 20, b'\xff\xfe', b'iter_15.pth', b' \n', b'/', b'a' * 100_000])
 def test_a_note_that_says_nothing(work_dir, monkeypatch, tmp_path_factory, note):
     monkeypatch.chdir(tmp_path_factory.mktemp('elsewhere'))
     torch.save({}, 'iter_20.pth')
     (work_dir / 'last_checkpoint').write_bytes(note)
 
     assert checkpoints_in(str(work_dir)).usable == str(work_dir / 'iter_15.pth')
+
+
+def test_a_note_that_is_a_pipe(work_dir):
+    (work_dir / 'last_checkpoint').unlink()
+    os.mkfifo(work_dir / 'last_checkpoint')
+
+    assert checkpoints_in(str(work_dir)).usable == str(work_dir / 'iter_15.pth')
+
+
+def test_one_name_for_all(tmp_path):
+    latest = write(tmp_path / 'latest.pth', 5, 1000)
+
+    assert checkpoints_in(str(tmp_path), dict(filename_tmpl='latest.pth')).usable == latest
+    (tmp_path / 'last_checkpoint').write_text(latest)
+    assert checkpoints_in(str(tmp_path), dict(filename_tmpl='latest.pth')).usable == latest
+
+
+def test_a_copy_that_lacks_the_last_one(work_dir, tmp_path_factory):
+    copy = shutil.copytree(work_dir, tmp_path_factory.mktemp('copies') / 'copy')
+    (copy / 'iter_15.pth').unlink()
+
+    assert checkpoints_in(str(copy)).usable == str(copy / 'iter_10.pth')
 
 
 def test_links_to_nowhere(work_dir):

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmseg_wce.labels import raise_pending
 from mmseg_wce.launch import add_run_arguments, build_runner, config_from
-from mmseg_wce.preflight import PreflightError, check_amp, check_data
+from mmseg_wce.preflight import PreflightError, check_amp, check_checkpoint, check_data
 from mmseg_wce.recovery import checkpoints_in
 
 
@@ -26,8 +26,9 @@ def parse_args() -> argparse.Namespace:
 def build_config(args: argparse.Namespace) -> Config:
     config = config_from(args)
     config.resume = args.resume
-    if args.resume and 'load_from' not in (args.cfg_options or {}):
-        go_on(config)
+    if args.resume:
+        go_on(config, named='load_from' in (args.cfg_options or {}))
+    check_checkpoint(config.get('load_from'))
     if args.amp:
         check_amp()
         if config.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -38,8 +39,12 @@ def build_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def go_on(config: Config) -> None:
+def go_on(config: Config, named: bool) -> None:
     """From the work dir, whatever weights the config starts from: mmengine itself would resume from those.
+
+    Args:
+        config: changed.
+        named: if the command line names ``load_from``; where the work dir is empty, training goes on from there.
 
     Raises:
         PreflightError: all there is is damaged; starting anew would overwrite it.
@@ -48,6 +53,9 @@ def go_on(config: Config) -> None:
     listed = '; '.join(f'{path!r}: {why}' for path, why in found.damaged.items())
     if found.usable is None and found.damaged:
         raise PreflightError(f'--resume: no checkpoint can be read: {listed}. To start anew, leave out --resume')
+    if found.usable is None and named and weights:
+        print_log(f'--resume: no checkpoint in {config.work_dir!r}: training goes on from {weights!r}', 'current')
+        return
     if found.usable is None:
         start = f', with the weights in {weights!r}' if weights else ''
         print_log(
@@ -65,7 +73,7 @@ def go_on(config: Config) -> None:
 
 
 def checkpoint_hook(config: Config) -> dict | None:
-    return config.get('default_hooks', {}).get('checkpoint')
+    return (config.get('default_hooks') or {}).get('checkpoint')
 
 
 def how_to_go_on(config: Config, started: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmseg_wce.class_weights.reading import read_file
 from mmseg_wce.class_weights.statistics import Convention, LabelStatistics, Tally
 
 __all__ = ['SHIPPED', 'from_json', 'load_statistics', 'save_statistics', 'to_json', 'write_json']
@@ -18,6 +19,7 @@ SHIPPED: dict[str, Path] = {'ade20k': Path(__file__).with_name('ade20k.json')}
 """Statistics that need no data set, by name."""
 
 _FORMAT = 'mmseg_wce label statistics 1'
+_LARGEST_FILE = 1 << 26  # bytes
 
 
 def to_json(statistics: LabelStatistics) -> dict[str, Any]:
@@ -79,8 +81,8 @@ def load_statistics(source: str | os.PathLike) -> LabelStatistics:
     """
     path = os.fspath(SHIPPED.get(os.fspath(source), source))
     try:
-        content = json.loads(_read(path))
-    except (OSError, ImportError, KeyError, ValueError) as error:
+        content = json.loads(read_file(path, _LARGEST_FILE))
+    except (OSError, ImportError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
             f'statistics {path!r} cannot be read from {os.getcwd()!r}: {error}. Either one of {", ".join(SHIPPED)}, or '
             'a file written by tools/class_weights.py'
@@ -93,16 +95,8 @@ def load_statistics(source: str | os.PathLike) -> LabelStatistics:
         return from_json(content)
     except KeyError as error:
         raise ValueError(f'statistics {path!r} lacks {error}: run tools/class_weights.py again') from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f'statistics {path!r}: {error}') from error
-
-
-def _read(path: str) -> bytes:
-    if os.path.isfile(path):
-        return Path(path).read_bytes()
-    from mmengine import fileio  # every other storage that mmengine knows
-
-    return fileio.get(path)
 
 
 def _convention(content: dict[str, Any]) -> Convention:

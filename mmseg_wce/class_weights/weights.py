@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmseg_wce.class_weights.reading import read_file
 from mmseg_wce.class_weights.schemes import class_weights
 from mmseg_wce.class_weights.statistics_file import load_statistics
 from mmseg_wce.plain_arrays import STAND_INS
@@ -23,8 +24,21 @@ __all__ = ['ClassWeight', 'check_class_weight', 'load_class_weight']
 ClassWeight = Sequence[float] | np.ndarray | Tensor | str | os.PathLike | Mapping[str, Any]
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles lists, dicts, numbers and NumPy arrays; anything else could run code while it loads."""
+_LARGEST_FILE = 1 << 18  # bytes: some 10,000 weights
+
+
+class _ArraysOnly(pickle._Unpickler):
+    """Unpickles lists, numbers and NumPy arrays; anything else could run code, or never end, while it loads.
+
+    The one in C gives a memo of any length that a file asks for, and a dict hashes its keys however deep they are.
+    """
+
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError('it holds a dict or a set; only numbers, lists and NumPy arrays are read')
+
+    dispatch = pickle._Unpickler.dispatch | dict.fromkeys(
+        (pickle.EMPTY_DICT[0], pickle.DICT[0], pickle.EMPTY_SET[0], pickle.FROZENSET[0]), _refuse
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ('_codecs', 'encode'):  # how protocols before 3 write bytes
@@ -35,9 +49,13 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _read_yaml(content: bytes) -> Any:
+    """With scalars as text: a safe load unfolds merge keys, of which a few bytes never end."""
     import yaml  # comes with mmengine
 
-    return yaml.safe_load(content)
+    parsed = yaml.load(content, Loader=yaml.BaseLoader)
+    if isinstance(parsed, list) and all(isinstance(number, str) for number in parsed):
+        return [float(number) for number in parsed]
+    return parsed
 
 
 _READERS = {
@@ -49,23 +67,14 @@ _READERS = {
 }
 
 
-_LARGEST_FILE = 1 << 24  # bytes
-
-
 def _read_file(path: str) -> Any:
-    from mmengine import fileio  # local paths and every storage that mmengine knows
-
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _READERS:
         raise ValueError(f'class_weight file {path!r} has the suffix {suffix!r}; these are read: {", ".join(_READERS)}')
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f'class_weight file {path!r} is no file')
     try:
-        content = fileio.get(path)
+        content = read_file(path, _LARGEST_FILE)
     except (OSError, ImportError, KeyError, ValueError) as error:  # the last three: no backend for its scheme
         raise ValueError(f'class_weight file {path!r} cannot be read from {os.getcwd()!r}: {error}') from error
-    if len(content) > _LARGEST_FILE:
-        raise ValueError(f'class_weight file {path!r} has {len(content):,} bytes, which are no weights of classes')
     try:
         return _READERS[suffix](content)
     except Exception as error:  # every parser has its own errors; all of them mean the same here

@@ -208,11 +208,24 @@ def test_resumes_from_the_work_dir_and_not_from_what_the_config_starts_with(resu
     assert said[1].endswith("training starts from the beginning, with the weights in 'pretrained.pth'")
 
 
-def test_resumes_from_what_the_command_line_names(resumed):
+def test_the_same_command_again_goes_on_from_the_work_dir(resumed, demo_folder):
+    """The command line names a checkpoint to go on from; once there are newer ones, they count."""
     resume, said = resumed
+    torch.save({}, demo_folder / 'other.pth')
 
-    assert resume('load_from=new/iter_5.pth') == 'new/iter_5.pth'
-    assert said == []
+    assert resume('load_from=other.pth') == 'new/iter_10.pth'
+    for file in demo_folder.glob('new/*'):
+        file.unlink()
+    assert resume('load_from=other.pth') == 'other.pth'
+    assert said[1] == "--resume: no checkpoint in 'new': training goes on from 'other.pth'"
+
+
+def test_weights_that_are_gone_do_not_keep_a_training_from_going_on(resumed, root, demo_folder):
+    resume, _ = resumed
+    config = demo_folder / 'config.py'
+    config.write_text(f"_base_ = '{root / WEIGHTED}'\nload_from = 'gone.pth'\ndefault_hooks = None\n")
+
+    assert resume(config=config) == 'new/iter_10.pth'
 
 
 def test_does_not_start_anew_over_damaged_checkpoints(resumed, demo_folder):
