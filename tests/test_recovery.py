@@ -74,7 +74,8 @@ def test_files_of_older_formats_and_folders(tmp_path):
 
 
 def test_goes_on_from_what_mmengine_noted(work_dir):
-    write(work_dir / 'iter_99.pth', 99, 500)  # of an earlier training in the same folder
+    cut(write(work_dir / 'iter_99.pth', 99, 500), 100)  # of an earlier training in the same folder
+    os.utime(work_dir / 'iter_99.pth', (500, 500))
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_10.pth'))
 
     found = checkpoints_in(str(work_dir))

@@ -147,7 +147,8 @@ def test_it_is_in_every_config(root):
         assert Config.fromfile(config).default_hooks.label_check.type == 'LabelCheckHook'
 
 
-def test_a_refused_label_is_named_with_its_file(data):
+@pytest.mark.parametrize('after', ['before_val', 'after_train'])
+def test_a_refused_label_is_named_with_its_file(data, after):
     hook = HOOKS.build(dict(type='LabelCheckHook'))
     samples = [SegDataSample(metainfo=dict(seg_map_path=path)) for path in ('a.png', 'b.png')]
     label = torch.zeros(2, 4, 4, dtype=torch.int64)
@@ -158,7 +159,7 @@ def test_a_refused_label_is_named_with_its_file(data):
         valid_pixels(label, 3, 255)
     with pytest.raises(ValueError, match=r'at index \(0, 2, 3\)\. Likely'):
         valid_pixels(label[1:], 3, 255)  # not the labels of this batch
-    hook.after_train(None)
+    getattr(hook, after)(None)
     with pytest.raises(ValueError, match=r'at index \(1, 2, 3\)\. Likely'):
         valid_pixels(label, 3, 255)
 
