@@ -63,7 +63,8 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
     folders = [folder / osp.dirname(template or '') for folder in folders]
     if noted:
         noted = _where_it_is(noted, folders, patterns)
-    found = [checkpoint for checkpoint in _listed(folders, patterns, noted) if checkpoint.written >= since]
+        folders.append(Path(noted).parent)
+    found = [checkpoint for checkpoint in _listed(folders, patterns) if checkpoint.written >= since]
     found.sort(key=lambda checkpoint: (checkpoint.written, checkpoint.step), reverse=True)
     newer: list[_Checkpoint] = []
     if noted and (last := _checkpoint(noted, patterns)):
@@ -72,7 +73,7 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
         newer = [checkpoint for checkpoint in rest if checkpoint[2:] > last[2:] and checkpoint.written > last.written]
         found = sorted((x for x in rest if x.step < last.step), key=lambda x: (x.step, x.written), reverse=True)
     candidates = [checkpoint.path for checkpoint in found]
-    if noted and (_written(noted) or 0) >= since:
+    if noted and _written(noted) >= since:
         candidates.insert(0, noted)
     damaged = {checkpoint.path: why for checkpoint in newer if (why := damage(checkpoint.path)) is not None}
     for path in dict.fromkeys(candidates):
@@ -101,11 +102,11 @@ def _where_it_is(noted: str, folders: list[Path], patterns: list[re.Pattern]) ->
     here = [str(folder / osp.basename(noted)) for folder in folders]
     if found := next(filter(osp.exists, here), None):
         return found
-    return here[0] if not osp.dirname(noted) or any(_listed(folders, patterns, None)) else noted
+    return here[0] if not osp.dirname(noted) or any(_listed(folders, patterns)) else noted
 
 
-def _listed(folders: list[Path], patterns: list[re.Pattern], noted: str | None) -> Iterator[_Checkpoint]:
-    for folder in dict.fromkeys([*folders, *([Path(noted).parent] if noted else [])]):
+def _listed(folders: list[Path], patterns: list[re.Pattern]) -> Iterator[_Checkpoint]:
+    for folder in dict.fromkeys(folders):
         for path in sorted(folder.glob('*')):
             if (checkpoint := _checkpoint(str(path), patterns)) and checkpoint.written:
                 yield checkpoint
@@ -114,15 +115,15 @@ def _listed(folders: list[Path], patterns: list[re.Pattern], noted: str | None) 
 def _checkpoint(path: str, patterns: list[re.Pattern]) -> _Checkpoint | None:
     for kind, pattern in enumerate(patterns):
         if match := pattern.fullmatch(osp.basename(path)):
-            return _Checkpoint(path, kind, int(match[1]) if match.lastindex else 0, _written(path) or 0)
+            return _Checkpoint(path, kind, int(match[1]) if match.lastindex else 0, _written(path))
     return None
 
 
-def _written(path: str) -> float | None:
+def _written(path: str) -> float:
     try:
         return osp.getmtime(path)
     except OSError:  # deleted in between, or a link to nowhere
-        return None
+        return 0
 
 
 def damage(path: str) -> str | None:

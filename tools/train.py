@@ -28,7 +28,8 @@ def build_config(args: argparse.Namespace) -> Config:
     config.resume = args.resume
     if args.resume:
         go_on(config, named='load_from' in (args.cfg_options or {}))
-    check_checkpoint(config.get('load_from'))
+    else:
+        check_checkpoint(config.get('load_from'))
     if args.amp:
         check_amp()
         if config.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -47,21 +48,19 @@ def go_on(config: Config, named: bool) -> None:
         named: if the command line names ``load_from``; where the work dir is empty, training goes on from there.
 
     Raises:
-        PreflightError: all there is is damaged; starting anew would overwrite it.
+        PreflightError: all there is is damaged, and starting anew would overwrite it; the work dir is empty, and
+            ``load_from`` cannot be read.
     """
     found, weights = checkpoints_in(config.work_dir, checkpoint_hook(config)), config.get('load_from')
     listed = '; '.join(f'{path!r}: {why}' for path, why in found.damaged.items())
     if found.usable is None and found.damaged:
         raise PreflightError(f'--resume: no checkpoint can be read: {listed}. To start anew, leave out --resume')
-    if found.usable is None and named and weights:
-        print_log(f'--resume: no checkpoint in {config.work_dir!r}: training goes on from {weights!r}', 'current')
-        return
     if found.usable is None:
-        start = f', with the weights in {weights!r}' if weights else ''
-        print_log(
-            f'--resume: no checkpoint in {config.work_dir!r}: training starts from the beginning{start}', 'current'
-        )
-        config.resume = False
+        check_checkpoint(weights)
+        config.resume = bool(named and weights)
+        start = 'starts from the beginning' + (f', with the weights in {weights!r}' if weights else '')
+        does = f'goes on from {weights!r}' if config.resume else start
+        print_log(f'--resume: no checkpoint in {config.work_dir!r}: training {does}', 'current')
         return
     if found.damaged:
         message = f'--resume: damaged, and left alone: {listed}. Training goes on from {found.usable!r}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 __all__ = ['read_file']
 
@@ -18,12 +19,13 @@ def read_file(path: str, largest: int) -> bytes:
         OSError, ImportError, KeyError, ValueError: there is no such file, it is none (a pipe would wait for ever), no
             backend knows its scheme, or it is too large.
     """
-    from mmengine import fileio
-
     if os.path.exists(path):
         if not os.path.isfile(path):
             raise ValueError('it is no file')
         _check_size(os.path.getsize(path), largest)
+        return Path(path).read_bytes()
+    from mmengine import fileio
+
     content = fileio.get(path)
     _check_size(len(content), largest)
     return content

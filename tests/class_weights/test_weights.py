@@ -68,7 +68,7 @@ class Malicious:
         ('weights.json', b'{"wall": 1.0}', ['dict']),
         ('weights.json', b'[1.0, ', ['not a valid .json']),
         ('weights.json', b'[1.0, NaN, 2.0]', ['class 1: nan']),
-        ('weights.json', b'[[1.0, 2.0]]', ['at index 0']),
+        ('weights.json', b'[[1.0, 2.0]]', ['the list [1.0, 2.0] at index 0']),
         ('weights.json', b'[1.0, "two"]', ['two']),
         ('weights.npy', b'not an array', ['not a valid .npy']),
         ('weights.pth', b'', ['.pth', '.npy']),
