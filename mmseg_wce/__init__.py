@@ -17,9 +17,9 @@ if importlib.util.find_spec('mmseg') is not None:
         from mmseg_wce import compat
 
         compat.apply()
-        from mmseg_wce import datasets, fusion, hooks, losses
+        from mmseg_wce import datasets, fusion, hooks, losses, metrics
 
-        __all__ += ['datasets', 'fusion', 'hooks', 'losses']
+        __all__ += ['datasets', 'fusion', 'hooks', 'losses', 'metrics']
     except Exception as error:  # mmseg asserts versions; a broken torchvision or CUDA library raises anything
         warnings.warn(
             f'mmseg is installed but cannot be imported, so mmseg_wce registered nothing with it; '

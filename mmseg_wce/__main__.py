@@ -14,6 +14,7 @@ TOOLS = dict(
     class_weights='compute class weights from labels',
     check_labels='check labels, and draw some',
     demo='train with the built-in loss and with ours, and compare',
+    compare_losses='train configs with several losses, and report what each does to every class',
     benchmark='time and memory of the loss step',
 )
 

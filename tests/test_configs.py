@@ -38,7 +38,8 @@ WEIGHTED = {
     'camvid/segformer_mit-b0_1xb8-wce-4k_camvid-352x480.py': 'camvid/segformer_mit-b0_1xb8-4k_camvid-352x480.py',
     **dict.fromkeys(ADE20K),
 }
-ALL = [*WEIGHTED, *filter(None, WEIGHTED.values())]
+COMPARED = ['camvid/fast_scnn_1xb8-2k_camvid-176x240.py', 'camvid/fpn_r18_1xb8-2k_camvid-176x240.py']
+ALL = [*WEIGHTED, *filter(None, WEIGHTED.values()), *COMPARED]
 
 
 @pytest.fixture
@@ -196,6 +197,19 @@ def test_loss_is_pytorchs_and_predict_runs(load, name, seen):
     with torch.no_grad():
         predicted = model.predict(data['inputs'])
     assert predicted[0].pred_sem_seg.data.shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize('name', COMPARED)
+def test_what_is_compared_trains_with_softmax_losses(load, name):
+    config = load(name)
+    model = build(config)
+    data = model.data_preprocessor(batch(model.num_classes), training=True)
+
+    losses = model.loss(data['inputs'], data['data_samples'])
+
+    assert all(type(loss).__name__ == 'CrossEntropyLoss' and not loss.use_sigmoid for loss in losses_of(model))
+    assert all(value.isfinite() for value in losses.values())
+    assert config.param_scheduler[-1].end == config.train_cfg.max_iters
 
 
 def test_head_upsamples_before_the_loss(load, monkeypatch):

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -25,18 +25,19 @@ from mmseg_wce.preflight import PreflightError, load_config
 from rich.console import Console
 from rich.progress import track
 
-OURS = 'WeightedCrossEntropyLoss'
+OURS, ALREADY_OURS = 'WeightedCrossEntropyLoss', 'already ours'
 SHIPPED = Path(mmseg.__file__).parent / '.mim/configs'
 SLOTS = ('decode_head', 'auxiliary_head')
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of a config: where it stands, what it is, and why it stays; empty where it is to be replaced."""
+    """A loss of a config: where it stands, what it is, why it stays (or nothing), and its settings."""
 
     place: str
     type: str
     stays: str
+    settings: dict = field(default_factory=dict)
 
 
 def losses(config: Config) -> list[Loss]:
@@ -68,7 +69,7 @@ def _of_head(place: str, head: ConfigDict) -> Iterator[Loss]:
         yield from _of_head(f'{place}.{key}', value)
     if 'loss_decode' in head:
         for at, loss in _listed(f'{place}.loss_decode', head.loss_decode):
-            yield Loss(at, _name(loss.get('type')), _stays(head, loss))
+            yield Loss(at, _name(loss.get('type')), _stays(head, loss), loss)
     elif not inner:
         kind = head.get('type') if isinstance(head.get('type'), type) else MODELS.get(_name(head.get('type')))
         if kind is None:
@@ -91,7 +92,7 @@ def _name(kind) -> str:
 def _stays(head: ConfigDict, loss: ConfigDict) -> str:
     kind = _name(loss.get('type')).removeprefix('mmseg.')
     if kind != 'CrossEntropyLoss':
-        return 'already ours' if kind == OURS else 'another loss'
+        return ALREADY_OURS if kind == OURS else 'another loss'
     if loss.get('use_sigmoid'):
         return 'use_sigmoid=True: a binary cross-entropy for each class'
     if loss.get('use_mask'):
@@ -103,16 +104,21 @@ def _one_channel(head: ConfigDict) -> str:
     return 'one channel is no softmax' if (head.get('out_channels') or head.get('num_classes')) == 1 else ''
 
 
-def converted(base: str, config: Config, found: list[Loss]) -> str:
-    """The text of the new config."""
+def header(base: str, config: Config) -> list[str]:
+    """First lines of a config over another, whose ``model`` the next ones change."""
     imports = config.get('custom_imports', {})
     names = [name for name in _imported(imports) if name != 'mmseg_wce']
     options = ''.join(f', {key}={value!r}' for key, value in imports.items() if key != 'imports')
-    lines = [
+    return [
         f'_base_ = {base!r}',
         f'custom_imports = dict(imports={[*names, "mmseg_wce"]!r}{options})',
         'model = _base_.model',
     ]
+
+
+def converted(base: str, config: Config, found: list[Loss]) -> str:
+    """The text of the new config."""
+    lines = header(base, config)
     for loss in found:
         if not loss.stays:
             by_default = loss.type == "mmseg's default"

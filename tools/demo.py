@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -15,12 +13,13 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model, init_model
 from mmseg.evaluation import IoUMetric
-from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import class_weights
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.label_files import of_config
+from painting import labels_of
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
+from watched import Failed, watch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_ROOT = Path('data/demo_scenes')  # where the configs look
@@ -29,15 +28,8 @@ CONFIGS = {
     'built-in': ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-400_demo-192x256.py',
     'weighted': ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py',
 }
-ITERATION = re.compile(r'Iter\(train\) \[\s*(\d+)/\d+\].*? loss: (\S+)')
 
 console = Console()
-
-
-def labels_of(dataset: dict):
-    """The data set with label maps as the loss gets them, (H, W), through the config's own ``LoadAnnotations``."""
-    load = next(step for step in dataset.pipeline if step.type == 'LoadAnnotations')
-    return DATASETS.build({**dataset, 'pipeline': [load]})
 
 
 def write_class_weights(config: Config) -> tuple[list[float], list[float]]:
@@ -51,23 +43,15 @@ def write_class_weights(config: Config) -> tuple[list[float], list[float]]:
 def train(name: str, iterations: int) -> Path:
     """Run tools/train.py; return the last checkpoint."""
     work_dir = WORK_DIR / name
-    work_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(CONFIGS[name]), '--work-dir', str(work_dir)]
     command += ['--cfg-options', f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}']
-    log_file = work_dir / 'train.log'
     columns = (TextColumn('Training {task.description:8}'), BarColumn(), TextColumn('{task.completed}/{task.total}'))
-    with (
-        Progress(*columns, TextColumn('loss {task.fields[loss]}'), TimeRemainingColumn(), console=console) as progress,
-        log_file.open('w') as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
-    ):
+    with Progress(*columns, TextColumn('loss {task.fields[loss]}'), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(name, total=iterations, loss='-')
-        for line in process.stdout:
-            log.write(line)
-            if match := ITERATION.search(line):
-                progress.update(task, completed=int(match[1]), loss=match[2])
-    if process.returncode != 0:
-        sys.exit(f'error: training failed, see {log_file}:\n{"".join(log_file.read_text().splitlines(True)[-5:])}')
+        try:
+            watch(command, work_dir / 'train.log', lambda i, _, loss: progress.update(task, completed=i, loss=loss))
+        except Failed as error:
+            sys.exit(f'error: training {error}')
     return Path((work_dir / 'last_checkpoint').read_text().strip())
 
 

@@ -10,12 +10,12 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
+from painting import IGNORED, STYLE, colors_of, frame, patches, show_labels
 from rich.console import Console
 from rich.table import Table
 
 COLORS = ('#9aa5b1', '#d9480f')  # built-in, ours
 TITLES = ('CrossEntropyLoss', 'WeightedCrossEntropyLoss')
-OTHER = 255
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,22 @@ def draw_report(
         shares: of each class in the pixels of the training labels.
         results: of the built-in loss, then of ours.
     """
-    plt.rcParams.update({'font.size': 13, 'font.family': 'DejaVu Sans', 'hatch.color': '0.75', 'hatch.linewidth': 0.8})
+    plt.rcParams.update({**STYLE, 'font.size': 13})
     figure = plt.figure(figsize=(15, 8.6), layout='constrained')
     scenes, bars = figure.subfigures(1, 2, width_ratios=[1.9, 1], wspace=0.03)
-    colors = np.full((256, 3), 255, np.uint8)
-    colors[: len(classes)] = palette
+    colors = colors_of(palette)
     _draw_scenes(scenes, validation, colors, results, _most_telling(validation, shares, rows=4))
-    _draw_legend(scenes, classes, palette, np.argsort(shares)[::-1])
+    _draw_legend(scenes, patches(classes, colors, np.argsort(shares)[::-1]))
     _draw_bars(bars, classes, shares, results)
     figure.savefig(path, dpi=110, facecolor='white')
     plt.close(figure)
 
 
-def _draw_legend(figure, classes: list[str], palette: list[list[int]], order: np.ndarray) -> None:
-    """Classes in the order of their frequency, read line by line (matplotlib fills column by column)."""
-    patches = [Patch(color=np.array(palette[c]) / 255, label=classes[c]) for c in order]
-    patches.append(Patch(facecolor='white', edgecolor='0.6', hatch='////', label='other (ignored)'))
+def _draw_legend(figure, handles: list[Patch]) -> None:
+    """Read line by line (matplotlib fills column by column)."""
     columns = 6
     figure.legend(
-        handles=[patch for column in range(columns) for patch in patches[column::columns]],
+        handles=[handle for column in range(columns) for handle in handles[column::columns]],
         loc='outside lower center',
         ncols=columns,
         frameon=False,
@@ -89,25 +86,21 @@ def _most_telling(validation, shares: list[float], rows: int) -> list[int]:
 
     def score(i: int) -> float:
         label = validation[i]['gt_seg_map']
-        return sum((label == c).any() for c in rare) + 0.5 * (label == OTHER).any()
+        return sum((label == c).any() for c in rare) + 0.5 * (label == IGNORED).any()
 
     return sorted(range(len(validation)), key=score, reverse=True)[:rows]
 
 
 def _draw_scenes(figure, validation, colors: np.ndarray, results: list[Result], chosen: list[int]) -> None:
-    """Pixels that do not count are hatched in the label and in the predictions: nothing can be right or wrong there."""
     axes = figure.subplots(len(chosen), 2 + len(results))
     for row, i in zip(axes, chosen, strict=True):
         sample = validation[i]
         label = sample['gt_seg_map']
-        maps = [label, *(np.where(label == OTHER, OTHER, r.predictions[i]) for r in results)]
-        for axis, picture in zip(row, [plt.imread(sample['img_path']), *(colors[m] for m in maps)], strict=True):
-            axis.imshow(picture, interpolation='nearest')
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_color('0.8')
-        for axis in row[1:]:
-            axis.contourf(label == OTHER, levels=[0.5, 1.5], colors='none', hatches=['////'])
+        row[0].imshow(plt.imread(sample['img_path']), interpolation='nearest')
+        for axis, labels in zip(row[1:], [label, *(r.predictions[i] for r in results)], strict=True):
+            show_labels(axis, labels, label == IGNORED, colors)
+        for axis in row:
+            frame(axis)
     for axis, title in zip(axes[0], ('Image', 'Label', *TITLES), strict=True):
         axis.set_title(title, fontsize=12)
 

@@ -14,7 +14,6 @@ import resource
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from mmseg_wce.recovery import checkpoints_in
 from rich.console import Console
 from rich.progress import Progress
 from semantics_table import built_in_name
+from watched import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / 'docs' / 'reliability.md'
@@ -132,12 +132,6 @@ class Outcome:
     def row(self) -> list[str]:
         lost = f'{self.lost} iteration{"s" * (self.lost != 1)}' if self.lost else 'nothing'
         return [self.fault, str(self.times), self.said, lost, 'the same bits' if self.same else '**another result**']
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -56,11 +56,11 @@ def from_json(content: dict[str, Any]) -> LabelStatistics:
     return statistics
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:
     """Write a file; what was there stays until the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + '.new')
-    new.write_text(json.dumps(content, indent=1))
+    new.write_text(json.dumps(content, indent=indent))
     os.replace(new, path)
 
 

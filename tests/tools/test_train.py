@@ -82,7 +82,7 @@ def test_killed_training_resumes_where_it_was(root, demo_folder, import_tool):
 def test_two_processes_on_cpu(root, demo_folder, import_tool, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip('a machine with CUDA devices trains on them')
-    monkeypatch.setenv('PORT', str(import_tool('faults').free_port()))
+    monkeypatch.setenv('PORT', str(import_tool('watched').free_port()))
     monkeypatch.setenv('PYTHON', sys.executable)
     options = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3']
     config, tools = str(root / WEIGHTED), root / 'tools'

@@ -1,0 +1,110 @@
+"""What mmseg's IoUMetric counts and does not hand out: the figures of every class, and which was taken for which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmseg.evaluation import IoUMetric
+from mmseg.registry import METRICS
+from mmseg_wce.class_weights.statistics_file import write_json
+from mmseg_wce.labels import name_sources, valid_pixels
+from torch import Tensor
+
+__all__ = ['ClassIoUMetric', 'confusion_matrix']
+
+
+def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Pixels of each class of the label (row) that were predicted as each class (column).
+
+    Args:
+        prediction: integer, any shape, in [0, C).
+        label: integer, of the same shape, in [0, C) or ``ignore_index``.
+        num_classes: C.
+        ignore_index: label of the pixels that are not counted.
+
+    Returns:
+        int64, (C, C).
+
+    Raises:
+        ValueError: a label is neither in [0, C) nor ignored.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.metrics import confusion_matrix
+        >>> confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 255]), num_classes=2)
+        tensor([[1, 0],
+                [1, 1]])
+    """
+    valid = valid_pixels(label.long(), num_classes, ignore_index)
+    cells = label[valid].long() * num_classes + prediction[valid].long()
+    return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+@METRICS.register_module()
+class ClassIoUMetric(IoUMetric):
+    """mmseg's IoUMetric, which besides the means reports every class, as ``IoU/wall`` and ``Acc/wall``.
+
+    Labels that are no class are refused; IoUMetric counts them against the class that was predicted there.
+
+    Args:
+        confusion_file: JSON file for the confusion matrix, written at every evaluation: ``classes``, and ``confusion``
+            with the pixels of each class of the label (row) that were predicted as each class (column).
+        **kwargs: those of IoUMetric.
+    """
+
+    def __init__(self, confusion_file: str | None = None, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.confusion_file = confusion_file
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Count the pixels of each sample, and write its prediction where ``output_dir`` asks for it.
+
+        Raises:
+            ValueError: a label is neither a class nor ignored; the file is named.
+        """
+        before = len(self.results)
+        super().process(data_batch, data_samples)
+        if not self.format_only:
+            self.results[before:] = [self._cells(sample) for sample in data_samples]
+
+    def _cells(self, sample: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Cells of the confusion matrix that are not zero: an image shows a few of many classes."""
+        prediction, label = (sample[key]['data'].squeeze(0).cpu() for key in ('pred_sem_seg', 'gt_sem_seg'))
+        name_sources([sample.get('seg_map_path') or sample.get('img_path', '')])
+        try:
+            confusion = confusion_matrix(prediction[None], label[None], self._num_classes, self.ignore_index)
+        finally:
+            name_sources([])
+        cells = confusion.flatten().nonzero().squeeze(1)
+        return cells.numpy(), confusion.flatten()[cells].numpy()
+
+    @property
+    def _num_classes(self) -> int:
+        return len(self.dataset_meta['classes'])
+
+    def compute_metrics(self, results: list) -> dict[str, Any]:
+        """The means as IoUMetric names them, then each figure of each class, in percent."""
+        if self.format_only:
+            return super().compute_metrics(results)
+        classes, flat = self.dataset_meta['classes'], np.zeros(self._num_classes**2, np.int64)
+        for cells, counts in results:
+            flat[cells] += counts
+        confusion = flat.reshape(self._num_classes, self._num_classes)
+        if self.confusion_file is not None and is_main_process():
+            write_json(
+                Path(self.confusion_file), dict(classes=list(classes), confusion=confusion.tolist()), indent=None
+            )
+        intersection, predicted, labelled = confusion.diagonal().copy(), confusion.sum(0), confusion.sum(1)
+        union = predicted + labelled - intersection
+        areas = [torch.from_numpy(area).double() for area in (intersection, union, predicted, labelled)]
+        metrics = super().compute_metrics([areas])
+        of_classes = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
+        for name, values in of_classes.items():
+            if name != 'aAcc':
+                metrics.update({f'{name}/{c}': round(float(x) * 100, 2) for c, x in zip(classes, values, strict=True)})
+        return metrics

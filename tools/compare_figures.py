@@ -1,0 +1,205 @@
+"""Pictures of a comparison: what each loss does to the means, to every class, and on the way there."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+import matplotlib.pyplot as plt
+import numpy as np
+from compare_results import ConfigResults, agreed_sign
+from compare_runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
+from painting import shrink
+
+COLORS = {
+    BUILT_IN: '#6b7785',
+    NON_IGNORE: '#aeb8c2',
+    UNWEIGHTED: '#1c7ed6',
+    'inverse_frequency': '#862e9c',
+    'sqrt_inverse_frequency': '#d9480f',
+    'median_frequency': '#c2255c',
+    'enet': '#5c940d',
+    'effective_number': '#0b7285',
+    HARD_PIXELS: '#e8a317',
+}
+MARKERS = dict(zip(COLORS, 'oovs^DPX*', strict=True))
+STYLE = {
+    'font.size': 11,
+    'font.family': 'DejaVu Sans',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.titlelocation': 'left',
+    'axes.titlesize': 12,
+    'axes.axisbelow': True,
+    'legend.frameon': False,
+}
+
+
+def draw_means(path: Path, results: ConfigResults) -> None:
+    """Every seed as a dot, the mean as a bar; the dashed line is the base."""
+    figure, axes = _figure(1, 3, height=0.9 + 0.42 * len(results.outcomes), sharey=True)
+    rows = np.arange(len(results.outcomes))
+    for axis, (key, title) in zip(axes, TITLES.items(), strict=True):
+        axis.axvline(results.base.means[key].mean(), color=COLORS[results.base.loss], linestyle='--', linewidth=1)
+        for row, outcome in zip(rows, results.outcomes.values(), strict=True):
+            values, color = outcome.means[key], COLORS[outcome.loss]
+            axis.plot(values, np.full(len(values), row), 'o', color=color, alpha=0.55, markersize=6)
+            axis.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=color, linewidth=3)
+            axis.annotate(f'{values.mean():.1f}', (values.max(), row), (7, 0), textcoords='offset points', va='center')
+        axis.set_title(title)
+        axis.grid(axis='x', color='0.9')
+        axis.margins(x=0.2)
+        axis.tick_params(axis='y', length=0)
+        axis.spines.left.set_visible(False)
+    axes[0].set_yticks(rows, list(results.outcomes))
+    axes[0].invert_yaxis()
+    _save(figure, path)
+
+
+TITLES = dict(mIoU='mean IoU (%)', mAcc='mean class accuracy (%)', aAcc='pixel accuracy (%)')
+
+
+def draw_classes(path: Path, results: ConfigResults) -> None:
+    """IoU, accuracy and precision of every class: mean and standard deviation over the seeds."""
+    figure, axes = _figure(3, 1, height=11, sharex=True)
+    places = np.arange(len(results.classes))
+    shift = 0.8 / len(results.outcomes)
+    for axis, key, title in zip(
+        axes, ('iou', 'accuracy', 'precision'), ('IoU (%)', 'accuracy = recall (%)', 'precision (%)'), strict=True
+    ):
+        for k, outcome in enumerate(results.outcomes.values()):
+            values = getattr(outcome, key)[:, results.order]
+            axis.errorbar(
+                places + (k - (len(results.outcomes) - 1) / 2) * shift,
+                values.mean(0),
+                values.std(0, ddof=1) if len(values) > 1 else None,
+                fmt=MARKERS[outcome.loss],
+                color=COLORS[outcome.loss],
+                markersize=5,
+                capsize=2,
+                label=outcome.loss,
+            )
+        for place in places[:-1]:
+            axis.axvline(place + 0.5, color='0.92', linewidth=1)
+        axis.set_title(title)
+        axis.grid(axis='y', color='0.9')
+        axis.set_ylim(-2, 102)
+    axes[-1].set_xticks(places, _ticks(results), rotation=30, ha='right')
+    axes[-1].set_xlim(-0.5, len(places) - 0.5)
+    axes[-1].set_xlabel('classes and their share of the training pixels')
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
+    _save(figure, path)
+
+
+def draw_changes(path: Path, results: ConfigResults) -> bool:
+    """What became better and worse, in points; bold where every seed agrees.
+
+    Returns:
+        Whether there is anything to compare.
+    """
+    others = [loss for loss in results.outcomes if loss != results.base.loss]
+    losses = [loss for loss in others if len(results.difference(loss, 'iou'))]
+    if not losses:
+        return False
+    figure, axes = _figure(2, 1, height=1.6 + 0.8 * len(losses), sharex=True)
+    for axis, key, title in zip(axes, ('iou', 'accuracy'), ('IoU', 'accuracy'), strict=True):
+        changes = [results.difference(loss, key)[:, results.order] for loss in losses]
+        mean = np.array([change.mean(0) for change in changes])
+        picture = axis.imshow(mean, cmap='RdBu', vmin=-20, vmax=20, aspect='auto')
+        for row, change in enumerate(changes):
+            for column, (points, agreed) in enumerate(zip(mean[row], agreed_sign(change), strict=True)):
+                ink = 'white' if abs(points) > 13 else '0.1' if agreed else '0.4'
+                weight = 'bold' if agreed else 'normal'
+                axis.text(
+                    column, row, f'{points:+.1f}', ha='center', va='center', fontsize=10, weight=weight, color=ink
+                )
+        axis.set_yticks(range(len(losses)), losses)
+        axis.set_title(f'{title}, points above {results.base.loss}; bold where every seed agrees')
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    axes[-1].set_xticks(range(len(results.classes)), _ticks(results), rotation=30, ha='right')
+    figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.01, extend='both')
+    _save(figure, path)
+    return True
+
+
+def draw_confusions(path: Path, results: ConfigResults) -> None:
+    """Shares of each class's pixels, over all seeds."""
+    columns = min(4, len(results.outcomes))
+    rows = -(-len(results.outcomes) // columns)
+    figure, axes = _figure(rows, columns, height=0.6 + 3.3 * rows, squeeze=False)
+    names = [results.classes[c].replace('$', r'\$') for c in results.order]
+    for axis in axes.flat[len(results.outcomes) :]:
+        axis.set_visible(False)
+    for axis, outcome in zip(axes.flat, results.outcomes.values(), strict=False):
+        counts = outcome.confusion.sum(0)[np.ix_(results.order, results.order)]
+        shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        picture = axis.imshow(shares, cmap='magma_r', vmin=0, vmax=100)
+        axis.set_title(outcome.loss)
+        axis.spines[:].set_visible(False)
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.tick_params(length=0)
+    axes[0, 0].set_ylabel('label')
+    axes[-1, 0].set_xlabel('predicted as')
+    figure.colorbar(picture, ax=axes, shrink=0.5, pad=0.01, label="% of the class's pixels")
+    _save(figure, path)
+
+
+def draw_curves(path: Path, results: ConfigResults) -> None:
+    """Of training and validation: mean over the seeds, and their range."""
+    figure, axes = _figure(1, 3, height=4.6)
+    wanted = [('training', 'loss'), ('validation', 'mIoU'), ('validation', 'mAcc')]
+    for axis, (part, key) in zip(axes, wanted, strict=True):
+        for outcome in results.outcomes.values():
+            steps, values = outcome.curve(part, key)
+            axis.plot(steps, values.mean(0), color=COLORS[outcome.loss], label=outcome.loss, linewidth=1.4)
+            axis.fill_between(steps, values.min(0), values.max(0), color=COLORS[outcome.loss], alpha=0.12, linewidth=0)
+        axis.set_title('training loss, each on its own scale' if key == 'loss' else f'validation, {TITLES[key]}')
+        axis.set_xlabel('iteration')
+        axis.grid(color='0.92')
+    axes[0].set_yscale('log')
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
+    _save(figure, path)
+
+
+def draw_agreement(path: Path, results: ConfigResults) -> bool:
+    """The same loss computed by mmseg and by us: training curves of each seed over each other.
+
+    Returns:
+        Whether both were trained from a same seed.
+    """
+    if not {NON_IGNORE, UNWEIGHTED} <= results.outcomes.keys():
+        return False
+    theirs, ours = results.outcomes[NON_IGNORE], results.outcomes[UNWEIGHTED]
+    seeds = [seed for seed in theirs.seeds if seed in ours.seeds]
+    if not seeds:
+        return False
+    figure, axes = _figure(1, len(seeds), height=3.4, sharey=True, squeeze=False)
+    for axis, seed in zip(axes[0], seeds, strict=True):
+        for outcome, width, color in ((theirs, 4, '#c9d1d9'), (ours, 1.2, COLORS[UNWEIGHTED])):
+            steps, values = outcome.curve('training', 'loss')
+            axis.plot(steps, values[outcome.seeds.index(seed)], color=color, linewidth=width, label=outcome.loss)
+        axis.set_title(f'training loss, seed {seed}')
+        axis.set_xlabel('iteration')
+        axis.set_yscale('log')
+        axis.grid(color='0.92')
+    axes[0, 0].legend()
+    _save(figure, path)
+    return True
+
+
+def _ticks(results: ConfigResults) -> list[str]:
+    return [f'{results.classes[c]}  {100 * results.share[c]:.2g} %'.replace('$', r'\$') for c in results.order]
+
+
+def _figure(rows: int, columns: int, height: float, **options):
+    plt.rcParams.update(STYLE)
+    return plt.subplots(rows, columns, figsize=(14, height), layout='constrained', **options)
+
+
+def _save(figure, path: Path) -> None:
+    figure.savefig(path, dpi=100, facecolor='white')
+    plt.close(figure)
+    shrink(path)

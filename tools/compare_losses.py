@@ -1,0 +1,161 @@
+"""Train configs from the same seeds with several losses, and show what each loss does to every class.
+
+python tools/compare_losses.py my_config.py --seeds 0 1 2
+
+In every head the losses on pixels are replaced, and nothing else. What is done is kept: the same command goes on.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import SimpleQueue
+
+import mmseg_wce  # noqa: F401  (registers the losses, and makes the stack work on today's PyTorch)
+import torch
+from compare_report import write_report
+from compare_runs import BUILT_IN, HARD_PIXELS, NAMES, NON_IGNORE, UNWEIGHTED, Comparison, Run, losses_on_pixels
+from label_arguments import scan_with_progress
+from mmengine.registry import init_default_scope
+from mmseg_wce.class_weights import save_statistics
+from mmseg_wce.label_files import of_config
+from mmseg_wce.launch import ConfigOptions
+from mmseg_wce.preflight import PreflightError, check_data, load_config
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from watched import Failed
+
+SCHEMES_SHOWN = ('sqrt_inverse_frequency', 'median_frequency', 'effective_number')
+DEFAULT = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES_SHOWN, HARD_PIXELS)
+
+console = Console()
+
+
+def prepared(file: Path, args: argparse.Namespace) -> Comparison:
+    """A config that can be compared, and the statistics of its training labels.
+
+    Raises:
+        PreflightError: it cannot be trained, or has no loss that could be replaced.
+    """
+    config = load_config(str(file), args.cfg_options)
+    comparison = Comparison(file, config, args.work_dir, args.out, args.words)
+    check_data(config, 'train', 'val', 'test')
+    if not losses_on_pixels(config):
+        raise PreflightError(f'config file {str(file)!r} has no softmax loss on pixels')
+    if not comparison.labels.exists():
+        statistics = scan_with_progress(of_config(config), 0, console, f'Counting pixels for {file.stem}')
+        save_statistics(statistics, comparison.labels)
+    return comparison
+
+
+class _AndWords(ConfigOptions):
+    """Keeps the words too, for the command lines of the trainings."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        namespace.words = tuple(values)
+        super().__call__(parser, namespace, values, option_string)
+
+
+class Slots:
+    """Places for trainings at the same time: each its own GPUs, or its share of the CPU."""
+
+    def __init__(self, jobs: int, processes: int) -> None:
+        self.processes, self._free = processes, SimpleQueue()
+        for slot in range(jobs):
+            gpus = range(slot * processes, (slot + 1) * processes)
+            threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
+            on_gpus = dict(CUDA_VISIBLE_DEVICES=','.join(map(str, gpus)))
+            self._free.put(on_gpus if torch.cuda.is_available() else dict(OMP_NUM_THREADS=str(threads)))
+
+    def run(self, run: Run, progress: Progress, stop: threading.Event) -> None:
+        environment = self._free.get()
+        task = progress.add_task(f'{run.comparison.name}: {run.loss}, seed {run.seed}', total=None, loss='')
+        try:
+            if not stop.is_set():
+
+                def show(tool: str, iteration: int, total: int, loss: str | None) -> None:
+                    progress.update(task, completed=iteration, total=total, loss=f'loss {loss}' if loss else tool)
+
+                run.train_and_test(self.processes, environment, show)
+        finally:
+            progress.remove_task(task)
+            self._free.put(environment)
+
+
+def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
+    """What failed, a line for each."""
+    slots, stop, failures = Slots(jobs, processes), threading.Event(), []
+    columns = (TextColumn('{task.description}', markup=False), BarColumn(), MofNCompleteColumn())
+    with (
+        Progress(*columns, TextColumn('{task.fields[loss]}'), TimeRemainingColumn(), console=console) as progress,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        whole = progress.add_task('Trainings', total=len(runs), loss='')
+        futures = {pool.submit(slots.run, run, progress, stop): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                if error := future.exception():
+                    if not isinstance(error, Failed):
+                        raise error
+                    failures.append(f'{futures[future].name}: {error}')
+                    console.print(failures[-1], markup=False, highlight=False)
+                progress.advance(whole)
+        except BaseException:
+            stop.set()
+            raise
+    return failures
+
+
+def parse_args(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=Path, nargs='+', help='config files')
+    parser.add_argument('--losses', nargs='+', choices=NAMES, default=list(DEFAULT), metavar='LOSS', help=f'of {NAMES}')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='[0 1 2]')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'), help='for trainings [%(default)s]')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/compare/report'), help='for results [%(default)s]')
+    parser.add_argument('--jobs', type=int, default=1, help='trainings at the same time [%(default)s]')
+    parser.add_argument('--gpus', type=int, default=1, help='processes of each training [%(default)s]')
+    parser.add_argument('--report', action='store_true', help='train nothing, report what is done')
+    parser.add_argument('--cfg-options', nargs='+', action=_AndWords, help='settings that override the configs')
+    parser.set_defaults(words=())
+    args = parser.parse_args(arguments)
+    if min(args.jobs, args.gpus) < 1:
+        parser.error('--jobs and --gpus must be at least 1')
+    if torch.cuda.is_available() and args.jobs * args.gpus > torch.cuda.device_count():
+        parser.error(f'--jobs {args.jobs} times --gpus {args.gpus}: there are {torch.cuda.device_count()} GPUs')
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 1 where a training failed, 2 where nothing could be started."""
+    args = parse_args(arguments)
+    warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
+    init_default_scope('mmseg')
+    try:
+        comparisons = [prepared(file, args) for file in args.config]
+        runs = [Run(c, loss, seed) for seed in args.seeds for c in comparisons for loss in args.losses]
+        to_do = [] if args.report else [run for run in runs if not run.is_done()]
+    except (PreflightError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    console.print(f'{len(runs)} trainings, {len(runs) - len(to_do)} of them done')
+    for run in to_do:  # before there are threads: configs are not read by several at once
+        run.write_config()
+    failures = train_all(to_do, args.jobs, args.gpus) if to_do else []
+    command = ' '.join(['python tools/compare_losses.py', *map(shlex.quote, arguments or sys.argv[1:])])
+    try:
+        page = write_report(args.out, comparisons, runs, command)
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    console.print(f'Report: {page}, and its pictures beside it', markup=False, highlight=False, soft_wrap=True)
+    return 1 if failures else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""A comparison as one page that needs no other file, and its pictures as PNG files beside it."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from compare_figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
+from compare_results import ConfigResults, agreed_sign, load_results
+from compare_runs import Comparison, Run
+from compare_scenes import draw_scenes, keep_predictions, scenes
+from jinja2 import Environment, FileSystemLoader
+
+TEMPLATE = Path(__file__).with_name('compare_report.html.j2')
+
+
+def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Run], command: str) -> Path:
+    """Write the pictures of every config, and the page over all of them.
+
+    Args:
+        out: folder of the results.
+        comparisons: configs; those of which no training is done are left out.
+        runs: that were asked for.
+        command: that made them.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: no training is done.
+    """
+    sections = []
+    for comparison in comparisons:
+        folder = out / comparison.name
+        try:
+            results = load_results(folder)
+        except ValueError:
+            continue
+        of_it = [run for run in runs if run.comparison is comparison]
+        sections.append(
+            dict(results=results, rows=_rows(results), pictures=_pictures(folder, comparison, of_it, results))
+        )
+    if not sections:
+        raise ValueError(f'no training of {", ".join(c.name for c in comparisons)} is done')
+    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True)
+    page = out / 'report.html'
+    page.write_text(environment.get_template(TEMPLATE.name).render(sections=sections, command=command))
+    return page
+
+
+def _pictures(folder: Path, comparison: Comparison, runs: Sequence[Run], results: ConfigResults) -> dict[str, str]:
+    """Of a config, as addresses that hold them."""
+    drawn = {}
+
+    def add(name: str, draw, *arguments) -> None:
+        path = folder / f'{name}.png'
+        if draw(path, *arguments) is not False:
+            drawn[name] = 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
+
+    add('means', draw_means, results)
+    add('classes', draw_classes, results)
+    add('changes', draw_changes, results)
+    add('confusions', draw_confusions, results)
+    add('curves', draw_curves, results)
+    add('agreement', draw_agreement, results)
+    of_first_seed = [run for run in runs if run.seed == runs[0].seed]
+    chosen = scenes(comparison, results.share)
+    for run in of_first_seed:
+        keep_predictions(run, chosen)
+    add('scenes', draw_scenes, False, of_first_seed, chosen, results)
+    add('zoomed', draw_scenes, True, of_first_seed, chosen, results)
+    return drawn
+
+
+def _rows(results: ConfigResults) -> list[dict]:
+    """A line of the table for each loss."""
+    rows = []
+    for loss, outcome in results.outcomes.items():
+        is_base = loss == results.base.loss
+        row = dict(loss=loss, seeds=outcome.seeds, is_base=is_base)
+        for key, values in outcome.means.items():
+            difference = None if is_base else results.difference(loss, key)
+            row[key] = dict(mean=values.mean(), spread=_spread(values), difference=_difference(difference))
+        row['better'] = [] if is_base else results.always(loss, 'iou', +1)
+        row['worse'] = [] if is_base else results.always(loss, 'iou', -1)
+        row['seconds'] = _median(run['seconds_per_iteration'] for run in outcome.runs)
+        row['megabytes'] = _median(run['megabytes'] for run in outcome.runs)
+        rows.append(row)
+    return rows
+
+
+def _spread(values: np.ndarray) -> float | None:
+    """Standard deviation over seeds."""
+    return values.std(ddof=1) if len(values) > 1 else None
+
+
+def _difference(values: np.ndarray | None) -> dict | None:
+    """To the base, of the same seeds; whether all agree on its sign."""
+    if values is None or len(values) == 0:
+        return None
+    return dict(mean=values.mean(), agree=bool(agreed_sign(values)))
+
+
+def _median(values) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None

@@ -1,0 +1,138 @@
+"""What the trainings of a comparison came to: figures of every loss over its seeds."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from compare_runs import BUILT_IN, NAMES
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one loss from S seeds.
+
+    Attributes:
+        loss: its name.
+        seeds: of the trainings, sorted.
+        runs: what was kept of each, as it was written.
+    """
+
+    loss: str
+    seeds: list[int]
+    runs: list[dict]
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(S, C, C): pixels of each class (row) that were predicted as each class (column)."""
+        return np.array([run['confusion'] for run in self.runs])
+
+    @property
+    def iou(self) -> np.ndarray:
+        """(S, C), in percent; NaN for a class that neither occurs nor is predicted."""
+        hit = np.diagonal(self.confusion, axis1=1, axis2=2)
+        return _percent(hit, self.confusion.sum(1) + self.confusion.sum(2) - hit)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """(S, C): recall, in percent; NaN for a class that does not occur."""
+        return _percent(np.diagonal(self.confusion, axis1=1, axis2=2), self.confusion.sum(2))
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(S, C), in percent; NaN for a class that is never predicted."""
+        return _percent(np.diagonal(self.confusion, axis1=1, axis2=2), self.confusion.sum(1))
+
+    @property
+    def means(self) -> dict[str, np.ndarray]:
+        """(S,) each, in percent, as mmseg names them."""
+        hit = np.trace(self.confusion, axis1=1, axis2=2)
+        return dict(
+            mIoU=np.nanmean(self.iou, 1),
+            mAcc=np.nanmean(self.accuracy, 1),
+            aAcc=_percent(hit, self.confusion.sum((1, 2))),
+        )
+
+    def curve(self, part: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps (T,) and values (S, T) of 'training' or 'validation'."""
+        return np.array(self.runs[0][part]['step']), np.array([run[part][key] for run in self.runs])
+
+
+@dataclass(frozen=True)
+class ConfigResults:
+    """Of one config: every loss that it was trained with.
+
+    Attributes:
+        name: of the config.
+        classes: names.
+        share: (C,), of the pixels of the training labels.
+        outcomes: by loss, in the order of :data:`NAMES`.
+    """
+
+    name: str
+    classes: list[str]
+    share: np.ndarray
+    outcomes: dict[str, Outcome]
+
+    @property
+    def order(self) -> np.ndarray:
+        """Classes, most frequent first."""
+        return np.argsort(-self.share, kind='stable')
+
+    @property
+    def base(self) -> Outcome:
+        """What the others are compared with: the built-in loss, or the first one."""
+        return self.outcomes.get(BUILT_IN) or next(iter(self.outcomes.values()))
+
+    def difference(self, loss: str, figure: str) -> np.ndarray:
+        """(S', ...): of a figure of an outcome to that of the base, of each seed that both were trained from."""
+        outcome, base = self.outcomes[loss], self.base
+        seeds = [seed for seed in outcome.seeds if seed in base.seeds]
+        a, b = (_figure(o, figure)[[o.seeds.index(seed) for seed in seeds]] for o in (outcome, base))
+        return a - b
+
+    def always(self, loss: str, figure: str, sign: int) -> list[tuple[str, float]]:
+        """Classes whose figure is higher (or lower) than the base's from every seed, and by how much, most first."""
+        difference = self.difference(loss, figure)
+        agreed = agreed_sign(difference)
+        mean = difference.mean(0) if len(difference) else np.zeros(len(self.classes))
+        return [(self.classes[c], mean[c]) for c in np.argsort(-sign * mean) if agreed[c] == sign]
+
+
+def agreed_sign(differences: np.ndarray) -> np.ndarray:
+    """-1 or 1 where all seeds, the first axis, agree on the sign, and there are several; else 0."""
+    if len(differences) < 2:
+        return np.zeros(differences.shape[1:], int)
+    return (differences > 0).all(0).astype(int) - (differences < 0).all(0)
+
+
+def _figure(outcome: Outcome, figure: str) -> np.ndarray:
+    return getattr(outcome, figure) if hasattr(outcome, figure) else outcome.means[figure]
+
+
+def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return 100 * part / whole
+
+
+def load_results(folder: Path) -> ConfigResults:
+    """Of the config whose results lie in a folder.
+
+    Raises:
+        ValueError: there are none.
+    """
+    by_loss: dict[str, dict[int, dict]] = defaultdict(dict)
+    for file in sorted(folder.glob('*.json')):
+        content = json.loads(file.read_text())
+        by_loss[content['run']['loss']][content['run']['seed']] = content
+    if not by_loss:
+        raise ValueError(f'no training of {folder.name} is done')
+    outcomes = {
+        loss: Outcome(loss, sorted(by_loss[loss]), [by_loss[loss][seed] for seed in sorted(by_loss[loss])])
+        for loss in NAMES
+        if loss in by_loss
+    }
+    pixels = np.array(content['training_pixels'])
+    return ConfigResults(folder.name, content['classes'], pixels / pixels.sum(), outcomes)

@@ -1,0 +1,142 @@
+"""Test images of a comparison, with labels and predictions; the rarest classes from near."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import matplotlib
+
+matplotlib.use('Agg')
+
+import matplotlib.pyplot as plt
+import numpy as np
+from compare_results import ConfigResults
+from compare_runs import Comparison, Run
+from matplotlib.patches import Rectangle
+from painting import IGNORED, STYLE, colors_of, frame, labels_of, patches, show_labels, shrink
+
+RAREST = 4
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image of the test set that shows a rare class.
+
+    Attributes:
+        image: file.
+        label: (H, W), as the loss would get it.
+        rare: the class.
+        window: rows and columns around the largest region of it.
+        shifted: whether the files count from 1, as mmseg's predictions then do.
+    """
+
+    image: str
+    label: np.ndarray
+    rare: int
+    window: tuple[slice, slice]
+    shifted: bool
+
+    @property
+    def name(self) -> str:
+        return Path(self.image).stem
+
+
+def scenes(comparison: Comparison, pixels: Sequence[int]) -> list[Scene]:
+    """For each of the rarest classes the test image with the most of it: chosen by labels, not by what a model does.
+
+    Args:
+        comparison: its config names the test set.
+        pixels: (C,), of the classes in the training labels; a class without any cannot be learned.
+    """
+    dataset = labels_of(comparison.config.test_dataloader.dataset)
+    rarest = [c for c in np.argsort(pixels, kind='stable') if pixels[c] > 0][:RAREST]
+    most, found = dict.fromkeys(rarest, 0), {}
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        label = sample['gt_seg_map']
+        for c in rarest:
+            if (count := int((label == c).sum())) > most[c]:
+                most[c] = count
+                found[c] = Scene(sample['img_path'], label, c, _window(label == c), sample['reduce_zero_label'])
+    return [found[c] for c in rarest[::-1] if c in found]
+
+
+def _window(region: np.ndarray) -> tuple[slice, slice]:
+    """A square around the largest connected part, with some of what is beside it."""
+    _, _, parts, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
+    left, top, width, height, _ = max(parts[1:], key=lambda part: part[cv2.CC_STAT_AREA])
+    side = int(min(max(1.5 * max(width, height), 64), *region.shape))
+    y = int(np.clip(top + height / 2 - side / 2, 0, region.shape[0] - side))
+    x = int(np.clip(left + width / 2 - side / 2, 0, region.shape[1] - side))
+    return slice(y, y + side), slice(x, x + side)
+
+
+def keep_predictions(run: Run, chosen: Sequence[Scene]) -> None:
+    """Copy those of the chosen images from the work dir of a run that is done."""
+    for scene in chosen:
+        source, target = run.predictions / f'{scene.name}.png', _kept(run, scene)
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def _kept(run: Run, scene: Scene) -> Path:
+    return run.result_file.with_suffix('') / f'{scene.name}.png'
+
+
+def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[Scene], results: ConfigResults) -> bool:
+    """Write the picture: a row for each scene with image, label, and the prediction of each run.
+
+    Args:
+        path: of the PNG.
+        zoomed: the windows alone.
+        runs: those whose predictions were kept are shown.
+        chosen: scenes.
+        results: for the names of the classes.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    runs = [run for run in runs if all(_kept(run, scene).exists() for scene in chosen)]
+    if not (runs and chosen):
+        return False
+    colors = colors_of(labels_of(runs[0].comparison.config.test_dataloader.dataset).metainfo['palette'])
+    plt.rcParams.update({**STYLE, 'font.size': 9})
+    columns = 2 + len(runs)
+    ratio = 1 if zoomed else chosen[0].label.shape[0] / chosen[0].label.shape[1]
+    figure, axes = plt.subplots(
+        len(chosen),
+        columns,
+        figsize=(16, 0.9 + 16 / columns * ratio * len(chosen)),
+        squeeze=False,
+        layout='constrained',
+    )
+    for row, scene in zip(axes, chosen, strict=True):
+        part = scene.window if zoomed else (slice(None), slice(None))
+        row[0].imshow(cv2.imread(scene.image)[..., ::-1][part])
+        row[0].set_ylabel(results.classes[scene.rare])
+        for axis, labels in zip(row[1:], [scene.label, *(_prediction(run, scene) for run in runs)], strict=True):
+            show_labels(axis, labels[part], scene.label[part] == IGNORED, colors)
+        for axis in row:
+            frame(axis)
+        if not zoomed:
+            rows, cols = scene.window
+            corner, size = (cols.start, rows.start), cols.stop - cols.start
+            row[0].add_patch(Rectangle(corner, size, size, fill=False, color='white', linewidth=1.5))
+    for axis, title in zip(axes[0], ['image', 'label', *(run.loss.replace('_', ' ') for run in runs)], strict=True):
+        axis.set_title(title, fontsize=9, wrap=True)
+    shown = set(np.unique(np.concatenate([scene.label.ravel() for scene in chosen])).tolist())
+    handles = patches(results.classes, colors, [c for c in results.order if c in shown])
+    figure.legend(handles=handles, loc='outside lower center', ncols=12, frameon=False, handlelength=1.2)
+    figure.savefig(path, dpi=110, facecolor='white')
+    plt.close(figure)
+    shrink(path)
+    return True
+
+
+def _prediction(run: Run, scene: Scene) -> np.ndarray:
+    """(H, W), class indices: mmseg writes them as the label files count."""
+    raw = cv2.imread(str(_kept(run, scene)), cv2.IMREAD_UNCHANGED)
+    return raw - 1 if scene.shifted else raw
