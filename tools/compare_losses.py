@@ -103,7 +103,7 @@ def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
                     if not isinstance(error, Failed):
                         raise error
                     failures.append(f'{futures[future].name}: {error}')
-                    console.print(failures[-1], markup=False, highlight=False)
+                    console.print(failures[-1], markup=False, highlight=False, soft_wrap=True)
                 progress.advance(whole)
         except BaseException:
             stop.set()

@@ -6,8 +6,9 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from mmengine.config import Config
 
-LOSSES = ['built-in, avg_non_ignore', 'ours, unweighted', 'hard pixels']
+LOSSES = ['built-in, avg_non_ignore', 'ours, unweighted', 'median_frequency']
 OPTIONS = [
     'train_cfg.max_iters=2',
     'train_cfg.val_interval=1',
@@ -54,7 +55,7 @@ def test_from_config_to_page(compare, demo_folder, capsys):
         assert result['megabytes'] > 100
     same = [results[name]['training']['loss'][0] for name in ('built-in-avg_non_ignore-seed0', 'ours-unweighted-seed0')]
     assert same[0] == pytest.approx(same[1], rel=1e-4)  # as it is logged
-    assert results['ours-unweighted-seed0']['training']['loss'] != results['hard_pixels-seed0']['training']['loss']
+    assert results['ours-unweighted-seed0']['training']['loss'] != results['median_frequency-seed0']['training']['loss']
 
     page = (folder.parent / 'report.html').read_text()
     assert page.count('<img src="data:image/png;base64,') == 8
@@ -66,6 +67,29 @@ def test_from_config_to_page(compare, demo_folder, capsys):
 
     assert compare('--jobs', '2', losses=LOSSES) == 0
     assert '3 trainings, 3 of them done' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('loss', ['built-in', 'enet', 'hard pixels'])
+def test_only_the_losses_on_pixels_change(import_tool, demo_folder, root, tmp_path, loss):
+    """And nothing else in a config: of three heads, one of them weighted differently."""
+    runs = import_tool('compare_runs')
+    file = root / 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py'
+    config = Config.fromfile(file)
+    run = runs.Run(runs.Comparison(file, config, tmp_path / 'work', tmp_path / 'out'), loss, 7)
+    run.write_config()
+
+    found = Config.fromfile(run.work_dir.with_suffix('.py'))
+    assert found.randomness.seed == 7
+    heads = [found.model.decode_head, *found.model.auxiliary_head]
+    for head, before in zip(heads, [config.model.decode_head, *config.model.auxiliary_head], strict=True):
+        settings = head.pop('loss_decode')
+        assert settings.loss_weight == before.pop('loss_decode').loss_weight
+        assert settings.type == ('CrossEntropyLoss' if loss == 'built-in' else 'WeightedCrossEntropyLoss')
+        assert settings.get('class_weight', {}).get('scheme') == ('enet' if loss == 'enet' else None)
+        sampler = head.pop('sampler', None)
+        expected = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=int(0.2 * 192 * 256))
+        assert sampler == (expected if loss == 'hard pixels' else None)
+    assert found.model == config.model
 
 
 @pytest.mark.slow
