@@ -18,8 +18,8 @@ from queue import SimpleQueue
 
 import mmseg_wce  # noqa: F401  (registers the losses, and makes the stack work on today's PyTorch)
 import torch
-from compare_report import write_report
-from compare_runs import BUILT_IN, HARD_PIXELS, NAMES, NON_IGNORE, UNWEIGHTED, Comparison, Run, losses_on_pixels
+from compare.report import write_report
+from compare.runs import BUILT_IN, HARD_PIXELS, NAMES, NON_IGNORE, UNWEIGHTED, Comparison, Run, losses_on_pixels
 from label_arguments import scan_with_progress
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import save_statistics
@@ -114,7 +114,9 @@ def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, nargs='+', help='config files')
-    parser.add_argument('--losses', nargs='+', choices=NAMES, default=list(DEFAULT), metavar='LOSS', help=f'of {NAMES}')
+    parser.add_argument(
+        '--losses', nargs='+', choices=NAMES, default=list(DEFAULT), metavar='LOSS', help=f'of {", ".join(NAMES)}'
+    )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='[0 1 2]')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'), help='for trainings [%(default)s]')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/compare/report'), help='for results [%(default)s]')
@@ -139,11 +141,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         comparisons = [prepared(file, args) for file in args.config]
         runs = [Run(c, loss, seed) for seed in args.seeds for c in comparisons for loss in args.losses]
-        to_do = [] if args.report else [run for run in runs if not run.is_done()]
+        to_do = [run for run in runs if not run.is_done()]
     except (PreflightError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     console.print(f'{len(runs)} trainings, {len(runs) - len(to_do)} of them done')
+    if args.report:
+        to_do = []
     for run in to_do:  # before there are threads: configs are not read by several at once
         run.write_config()
     failures = train_all(to_do, args.jobs, args.gpus) if to_do else []

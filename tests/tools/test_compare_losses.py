@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-LOSSES = ['built-in, avg_non_ignore', 'ours, unweighted', 'median_frequency']
+LOSSES = ['built_in_avg_non_ignore', 'unweighted', 'median_frequency']
 OPTIONS = [
     'train_cfg.max_iters=2',
     'train_cfg.val_interval=1',
@@ -23,7 +23,7 @@ def compare(import_tool, demo_folder, root):
     """The tool, for two losses unless others are given; returns its exit status."""
     tool = import_tool('compare_losses')
 
-    def run(*words: str, losses=('built-in', 'median_frequency'), seeds=('0',)) -> int:
+    def run(*words: str, losses=('built_in', 'median_frequency'), seeds=('0',)) -> int:
         config = root / 'configs/demo/fast_scnn_1xb4-400_demo-192x256.py'
         return tool.main([str(config), '--losses', *losses, '--seeds', *seeds, *words, '--cfg-options', *OPTIONS])
 
@@ -53,9 +53,9 @@ def test_from_config_to_page(compare, demo_folder, capsys):
         assert result['validation']['step'] == [1, 2]
         assert result['seconds_per_iteration'] > 0
         assert result['megabytes'] > 100
-    same = [results[name]['training']['loss'][0] for name in ('built-in-avg_non_ignore-seed0', 'ours-unweighted-seed0')]
+    same = [results[name]['training']['loss'][0] for name in ('built_in_avg_non_ignore-seed0', 'unweighted-seed0')]
     assert same[0] == pytest.approx(same[1], rel=1e-4)  # as it is logged
-    assert results['ours-unweighted-seed0']['training']['loss'] != results['median_frequency-seed0']['training']['loss']
+    assert results['unweighted-seed0']['training']['loss'] != results['median_frequency-seed0']['training']['loss']
 
     page = (folder.parent / 'report.html').read_text()
     assert page.count('<img src="data:image/png;base64,') == 8
@@ -69,10 +69,12 @@ def test_from_config_to_page(compare, demo_folder, capsys):
     assert '3 trainings, 3 of them done' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('loss', ['built-in', 'enet', 'hard pixels'])
+@pytest.mark.parametrize('loss', ['built_in', 'enet', 'hard_pixels'])
 def test_only_the_losses_on_pixels_change(import_tool, demo_folder, root, tmp_path, loss):
     """And nothing else in a config: of three heads, one of them weighted differently."""
-    runs = import_tool('compare_runs')
+    import_tool('compare_losses')
+    from compare import runs
+
     file = root / 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py'
     config = Config.fromfile(file)
     run = runs.Run(runs.Comparison(file, config, tmp_path / 'work', tmp_path / 'out'), loss, 7)
@@ -84,34 +86,34 @@ def test_only_the_losses_on_pixels_change(import_tool, demo_folder, root, tmp_pa
     for head, before in zip(heads, [config.model.decode_head, *config.model.auxiliary_head], strict=True):
         settings = head.pop('loss_decode')
         assert settings.loss_weight == before.pop('loss_decode').loss_weight
-        assert settings.type == ('CrossEntropyLoss' if loss == 'built-in' else 'WeightedCrossEntropyLoss')
+        assert settings.type == ('CrossEntropyLoss' if loss == 'built_in' else 'WeightedCrossEntropyLoss')
         assert settings.get('class_weight', {}).get('scheme') == ('enet' if loss == 'enet' else None)
         sampler = head.pop('sampler', None)
         expected = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=int(0.2 * 192 * 256))
-        assert sampler == (expected if loss == 'hard pixels' else None)
+        assert sampler == (expected if loss == 'hard_pixels' else None)
     assert found.model == config.model
 
 
 @pytest.mark.slow
 def test_goes_on_where_it_stopped(compare, demo_folder, capsys, monkeypatch):
-    import compare_runs
+    from compare.runs import Run
 
-    monkeypatch.setattr(compare_runs.Run, '_keep', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Run, '_keep', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        compare(losses=['built-in'])
+        compare(losses=['built_in'])
     monkeypatch.undo()
-    work_dir = demo_folder / WORK / 'built-in-seed0'
+    work_dir = demo_folder / WORK / 'built_in-seed0'
     (work_dir / 'iter_2.pth').unlink()
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_1.pth'))
     monkeypatch.chdir(demo_folder)
 
-    assert compare(losses=['built-in']) == 0
+    assert compare(losses=['built_in']) == 0
 
     log = (work_dir / 'train.log').read_text()
     assert 'resumed epoch' in log
     assert 'Iter(train) [2/2]' in log
     assert 'Iter(train) [1/2]' not in log
-    result = json.loads((demo_folder / FOLDER / 'built-in-seed0.json').read_text())
+    result = json.loads((demo_folder / FOLDER / 'built_in-seed0.json').read_text())
     assert result['training']['step'] == [1, 2]  # of both parts
 
 
@@ -129,6 +131,13 @@ def result(loss: str, seed: int, confusion, classes=('sky', 'road', 'flag')) -> 
     )
 
 
+def load_results(import_tool, folder):
+    import_tool('compare_losses')
+    from compare.results import load_results
+
+    return load_results(folder)
+
+
 BASE = np.array([[90, 10, 0], [0, 50, 0], [5, 4, 1]])
 FLAGS_FOUND = np.array([[85, 10, 5], [0, 50, 0], [1, 1, 8]])
 
@@ -140,13 +149,13 @@ def write(folder, *results: dict) -> None:
 
 
 def test_figures_by_hand(import_tool, tmp_path):
-    write(tmp_path, *(result('built-in', s, BASE) for s in (0, 1)), *(result('enet', s, FLAGS_FOUND) for s in (1, 0)))
+    write(tmp_path, *(result('built_in', s, BASE) for s in (0, 1)), *(result('enet', s, FLAGS_FOUND) for s in (1, 0)))
 
-    found = import_tool('compare_results').load_results(tmp_path)
+    found = load_results(import_tool, tmp_path)
 
-    assert list(found.outcomes) == ['built-in', 'enet']
+    assert list(found.outcomes) == ['built_in', 'enet']
     assert found.share.tolist() == [0.6, 0.3, 0.1]
-    base = found.outcomes['built-in']
+    base = found.outcomes['built_in']
     assert base.seeds == [0, 1]
     np.testing.assert_allclose(base.iou[0], [100 * 90 / 105, 100 * 50 / 64, 100 * 1 / 10])
     np.testing.assert_allclose(base.accuracy[0], [90, 100, 10])
@@ -159,9 +168,9 @@ def test_figures_by_hand(import_tool, tmp_path):
 
 @pytest.mark.parametrize(('seeds', 'shared'), [((0, 1), 1), ((1, 2), 0)])
 def test_one_seed_agrees_with_nobody_and_other_seeds_are_not_compared(import_tool, tmp_path, seeds, shared):
-    write(tmp_path, result('built-in', 0, BASE), *(result('enet', seed, FLAGS_FOUND) for seed in seeds))
+    write(tmp_path, result('built_in', 0, BASE), *(result('enet', seed, FLAGS_FOUND) for seed in seeds))
 
-    found = import_tool('compare_results').load_results(tmp_path)
+    found = load_results(import_tool, tmp_path)
 
     assert len(found.difference('enet', 'iou')) == shared
     assert found.always('enet', 'accuracy', +1) == []
@@ -169,9 +178,9 @@ def test_one_seed_agrees_with_nobody_and_other_seeds_are_not_compared(import_too
 
 def test_a_class_that_never_occurs_has_no_figure_and_spoils_no_mean(import_tool, tmp_path):
     never = np.array([[90, 10, 0], [0, 50, 0], [0, 0, 0]])
-    write(tmp_path, result('built-in', 0, never))
+    write(tmp_path, result('built_in', 0, never))
 
-    base = import_tool('compare_results').load_results(tmp_path).base
+    base = load_results(import_tool, tmp_path).base
 
     assert np.isnan(base.iou[0, 2])
     np.testing.assert_allclose(base.means['mAcc'], [95])
@@ -179,7 +188,7 @@ def test_a_class_that_never_occurs_has_no_figure_and_spoils_no_mean(import_tool,
 
 def test_names_cannot_do_anything_in_the_page(import_tool, compare, demo_folder):
     evil = '<script>alert(1)</script>'
-    write(demo_folder / FOLDER, result('built-in', 0, BASE, classes=(evil, '$a$', 'flag')))
+    write(demo_folder / FOLDER, result('built_in', 0, BASE, classes=(evil, '$a$', 'flag')))
 
     assert compare('--report') == 0
 
@@ -188,28 +197,26 @@ def test_names_cannot_do_anything_in_the_page(import_tool, compare, demo_folder)
 
 
 def test_result_of_another_training_is_not_taken_for_it(compare, demo_folder, capsys):
-    other = result('built-in', 0, BASE)
+    other = result('built_in', 0, BASE)
     (demo_folder / FOLDER).mkdir(parents=True)
-    (demo_folder / FOLDER / 'built-in-seed0.json').write_text(json.dumps(other))
+    (demo_folder / FOLDER / 'built_in-seed0.json').write_text(json.dumps(other))
 
     assert compare() == 2
-    assert "built-in-seed0.json' is of {'config': 'c.py'" in capsys.readouterr().err
+    assert "built_in-seed0.json' is of {'config': 'c.py'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_training_that_fails_is_named_and_the_others_go_on(compare, demo_folder, capsys, monkeypatch):
-    import compare_runs
+    from compare.runs import Run
 
-    settings = compare_runs.Run._loss_settings
+    settings = Run._loss_settings
     broken = dict(type='NoSuchLoss')
-    monkeypatch.setattr(
-        compare_runs.Run, '_loss_settings', lambda run: broken if run.loss == 'built-in' else settings(run)
-    )
+    monkeypatch.setattr(Run, '_loss_settings', lambda run: broken if run.loss == 'built_in' else settings(run))
 
     assert compare() == 1
 
     output = capsys.readouterr().out
-    assert 'built-in-seed0: failed, see work_dirs' in output
+    assert 'built_in-seed0: failed, see work_dirs' in output
     assert 'NoSuchLoss' in output
     assert [file.name for file in (demo_folder / FOLDER).glob('*.json')] == ['median_frequency-seed0.json']
     assert (demo_folder / FOLDER).parent.joinpath('report.html').exists()

@@ -12,10 +12,11 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
-from compare_results import ConfigResults
-from compare_runs import Comparison, Run
 from matplotlib.patches import Rectangle
 from painting import IGNORED, STYLE, colors_of, frame, labels_of, patches, show_labels, shrink
+
+from compare.results import ConfigResults
+from compare.runs import Comparison, Run
 
 RAREST = 4
 

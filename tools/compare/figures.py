@@ -8,9 +8,10 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
-from compare_results import ConfigResults, agreed_sign
-from compare_runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
 from painting import shrink
+
+from compare.results import ConfigResults, agreed_sign
+from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
 
 COLORS = {
     BUILT_IN: '#6b7785',

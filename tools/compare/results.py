@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from compare_runs import BUILT_IN, NAMES
+
+from compare.runs import BUILT_IN, NAMES
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from mmseg_wce.class_weights.statistics_file import write_json
 from mmseg_wce.recovery import checkpoints_in
 from watched import free_port, watch
 
-TOOLS = Path(__file__).resolve().parent
-BUILT_IN, NON_IGNORE = 'built-in', 'built-in, avg_non_ignore'
-UNWEIGHTED, HARD_PIXELS = 'ours, unweighted', 'hard pixels'
+TOOLS = Path(__file__).resolve().parent.parent
+BUILT_IN, NON_IGNORE, UNWEIGHTED, HARD_PIXELS = 'built_in', 'built_in_avg_non_ignore', 'unweighted', 'hard_pixels'
 NAMES = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES, HARD_PIXELS)
 """Losses that can be compared: mmseg's, and ours without weights, by each scheme, and on hard pixels."""
 # As in mmseg's configs with OHEM: pixels whose class has less than this probability, and at least a fifth of the crop.
@@ -65,7 +64,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f'{self.loss.replace(", ", "-").replace(" ", "_")}-seed{self.seed}'
+        return f'{self.loss}-seed{self.seed}'
 
     @property
     def work_dir(self) -> Path:

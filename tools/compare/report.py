@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from compare_figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
-from compare_results import ConfigResults, agreed_sign, load_results
-from compare_runs import Comparison, Run
-from compare_scenes import draw_scenes, keep_predictions, scenes
 from jinja2 import Environment, FileSystemLoader
 
-TEMPLATE = Path(__file__).with_name('compare_report.html.j2')
+from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
+from compare.results import ConfigResults, agreed_sign, load_results
+from compare.runs import Comparison, Run
+from compare.scenes import draw_scenes, keep_predictions, scenes
+
+TEMPLATE = Path(__file__).with_name('report.html.j2')
 
 
 def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Run], command: str) -> Path:
@@ -44,7 +45,11 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
         raise ValueError(f'no training of {", ".join(c.name for c in comparisons)} is done')
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True)
     page = out / 'report.html'
-    page.write_text(environment.get_template(TEMPLATE.name).render(sections=sections, command=command))
+    page.write_text(
+        environment.get_template(TEMPLATE.name).render(
+            sections=sections, base=sections[0]['results'].base.loss, command=command
+        )
+    )
     return page
 
 

@@ -1,0 +1,1 @@
+"""What tools/compare_losses.py is made of."""
