@@ -517,7 +517,7 @@ def test_training_with_the_hook_gives_the_same_curve(root, shared_data, tmp_path
                 'model.data_preprocessor.size': (96, 128),
                 'train_dataloader.dataset.pipeline.3.crop_size': (96, 128),
                 'train_cfg.max_iters': 30,
-                'train_cfg.val_interval': 1000,
+                'val_dataloader.dataset.indices': 2,  # validated at the end, whatever the interval
                 'train_dataloader.batch_size': 4,
                 'train_dataloader.num_workers': 0,
                 'train_dataloader.persistent_workers': False,
