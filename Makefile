@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	if $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
 	echo $$p; break; fi; done)
 
-.PHONY: help install demo test test-slow fuzz faults soak bench lint format clean
+.PHONY: help install demo test coverage test-slow fuzz faults soak bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,6 +35,12 @@ demo: $(STAMP)  ## train on generated scenes with the built-in loss and with our
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+coverage: $(STAMP)  ## run the tests and report which lines of mmseg_wce/ they reach; fails below 95 %
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 test-slow: $(STAMP)  ## run the tests that take minutes or many gigabytes
 	$(BIN)/python -m pytest -m slow $(ARGS)
