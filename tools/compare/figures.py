@@ -8,7 +8,6 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
-from painting import shrink
 
 from compare.results import ConfigResults, agreed_sign
 from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
@@ -160,7 +159,7 @@ def draw_curves(path: Path, results: ConfigResults) -> None:
         axis.set_title('training loss, each on its own scale' if key == 'loss' else f'validation, {TITLES[key]}')
         axis.set_xlabel('iteration')
         axis.grid(color='0.92')
-    axes[0].set_yscale('log')
+    _logarithmic(axes[0])
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     _save(figure, path)
 
@@ -184,11 +183,17 @@ def draw_agreement(path: Path, results: ConfigResults) -> bool:
             axis.plot(steps, values[outcome.seeds.index(seed)], color=color, linewidth=width, label=outcome.loss)
         axis.set_title(f'training loss, seed {seed}')
         axis.set_xlabel('iteration')
-        axis.set_yscale('log')
+        _logarithmic(axis)
         axis.grid(color='0.92')
     axes[0, 0].legend()
     _save(figure, path)
     return True
+
+
+def _logarithmic(axis) -> None:
+    axis.set_yscale('log')
+    axis.yaxis.set_major_formatter('{x:g}')
+    axis.yaxis.set_minor_formatter('{x:g}')
 
 
 def _ticks(results: ConfigResults) -> list[str]:
@@ -203,4 +208,3 @@ def _figure(rows: int, columns: int, height: float, **options):
 def _save(figure, path: Path) -> None:
     figure.savefig(path, dpi=100, facecolor='white')
     plt.close(figure)
-    shrink(path)

@@ -44,31 +44,34 @@ class Scene:
         return Path(self.image).stem
 
 
-def scenes(comparison: Comparison, pixels: Sequence[int]) -> list[Scene]:
-    """For each of the rarest classes the test image with the most of it: chosen by labels, not by what a model does.
+def scenes(comparison: Comparison, pixels: Sequence[float]) -> list[Scene]:
+    """For each of the rarest classes a test image: of those that show it, the one at three quarters by its pixels.
+
+    Chosen by labels, not by what a model does; the largest would be the easiest.
 
     Args:
         comparison: its config names the test set.
-        pixels: (C,), of the classes in the training labels; a class without any cannot be learned.
+        pixels: (C,), of the classes in the training labels, or their shares; what never occurs cannot be learned.
     """
     dataset = labels_of(comparison.config.test_dataloader.dataset)
     rarest = [c for c in np.argsort(pixels, kind='stable') if pixels[c] > 0][:RAREST]
-    most, found = dict.fromkeys(rarest, 0), {}
-    for i in range(len(dataset)):
-        sample = dataset[i]
-        label = sample['gt_seg_map']
-        for c in rarest:
-            if (count := int((label == c).sum())) > most[c]:
-                most[c] = count
-                found[c] = Scene(sample['img_path'], label, c, _window(label == c), sample['reduce_zero_label'])
-    return [found[c] for c in rarest[::-1] if c in found]
+    labels = (dataset[i]['gt_seg_map'] for i in range(len(dataset)))
+    counts = np.array([np.bincount(label.ravel(), minlength=256)[rarest] for label in labels])
+    found = []
+    for c, count in reversed(list(zip(rarest, counts.T, strict=True))):
+        shown = np.argsort(count, kind='stable')[(count == 0).sum() :]
+        if len(shown):
+            sample = dataset[int(shown[3 * (len(shown) - 1) // 4])]
+            label = sample['gt_seg_map']
+            found.append(Scene(sample['img_path'], label, c, _window(label == c), sample['reduce_zero_label']))
+    return found
 
 
 def _window(region: np.ndarray) -> tuple[slice, slice]:
     """A square around the largest connected part, with some of what is beside it."""
     _, _, parts, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
     left, top, width, height, _ = max(parts[1:], key=lambda part: part[cv2.CC_STAT_AREA])
-    side = int(min(max(1.5 * max(width, height), 64), *region.shape))
+    side = int(min(max(2 * max(width, height), 64), *region.shape))
     y = int(np.clip(top + height / 2 - side / 2, 0, region.shape[0] - side))
     x = int(np.clip(left + width / 2 - side / 2, 0, region.shape[1] - side))
     return slice(y, y + side), slice(x, x + side)
