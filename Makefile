@@ -10,6 +10,8 @@ VENV := .venv$(if $(filter-out lite,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 # Written last: an environment without it was interrupted and is made anew.
 STAMP := $(VENV)/.complete
+# The site's is another one: it needs neither torch nor mmseg.
+DOCS_VENV := .venv-docs
 PINS := $(patsubst %,requirements/%.txt,common tests torch triton uv $(STACK)) setup.py pyproject.toml tools/install_torch.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TORCH_INDEX_URL
@@ -18,7 +20,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	if $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
 	echo $$p; break; fi; done)
 
-.PHONY: help install demo test coverage test-slow fuzz faults soak bench lint format clean
+.PHONY: help install demo test coverage test-slow fuzz faults soak bench docs lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -57,6 +59,9 @@ soak: $(STAMP)  ## train for 2,000 iterations and report whether memory stays fl
 bench: $(STAMP)  ## time and memory of the loss step against the built-in one; some 20 minutes
 	$(BIN)/python tools/benchmark.py $(ARGS)
 
+docs: $(DOCS_VENV)/.complete  ## build the documentation site: site/index.html, which needs no server
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,14 +70,24 @@ format: $(STAMP)  ## repair what lint can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove every .venv, data/demo_scenes and work_dirs/demo
-	rm -rf .venv $(STACKS:%=.venv-%) data/demo_scenes work_dirs/demo
+clean:  ## remove every .venv, site, data/demo_scenes and work_dirs/demo
+	rm -rf .venv $(STACKS:%=.venv-%) $(DOCS_VENV) site data/demo_scenes work_dirs/demo
+
+# A new environment in the folder of the target, unless there is a complete one.
+define new_environment
+@test -n "$(PYTHON)" || { echo 'error: no Python 3.10 to 3.12 found; set PYTHON=/path/to/python3.11' >&2; exit 1; }
+@test -e $@ || rm -rf $(@D)
+@test -e $@ || $(PYTHON) -m venv $(@D) || { rm -rf $(@D); \
+	echo 'error: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+endef
+
+$(DOCS_VENV)/.complete: requirements/docs.txt
+	$(new_environment)
+	$(DOCS_VENV)/bin/python -m pip install --no-deps -r requirements/docs.txt
+	@touch $@
 
 $(STAMP): $(PINS)
-	@test -n "$(PYTHON)" || { echo 'error: no Python 3.10 to 3.12 found; set PYTHON=/path/to/python3.11' >&2; exit 1; }
-	@test -e $(STAMP) || rm -rf $(VENV)
-	@test -e $(STAMP) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-		echo 'error: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	$(new_environment)
 	tools/install_torch.sh $(BIN)/python
 	$(BIN)/python -m pip install --no-deps -r requirements/common.txt -r requirements/tests.txt
 	$(BIN)/python -m pip install --no-deps $(if $(filter full,$(STACK)),--no-build-isolation) -r requirements/$(STACK).txt

@@ -229,7 +229,7 @@ def weighted_cross_entropy(
     align_corners: bool = False,
     pixels: Pixels | None = None,
 ) -> Tensor:
-    r"""Cross-entropy with class weights, an ignored label and logits of any size.
+    """Cross-entropy with class weights, an ignored label and logits of any size.
 
     Same value and gradient as this line of plain PyTorch, except that it is 0 with zero gradient, not NaN, where no
     pixel counts, and that ignored pixels contribute exactly nothing even where their logits are NaN or inf::
@@ -238,19 +238,15 @@ def weighted_cross_entropy(
                         ignore_index=255, label_smoothing=label_smoothing)
 
     For the label y of a pixel, its softmax probabilities p and class weights w (1 where none are given), with label
-    smoothing e as PyTorch defines it, the pixel's loss is
+    smoothing e as PyTorch defines it, the pixel's loss is::
 
-    .. math:: l = (1 - e)\, w_y\, (-\log p_y) + \frac{e}{C} \sum_c w_c\, (-\log p_c)
+        l = (1 - e) w_y (-log p_y) + (e / C) sum_c w_c (-log p_c)
 
-    and the mean is the sum of ``pixel_weight * l`` over the pixels that count, divided by
+    and the mean is the sum of ``pixel_weight * l`` over the pixels that count, divided by what ``normalize_by`` says:
 
-    ================ =============================================================================
-    ``normalize_by`` denominator
-    ================ =============================================================================
-    'class_weight'   sum of w_y over the pixels that count: PyTorch's mean. Without class weights their number
-    'valid'          number of pixels that count, also with class weights
-    'all'            number of pixels, ignored ones included
-    ================ =============================================================================
+    - 'class_weight': the sum of w_y over the pixels that count, PyTorch's mean; without class weights their number,
+    - 'valid': the number of pixels that count, also with class weights,
+    - 'all': the number of pixels, ignored ones included,
 
     or by ``avg_factor`` where it is given. ``pixel_weight`` never enters a denominator.
 

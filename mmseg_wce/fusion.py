@@ -52,7 +52,7 @@ def fuse_decode_heads(model: nn.Module, built_in: bool = False) -> list[str]:
             normalisation.
 
     Returns:
-        A line for each head: what was fused in it, or why it was left alone.
+        A line for each head that says what was fused in it, or why it was left alone.
     """
     return [f'{name} ({type(head).__name__}): {_fuse(head, built_in)}' for name, head in _heads(model)]
 

@@ -80,19 +80,19 @@ def class_weights(
     max_ratio: float | None = None,
     normalize: Literal['pixels', 'classes'] | None = 'pixels',
     absent: float = 0.0,
-    **options,
+    **options: Any,
 ) -> np.ndarray:
     """Weights of the classes: the scheme's formula, then exponent, max_ratio, normalize and absent, in this order.
 
     Args:
         statistics: of the training labels.
-        scheme: key of ``SCHEMES``; the table above has the formulas.
+        scheme: key of ``SCHEMES``; the table in this module's docstring has the formulas.
         exponent: power that the weights are raised to: 0 makes them equal, 0.5 halves their range in logarithms.
         max_ratio: largest ratio of two weights, at least 1: what is larger than this times the smallest is lowered.
         normalize: 'pixels' makes the mean weight of a labelled pixel 1, which leaves the scale of the loss and with it
             the learning rate as they were; 'classes' the mean of the weights; None leaves the formula's scale.
         absent: weight of a class that never occurs, taken as it is: 0 or 1. A warning names these classes.
-        options: of the scheme: 'effective_number' has ``beta`` (by default (N - 1) / N) and ``count``, 'images' or
+        **options: of the scheme: 'effective_number' has ``beta`` (by default (N - 1) / N) and ``count``, 'images' or
             'pixels' (N pixels in all). Of pixels there are so many that every usual beta makes the weights equal.
 
     Returns:

@@ -1,0 +1,117 @@
+"""What the site shows of files that are read in a checkout; runs without MkDocs."""
+
+import re
+import textwrap
+
+import pytest
+import yaml
+
+
+@pytest.fixture
+def docs_pages(import_tool):
+    return import_tool('docs_pages')
+
+
+@pytest.mark.parametrize(
+    ('page', 'written', 'shown'),
+    [
+        ('index.md', '[a](docs/install.md)', '[a](install.md)'),
+        ('index.md', '![a](docs/demo.png)', '![a](demo.png)'),
+        ('index.md', '[a](configs/README.md)', '[a](configs.md)'),
+        ('index.md', '[a](CHANGELOG.md), [b](CONTRIBUTING.md)', '[a](changelog.md), [b](contributing.md)'),
+        ('index.md', '[a](docs/semantics.md#the-formula)', '[a](semantics.md#the-formula)'),
+        ('configs.md', '[a](../docs/labels.md)', '[a](labels.md)'),
+        ('labels.md', '[a](semantics.md#x) ![b](check_labels.png)', '[a](semantics.md#x) ![b](check_labels.png)'),
+        ('labels.md', '[a](../README.md)', '[a](index.md)'),
+        ('labels.md', '[a](../configs/README.md#x)', '[a](configs.md#x)'),
+    ],
+)
+def test_links_to_pages(docs_pages, root, page, written, shown):
+    assert docs_pages.with_site_links(written, page, root) == shown
+
+
+@pytest.mark.parametrize(
+    ('page', 'written', 'shown'),
+    [
+        ('reliability.md', '([compat.py](../mmseg_wce/compat.py))', '(compat.py)'),
+        ('index.md', '[`tools`](tools), [b](LICENSE)', '`tools`, b'),
+        ('configs.md', 'camvid/[x](camvid/fpn_r18_1xb8-2k_camvid-176x240.py),', 'camvid/x,'),
+    ],
+)
+def test_links_to_other_files_become_text(docs_pages, root, page, written, shown):
+    assert docs_pages.with_site_links(written, page, root) == shown
+
+
+@pytest.mark.parametrize(
+    ('page', 'written'),
+    [('index.md', '[a](semantics.md)'), ('labels.md', '[a](../nowhere.md)'), ('configs.md', '![a](nowhere.png)')],
+)
+def test_what_leads_nowhere_in_the_checkout_leads_nowhere_on_the_site(docs_pages, root, page, written):
+    shown = docs_pages.with_site_links(written, page, root)
+
+    target = re.search(r'\((.*)\)', shown)[1]
+    assert not (root / 'docs' / target).exists()
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '[a](https://arxiv.org/abs/1) [b](#here) [c](mailto:x)',
+        '`[a](docs/install.md)`',
+        '```\n[a](docs/install.md)\n```\n',
+        'a label in [0, C) and (see below)',
+        '`two lines of code\n[a](docs/install.md)`',
+    ],
+)
+def test_what_stays(docs_pages, root, text):
+    assert docs_pages.with_site_links(text, 'index.md', root) == text
+
+
+def test_every_page_is_in_the_navigation(docs_pages, root):
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor('', lambda *_: None)  # tags of MkDocs
+    nav = yaml.load((root / 'mkdocs.yml').read_text(), Loader)['nav']
+
+    pages = [page for entry in nav for page in entry.values()]
+    written = {path.name for path in (root / 'docs').glob('*.md')} | set(docs_pages.PAGES.values())
+    assert sorted(pages) == sorted(written)
+    assert all((root / docs_pages.source_of(page)).is_file() for page in pages)
+
+
+def test_docstrings(docs_pages):
+    docstring = 'As :func:`mmseg_wce.kernels.pixel_nll`, :class:`~torch.nn.Module` and :meth:`forward`::\n\n    x = 1\n'
+    link = '<autoref optional identifier="mmseg_wce.kernels.pixel_nll"><code>pixel_nll</code></autoref>'
+
+    shown = docs_pages.docstring_as_markdown(docstring)
+
+    assert shown == f'As {link}, <code>torch.nn.Module</code> and <code>forward</code>:\n\n    x = 1\n'
+
+
+@pytest.mark.parametrize('indent', ['', '    '])
+def test_doctests(docs_pages, indent):
+    doctest = textwrap.indent('>>> print(1)\n1\n', indent)
+
+    shown = docs_pages.docstring_as_markdown(f'Before.\n\n{doctest}\nAfter.\n')
+
+    assert shown == f'Before.\n\n{indent}```pycon\n{doctest}{indent}```\n\nAfter.\n'
+
+
+def test_the_site_fetches_nothing(root):
+    """No script, font or style from elsewhere; `make docs` itself needs no network either."""
+    config = (root / 'mkdocs.yml').read_text()
+
+    assert 'http' not in config
+    assert 'font: false' in config
+    for name in re.findall(r'assets/[\w.-]+', config):
+        assert (root / 'docs' / name).is_file()
+        assert 'http' not in (root / 'docs' / name).read_text()
+
+
+def test_the_pins_are_complete(root):
+    lines = (root / 'requirements/docs.txt').read_text().splitlines()
+
+    pins = [line for line in lines if line and not line.startswith('#')]
+    assert all(re.fullmatch(r'[\w.-]+==[\w.]+', pin) for pin in pins)
+    assert not {'torch', 'mmsegmentation'} & {pin.split('==')[0] for pin in pins}

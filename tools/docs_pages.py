@@ -1,0 +1,65 @@
+"""What the documentation site shows of files that are written to be read in a checkout. Needs nothing installed."""
+
+import posixpath
+import re
+from pathlib import Path
+
+# Files outside docs/ that are pages of the site, and their names there.
+PAGES = {
+    'README.md': 'index.md',
+    'CONTRIBUTING.md': 'contributing.md',
+    'CHANGELOG.md': 'changelog.md',
+    'configs/README.md': 'configs.md',
+}
+_CODE = r'^ *```.*?^ *```|`(?:[^`\n]|\n(?!\n))*`'
+_LINK = r'(?P<image>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)'
+_CODE_OR_LINK = re.compile(f'{_CODE}|{_LINK}', re.MULTILINE | re.DOTALL)
+_ROLE = re.compile(r':(?:attr|class|func|meth|mod):`~?([\w.]+)`')
+_DOCTEST = re.compile(r'^( *)(>>> .*(?:\n *\S.*)*)', re.MULTILINE)
+
+
+def source_of(page: str) -> str:
+    """The file of the checkout, relative to its root, that a page of the site is made of."""
+    sources = {name: source for source, name in PAGES.items()}
+    return sources.get(page, f'docs/{page}')
+
+
+def with_site_links(text: str, page: str, root: Path) -> str:
+    """The text of a page with its relative links as the site needs them.
+
+    Links to pages and to files under docs/ lead there; those to other files of the checkout become plain text. What
+    leads nowhere in the checkout leads nowhere on the site, and `mkdocs build --strict` says so.
+
+    Args:
+        text: Markdown as it stands in the checkout.
+        page: name of the page on the site.
+        root: of the checkout.
+    """
+    folder = posixpath.dirname(source_of(page))
+
+    def replaced(match: re.Match) -> str:
+        target = match['target']
+        if target is None or re.match(r'[a-z]+:|#', target):
+            return match[0]
+        file, _, anchor = target.partition('#')
+        file = posixpath.normpath(posixpath.join(folder, file))
+        if file not in PAGES and not file.startswith('docs/') and not match['image'] and (root / file).exists():
+            return match['text']
+        there = posixpath.relpath(PAGES.get(file) or posixpath.relpath(file, 'docs'), posixpath.dirname(page) or '.')
+        return f'{match["image"]}[{match["text"]}]({there}{"#" * bool(anchor)}{anchor})'
+
+    return _CODE_OR_LINK.sub(replaced, text)
+
+
+def docstring_as_markdown(docstring: str) -> str:
+    """Sphinx' roles as code, and as links where they name something here; `::` as a colon; doctests in fences."""
+
+    def replaced(match: re.Match) -> str:
+        name = match[1]
+        code = f'<code>{name.rsplit(".", 1)[-1]}</code>'
+        if name.startswith('mmseg_wce.'):
+            return f'<autoref optional identifier="{name}">{code}</autoref>'
+        return f'<code>{name}</code>' if '.' in name else code
+
+    text = re.sub(r'::$', ':', _ROLE.sub(replaced, docstring), flags=re.MULTILINE)
+    return _DOCTEST.sub(r'\1```pycon\n\1\2\n\1```', text)
