@@ -1,13 +1,19 @@
 """What README and docs show is run."""
 
+import ast
 import json
 import re
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from mmseg_wce.class_weights import SCHEMES, class_weights, load_statistics
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'configs/README.md']
+PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.md'))
 
 
 def python_blocks(text: str) -> list[str]:
@@ -59,24 +65,7 @@ def test_every_config_is_in_the_table(root):
         assert f'({config.relative_to(root / "configs")})' in table
 
 
-@pytest.mark.parametrize(
-    'page',
-    [
-        'README.md',
-        'CONTRIBUTING.md',
-        'configs/README.md',
-        'docs/semantics.md',
-        'docs/benchmarks.md',
-        'docs/class_weights.md',
-        'docs/fused_loss.md',
-        'docs/labels.md',
-        'docs/monitoring.md',
-        'docs/recipes.md',
-        'docs/reliability.md',
-        'docs/scaling.md',
-        'docs/install.md',
-    ],
-)
+@pytest.mark.parametrize('page', PAGES)
 def test_links_lead_somewhere(root, page):
     text = (root / page).read_text()
 
@@ -94,3 +83,21 @@ def test_the_table_of_schemes(root):
         weights = class_weights(load_statistics('ade20k'), scheme)
         expected = [weights.min(), weights.max(), weights.max() / weights.min()]
         assert [cell.strip() for cell in row.split('|')[1:4]] == [f'{value:.3g}' for value in expected]
+
+
+def test_imports_point_down_the_layers_of_the_design(root):
+    rows = re.findall(r'^\| (`.*?`) \|', (root / 'docs/design.md').read_text(), re.MULTILINE)
+    layer_of = {name: i for i, row in enumerate(rows) for name in re.findall(r'`(\w+)`', row)}
+
+    def imported(file: Path) -> set[str]:
+        nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom) and n.module]
+        modules = [n.module for n in nodes] + [f'{n.module}.{alias.name}' for n in nodes for alias in n.names]
+        return {m.split('.')[1] for m in modules if m.startswith('mmseg_wce.')} & layer_of.keys()
+
+    parts = {path.stem if path.suffix == '.py' else path.name for path in (root / 'mmseg_wce').glob('[!_]*')}
+    assert layer_of.keys() == parts - {'version'} | {'tools'}
+    for file in [*(root / 'mmseg_wce').rglob('*.py'), *(root / 'tools').glob('*.py')]:
+        folder, *below = file.relative_to(root).parts
+        own = folder if folder == 'tools' else below[0].removesuffix('.py')
+        if own in layer_of:
+            assert all(layer_of[other] >= layer_of[own] for other in imported(file)), file
