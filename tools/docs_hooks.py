@@ -1,9 +1,9 @@
-"""What `make docs` does beside MkDocs: pages from files outside docs/, their links, docstrings as Markdown."""
+"""What `make docs` does beside MkDocs: pages from notebooks and files outside docs/, links, docstrings."""
 
 from pathlib import Path
 
 import griffe
-from docs_pages import PAGES, docstring_as_markdown, with_site_links
+from docs_pages import PAGES, docstring_as_markdown, notebook_as_markdown, page_of, with_site_links
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for notebook in ROOT.glob('docs/*.ipynb'):
+        page = page_of(f'docs/{notebook.name}')
+        files.append(File.generated(config, page, content=notebook_as_markdown(notebook.read_text())))
     return files
 
 

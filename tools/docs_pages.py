@@ -1,5 +1,6 @@
 """What the documentation site shows of files that are written to be read in a checkout. Needs nothing installed."""
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ _CODE = r'^ *```.*?^ *```|`(?:[^`\n]|\n(?!\n))*`'
 _LINK = r'(?P<image>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)'
 _CODE_OR_LINK = re.compile(f'{_CODE}|{_LINK}', re.MULTILINE | re.DOTALL)
 _ROLE = re.compile(r':(?:attr|class|func|meth|mod):`~?([\w.]+)`')
+_ESCAPES = re.compile(r'\x1b\[[0-9;]*[A-Za-z]')  # colours of a terminal
 _DOCTEST = re.compile(r'^( *)(>>> .*(?:\n *\S.*)*)', re.MULTILINE)
 
 
@@ -22,6 +24,12 @@ def source_of(page: str) -> str:
     """The file of the checkout, relative to its root, that a page of the site is made of."""
     sources = {name: source for source, name in PAGES.items()}
     return sources.get(page, f'docs/{page}')
+
+
+def page_of(source: str) -> str:
+    """Name on the site of a file of the checkout, relative to `docs/`; of one outside it that is no page, `../...`."""
+    name = PAGES.get(source) or posixpath.relpath(source, 'docs')
+    return name.removesuffix('.ipynb') + '.md' if name.endswith('.ipynb') else name
 
 
 def with_site_links(text: str, page: str, root: Path) -> str:
@@ -45,7 +53,7 @@ def with_site_links(text: str, page: str, root: Path) -> str:
         file = posixpath.normpath(posixpath.join(folder, file))
         if file not in PAGES and not file.startswith('docs/') and not match['image'] and (root / file).exists():
             return match['text']
-        there = posixpath.relpath(PAGES.get(file) or posixpath.relpath(file, 'docs'), posixpath.dirname(page) or '.')
+        there = posixpath.relpath(page_of(file), posixpath.dirname(page) or '.')
         return f'{match["image"]}[{match["text"]}]({there}{"#" * bool(anchor)}{anchor})'
 
     return _CODE_OR_LINK.sub(replaced, text)
@@ -63,3 +71,30 @@ def docstring_as_markdown(docstring: str) -> str:
 
     text = re.sub(r'::$', ':', _ROLE.sub(replaced, docstring), flags=re.MULTILINE)
     return _DOCTEST.sub(r'\1```pycon\n\1\2\n\1```', text)
+
+
+def notebook_as_markdown(notebook: str) -> str:
+    """Text, code, printed text and pictures of a notebook as it was saved; nothing is executed."""
+    parts = []
+    for cell in json.loads(notebook)['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'markdown':
+            parts.append(source)
+        elif cell['cell_type'] == 'code' and source.strip():
+            parts.append(_fenced(source, 'python'))
+            parts += [_output(output) for output in cell['outputs']]
+    return '\n\n'.join(filter(None, parts)) + '\n'
+
+
+def _output(output: dict) -> str:
+    data = output.get('data', {})
+    if 'image/png' in data:
+        return f'![Output of the cell above](data:image/png;base64,{"".join(data["image/png"].split())})'
+    lines = output.get('traceback') or output.get('text') or data.get('text/plain') or ''
+    text = _ESCAPES.sub('', ('\n' if 'traceback' in output else '').join(lines))
+    return _fenced(text, '') if text.strip() else ''
+
+
+def _fenced(text: str, language: str) -> str:
+    fence = '`' * max([3, *(len(run) + 1 for run in re.findall('`{3,}', text))])
+    return f'{fence}{language}\n{text.rstrip()}\n{fence}'

@@ -1,5 +1,6 @@
 """What the site shows of files that are read in a checkout; runs without MkDocs."""
 
+import json
 import re
 import textwrap
 
@@ -23,6 +24,7 @@ def docs_pages(import_tool):
         ('configs.md', '[a](../docs/labels.md)', '[a](labels.md)'),
         ('labels.md', '[a](semantics.md#x) ![b](check_labels.png)', '[a](semantics.md#x) ![b](check_labels.png)'),
         ('labels.md', '[a](../README.md)', '[a](index.md)'),
+        ('index.md', '[a](docs/tutorial.ipynb) [b](docs/benchmark.json)', '[a](tutorial.md) [b](benchmark.json)'),
         ('labels.md', '[a](../configs/README.md#x)', '[a](configs.md#x)'),
     ],
 )
@@ -75,9 +77,9 @@ def test_every_page_is_in_the_navigation(docs_pages, root):
     nav = yaml.load((root / 'mkdocs.yml').read_text(), Loader)['nav']
 
     pages = [page for entry in nav for page in entry.values()]
-    written = {path.name for path in (root / 'docs').glob('*.md')} | set(docs_pages.PAGES.values())
-    assert sorted(pages) == sorted(written)
-    assert all((root / docs_pages.source_of(page)).is_file() for page in pages)
+    sources = [str(p.relative_to(root)) for p in (root / 'docs').iterdir() if p.suffix in ('.md', '.ipynb')]
+    assert sorted(pages) == sorted(map(docs_pages.page_of, [*sources, *docs_pages.PAGES]))
+    assert all((root / source).is_file() for source in docs_pages.PAGES)
 
 
 def test_docstrings(docs_pages):
@@ -96,6 +98,48 @@ def test_doctests(docs_pages, indent):
     shown = docs_pages.docstring_as_markdown(f'Before.\n\n{doctest}\nAfter.\n')
 
     assert shown == f'Before.\n\n{indent}```pycon\n{doctest}{indent}```\n\nAfter.\n'
+
+
+def test_notebooks(docs_pages):
+    picture = dict(output_type='display_data', data={'image/png': 'aGk=\n', 'text/plain': ['<Figure>']})
+    table = dict(output_type='execute_result', data={'text/html': ['<b>1</b>'], 'text/plain': ['1 ', '2']})
+    printed = dict(output_type='stream', text=['\x1b[31mred\x1b[0m\n', '\n'])
+    failed = dict(output_type='error', traceback=['Traceback', 'ValueError: no'])
+    cells = [
+        dict(cell_type='markdown', source=['# Title\n', 'text']),
+        dict(cell_type='code', source='x = 1\nx', outputs=[printed, picture, table, failed]),
+        dict(cell_type='code', source="'```'", outputs=[dict(output_type='stream', text='')]),
+        dict(cell_type='code', source='', outputs=[]),
+    ]
+
+    assert docs_pages.notebook_as_markdown(json.dumps(dict(cells=cells))) == textwrap.dedent("""\
+        # Title
+        text
+
+        ```python
+        x = 1
+        x
+        ```
+
+        ```
+        red
+        ```
+
+        ![Output of the cell above](data:image/png;base64,aGk=)
+
+        ```
+        1 2
+        ```
+
+        ```
+        Traceback
+        ValueError: no
+        ```
+
+        ````python
+        '```'
+        ````
+        """)
 
 
 def test_the_site_fetches_nothing(root):
