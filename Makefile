@@ -51,9 +51,10 @@ soak: $(STAMP)  ## train for 2,000 iterations and report whether memory stays fl
 bench: $(STAMP)  ## time and memory of the loss step against the built-in one; some 20 minutes
 	$(BIN)/python tools/benchmark.py $(ARGS)
 
-lint: $(STAMP)  ## check style and formatting
+lint: $(STAMP)  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(STAMP)  ## repair what lint can repair
 	$(BIN)/ruff check --fix .

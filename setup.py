@@ -16,7 +16,7 @@ EXTRAS = {
     'full': [*MMSEG, 'mmcv>=2.1.0,<2.2'],
     'onedl': ['onedl-mmsegmentation[mminstall]>=1.4.2', 'ftfy', 'regex', 'packaging', 'setuptools<81'],
     'triton': ['triton>=3.3'],
-    'tests': ['pytest>=8', 'hypothesis>=6.100', 'ruff>=0.8', 'tensorboard>=2.14'],
+    'tests': ['pytest>=8', 'hypothesis>=6.100', 'ruff>=0.8', 'mypy>=2', 'tensorboard>=2.14'],
 }
 
 
@@ -53,7 +53,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     cmdclass=dict(build_py=BuildWithMim),
-    package_data={'mmseg_wce.class_weights': ['*.json']},
+    package_data={'mmseg_wce': ['py.typed'], 'mmseg_wce.class_weights': ['*.json']},
     packages=find_packages(include=['mmseg_wce', 'mmseg_wce.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],

@@ -57,7 +57,7 @@ class ClassIoUMetric(IoUMetric):
         **kwargs: those of IoUMetric.
     """
 
-    def __init__(self, confusion_file: str | None = None, **kwargs) -> None:
+    def __init__(self, confusion_file: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.confusion_file = confusion_file
 

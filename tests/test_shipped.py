@@ -5,6 +5,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 
 import pytest
 from mmengine.config import Config
@@ -102,6 +103,7 @@ def test_a_wheel_trains_in_an_empty_environment(root, tmp_path):
     offline = ('--no-deps', '--no-index', '--no-build-isolation')
     run(sys.executable, '-m', 'pip', 'wheel', *offline, str(sdist), cwd=tmp_path)
     (wheel,) = tmp_path.glob('*.whl')
+    assert 'mmseg_wce/py.typed' in zipfile.ZipFile(wheel).namelist()
 
     empty = tmp_path / 'empty'
     venv.create(empty, with_pip=False, symlinks=True)
