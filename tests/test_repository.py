@@ -1,7 +1,8 @@
-"""What only pre-commit reads: every version in it is the one that is pinned here."""
+"""What only GitHub and pre-commit read: every name and version in it is one that exists here."""
 
 import re
 
+import pytest
 import yaml
 
 
@@ -20,3 +21,42 @@ def test_pre_commit_has_the_pinned_versions(root):
     assert repos['ruff-pre-commit']['rev'] == 'v' + pins(root)['ruff']
     assert mypy['entry'] == '.venv/bin/mypy'  # which is the pinned one
     assert 'mypy' in pins(root)
+
+
+@pytest.fixture
+def jobs(root) -> dict[str, dict]:
+    return load(root / '.github/workflows/ci.yml')['jobs']
+
+
+def test_ci_runs_targets_of_the_makefile(root, jobs):
+    makefile = (root / 'Makefile').read_text()
+    targets = set(re.findall(r'^([\w-]+):.*## ', makefile, re.MULTILINE))
+    (stacks,) = re.findall(r'^STACKS := (.*)$', makefile, re.MULTILINE)
+    commands = [step['run'] for job in jobs.values() for step in job['steps'] if 'run' in step]
+
+    assert len(commands) == len(jobs)
+    for command in commands:
+        make, target, *variables = command.replace('${{ matrix.stack }}', 'lite').split()
+        assert make == 'make'
+        assert target in targets
+        assert variables[0] == 'PYTHON=python'  # or make would look for its own
+        assert set(variables[1:]) <= {f'STACK={stack}' for stack in stacks.split()}
+    assert set(jobs['test']['strategy']['matrix']['stack']) | {'full'} == set(stacks.split())
+
+
+def test_ci_tests_the_versions_of_python_that_setup_names(root, jobs):
+    classified = re.findall(r'Python :: (3\.\d+)', (root / 'setup.py').read_text())
+    setups = [step for job in jobs.values() for step in job['steps'] if 'setup-python' in step.get('uses', '')]
+    fixed = {step['with']['python-version'] for step in setups if '${{' not in step['with']['python-version']}
+
+    assert jobs['test']['strategy']['matrix']['python-version'] == classified
+    assert len(setups) == len(jobs)
+    assert fixed <= set(classified)
+
+
+def test_ci_may_only_read_and_ends(root, jobs):
+    workflow = load(root / '.github/workflows/ci.yml')
+
+    assert workflow['permissions'] == {'contents': 'read'}
+    assert all('permissions' not in job and job['timeout-minutes'] <= 120 for job in jobs.values())
+    assert {'push', 'pull_request', 'schedule', 'workflow_dispatch'} == set(workflow[True])  # YAML reads `on` so
