@@ -60,3 +60,19 @@ def test_ci_may_only_read_and_ends(root, jobs):
     assert workflow['permissions'] == {'contents': 'read'}
     assert all('permissions' not in job and job['timeout-minutes'] <= 120 for job in jobs.values())
     assert {'push', 'pull_request', 'schedule', 'workflow_dispatch'} == set(workflow[True])  # YAML reads `on` so
+
+
+@pytest.mark.parametrize('name', ['bug', 'feature'])
+def test_issue_forms_have_what_github_asks_for(root, name):
+    form = load(root / f'.github/ISSUE_TEMPLATE/{name}.yml')
+
+    assert form['name']
+    assert form['description']
+    assert all(isinstance(label, str) for label in form['labels'])
+    ids = [field['id'] for field in form['body']]
+    assert len(set(ids)) == len(ids)
+    for field in form['body']:
+        assert field['type'] in ('textarea', 'dropdown')
+        assert field['attributes']['label']
+        if field['type'] == 'dropdown':
+            assert all(isinstance(option, str) for option in field['attributes']['options'])
