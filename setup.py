@@ -25,7 +25,7 @@ OF_A_CHECKOUT = ('semantics_table.py', 'try_stack.py', 'faults.py', 'fuzz.py', '
 
 
 class BuildWithMim(build_py):
-    """OpenMMLab's layout: configs and tools travel in the package's folder ``.mim``, where openmim looks for them."""
+    """OpenMMLab's layout: configs, their index and tools travel in the package's folder ``.mim``, where mim looks."""
 
     def run(self) -> None:
         super().run()
@@ -34,6 +34,7 @@ class BuildWithMim(build_py):
                 into = Path(self.build_lib, 'mmseg_wce', '.mim', folder)
                 shutil.rmtree(into, ignore_errors=True)
                 shutil.copytree(ROOT / folder, into, ignore=shutil.ignore_patterns('.*', '__pycache__', *OF_A_CHECKOUT))
+            shutil.copy(ROOT / 'model-index.yml', into.parent)
 
 
 setup(

@@ -1,9 +1,11 @@
-"""What only GitHub and pre-commit read: every name and version in it is one that exists here."""
+"""What only GitHub, pre-commit and openmim read: every name and version in it is one that exists here."""
 
 import re
 
+import mmseg_wce
 import pytest
 import yaml
+from mmengine.config import Config
 
 
 def load(path):
@@ -76,3 +78,39 @@ def test_issue_forms_have_what_github_asks_for(root, name):
         assert field['attributes']['label']
         if field['type'] == 'dropdown':
             assert all(isinstance(option, str) for option in field['attributes']['options'])
+
+
+def test_citation_has_this_version(root):
+    citation = load(root / 'CITATION.cff')
+
+    assert citation['version'] == mmseg_wce.__version__
+    assert citation['cff-version'] == '1.2.0'
+    assert f"license='{citation['license']}'" in (root / 'setup.py').read_text()
+
+
+@pytest.fixture
+def metafiles(root) -> list[dict]:
+    return [load(root / path) for path in load(root / 'model-index.yml')['Import']]
+
+
+def test_every_config_is_in_the_model_index(root, metafiles):
+    indexed = [model['Config'] for metafile in metafiles for model in metafile['Models']]
+
+    assert sorted(indexed) == sorted(str(p.relative_to(root)) for p in (root / 'configs').glob('[!_]*/*.py'))
+
+
+def test_the_model_index_says_what_the_configs_say(root, metafiles):
+    collections = [collection for metafile in metafiles for collection in metafile.get('Collections', ())]
+    names = [collection['Name'] for collection in collections]
+    models = [model for metafile in metafiles for model in metafile['Models']]
+
+    assert len(set(names)) == len(names)
+    assert {model['In Collection'] for model in models} == set(names)
+    assert all((root / collection['README']).is_file() for collection in collections)
+    for model in models:
+        config, metadata = Config.fromfile(root / model['Config']), model['Metadata']
+        gpus, samples = map(int, re.search(r'_(\d+)xb(\d+)-', model['Name']).groups())
+        assert (root / model['Config']).stem == model['Name']
+        assert config.train_dataloader.batch_size == samples
+        assert metadata['Batch Size'] == gpus * samples
+        assert metadata['Iterations'] == config.train_cfg.max_iters
