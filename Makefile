@@ -62,9 +62,10 @@ bench: $(STAMP)  ## time and memory of the loss step against the built-in one; s
 docs: $(DOCS_VENV)/.complete  ## build the documentation site: site/index.html, which needs no server
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
-lint: $(STAMP)  ## check style and formatting
+lint: $(STAMP)  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(STAMP)  ## repair what lint can repair
 	$(BIN)/ruff check --fix .

@@ -16,7 +16,7 @@ EXTRAS = {
     'full': [*MMSEG, 'mmcv>=2.1.0,<2.2'],
     'onedl': ['onedl-mmsegmentation[mminstall]>=1.4.2', 'ftfy', 'regex', 'packaging', 'setuptools<81'],
     'triton': ['triton>=3.3'],
-    'tests': ['pytest>=8', 'hypothesis>=6.100', 'ruff>=0.8', 'tensorboard>=2.14'],
+    'tests': ['pytest>=8', 'hypothesis>=6.100', 'ruff>=0.8', 'mypy>=2', 'tensorboard>=2.14'],
 }
 
 
@@ -26,7 +26,7 @@ OF_A_CHECKOUT += ('docs_hooks.py', 'docs_pages.py')
 
 
 class BuildWithMim(build_py):
-    """OpenMMLab's layout: configs and tools travel in the package's folder ``.mim``, where openmim looks for them."""
+    """OpenMMLab's layout: configs, their index and tools travel in the package's folder ``.mim``, where mim looks."""
 
     def run(self) -> None:
         super().run()
@@ -35,6 +35,7 @@ class BuildWithMim(build_py):
                 into = Path(self.build_lib, 'mmseg_wce', '.mim', folder)
                 shutil.rmtree(into, ignore_errors=True)
                 shutil.copytree(ROOT / folder, into, ignore=shutil.ignore_patterns('.*', '__pycache__', *OF_A_CHECKOUT))
+            shutil.copy(ROOT / 'model-index.yml', into.parent)
 
 
 setup(
@@ -54,7 +55,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     cmdclass=dict(build_py=BuildWithMim),
-    package_data={'mmseg_wce.class_weights': ['*.json']},
+    package_data={'mmseg_wce': ['py.typed'], 'mmseg_wce.class_weights': ['*.json']},
     packages=find_packages(include=['mmseg_wce', 'mmseg_wce.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import wraps
 from importlib import metadata
 from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import torch
 from mmseg_wce.plain_arrays import SAFE_GLOBALS
@@ -49,8 +50,8 @@ def _load_missing_ext(name: str, funcs: list[str]) -> SimpleNamespace:
     return SimpleNamespace(**{func: _missing_op(func) for func in funcs})
 
 
-def _missing_op(op: str):
-    def raise_missing(*args, **kwargs):
+def _missing_op(op: str) -> Callable[..., NoReturn]:
+    def raise_missing(*args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
             f'mmcv op {op!r} is compiled code, which mmcv-lite does not have. To use models that need it, replace '
             f'mmcv-lite by compiled mmcv: pip uninstall mmcv-lite, then pip install "mmseg_wce[full]"'
@@ -79,15 +80,15 @@ def _let_checkpoints_load_safely() -> None:
         checkpoint._safe_torch_load = _load_safely
 
 
-def _load_from_address(url: str, **options):
+def _load_from_address(url: str, **options: Any) -> Any:
     return torch.hub.load_state_dict_from_url(url, **options, weights_only=True)
 
 
-def _load_safely(file, map_location=None, weights_only: bool | None = None):
+def _load_safely(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
     return torch.load(file, map_location=map_location, weights_only=True)
 
 
-def _history_statistic(owner: type, name: str):
+def _history_statistic(owner: type, name: str) -> Any:
     """What ``getattr`` may do in a checkpoint: name the statistics of mmengine's HistoryBuffer, and nothing else."""
     from mmengine.logging.history_buffer import HistoryBuffer
 
@@ -110,7 +111,7 @@ def _let_checkpoints_bring_no_config() -> None:
 
 def _without_config(load: Callable) -> Callable:
     @wraps(load)
-    def load_checkpoint(cls, *args, **options):
+    def load_checkpoint(cls: type, *args: Any, **options: Any) -> Any:
         checkpoint = load(cls, *args, **options)
         meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
         if isinstance(meta, dict):
@@ -150,7 +151,7 @@ def _name_samples_that_fail() -> None:
             kind.prepare_data = _prepare_named
 
 
-def _prepare_named(dataset, index: int):
+def _prepare_named(dataset: Any, index: int) -> Any:
     """``prepare_data`` of :class:`mmengine.dataset.BaseDataset` with the sample's files in the message."""
     info = dataset.get_data_info(index)
     paths = {kind: info[kind] for kind in ('img_path', 'img_path2', 'seg_map_path') if info.get(kind)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -13,11 +14,11 @@ from mmseg.registry import HOOKS
 from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce import head_losses
 from mmseg_wce.hooks.models import unwrapped
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ['FusedLossHook', 'fuse_decode_heads']
 
-_FUSED = {
+_FUSED: dict[Any, Callable[..., dict[str, Tensor]]] = {
     BaseDecodeHead.loss_by_feat: head_losses.standard,
     PIDHead.loss_by_feat: head_losses.of_pid_head,
     DDRHead.loss_by_feat: head_losses.of_ddr_head,
@@ -82,7 +83,7 @@ def _fuse(head: nn.Module, built_in: bool) -> str:
     others = [(loss, reason) for loss in losses if (reason := head_losses.needs_full_size(loss, built_in))]
     if len(others) == len(losses):
         return 'left alone: ' + '; '.join(f'{loss.loss_name} is {reason}' for loss, reason in others)
-    head.loss_by_feat = partial(method, head, built_in)
+    head.loss_by_feat = partial(method, head, built_in)  # type: ignore[assignment]  # a method
     names = ', '.join(f'{loss.loss_name} ({reason})' for loss, reason in others)
     return f'fused; full-size logits are still built for {names}' if names else 'fused'
 

@@ -7,6 +7,7 @@ per pixel (:func:`mmseg_wce.kernels.pixel_nll`); only what needs more gets full-
 from __future__ import annotations
 
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from mmseg.models.decode_heads import PIDHead
@@ -15,7 +16,7 @@ from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy, accuracy, cr
 from mmseg.models.utils import resize
 from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce.class_weights import load_class_weight
-from mmseg_wce.functional import Pixels, check_inputs, weighted_cross_entropy
+from mmseg_wce.functional import Pixels, Reduction, check_inputs, weighted_cross_entropy
 from mmseg_wce.kernels import pixel_nll
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ def standard(head: BaseDecodeHead, built_in: bool, seg_logits: Tensor, batch_dat
     terms: dict[str, Tensor] = {}
     for loss in losses:
         term = fused.value(loss, weight=weight, **options)
-        terms[loss.loss_name] = terms[loss.loss_name] + term if loss.loss_name in terms else term
+        name = str(loss.loss_name)
+        terms[name] = terms[name] + term if name in terms else term
     terms['acc_seg'] = fused.accuracy()
     return terms
 
@@ -108,8 +110,7 @@ class _Fused:
 
     def pixels(self, ignore_index: int, loss: nn.Module | None = None) -> Pixels:
         """Maps for a loss, swept once for all that can share them."""
-        smooths = isinstance(loss, WeightedCrossEntropyLoss) and loss.label_smoothing > 0
-        source = loss if smooths else self._smoothed
+        source = loss if isinstance(loss, WeightedCrossEntropyLoss) and loss.label_smoothing > 0 else self._smoothed
         key = ignore_index, id(source)
         if key not in self._swept:
             self._swept[key] = pixel_nll(
@@ -125,7 +126,7 @@ class _Fused:
         """Make what a loss needs while gradients are still recorded."""
         _ = self.full_size if needs_full_size(loss, self.built_in) else self.pixels(ignore_index, loss)
 
-    def value(self, loss: nn.Module, fewer: Tensor | None = None, **options) -> Tensor:
+    def value(self, loss: nn.Module, fewer: Tensor | None = None, **options: Any) -> Tensor:
         """A loss as the head would call it, of the label or of ``fewer``, in which more of its pixels are ignored."""
         label = self.label if fewer is None else fewer
         if needs_full_size(loss, self.built_in):
@@ -170,7 +171,7 @@ def _softmax_value(
     pixels: Pixels,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction_override: str | None = None,
+    reduction_override: Reduction | None = None,
 ) -> Tensor:
     """What mmseg's softmax loss gives: its own normalisation, its attributes as they are now."""
     class_weight, avg_factor = _class_weight(loss, logits), None
@@ -209,13 +210,14 @@ def _ohem_value(loss: OhemCrossEntropy, logits: Tensor, label: Tensor, pixels: P
     return loss.loss_weight * (losses * hard).sum() / hard.count_nonzero().clamp(min=1)
 
 
-def _class_weight(loss: nn.Module, logits: Tensor) -> Tensor | None:
+def _class_weight(loss: CrossEntropyLoss | OhemCrossEntropy, logits: Tensor) -> Tensor | None:
     return None if loss.class_weight is None else load_class_weight(loss.class_weight).to(logits.device)
 
 
 def _is_hard(nll: Tensor, valid: Tensor, kept: int, thresh: float) -> Tensor:
     """Pixels whose label has a probability below ``thresh``, or below that of the pixel ``kept`` places up the list."""
     probability = torch.where(valid, nll.neg().exp(), torch.inf)
+    limit: Tensor | float = thresh
     number = int(valid.count_nonzero())
     if number > 0:
         place = min(kept, number - 1)
@@ -223,8 +225,8 @@ def _is_hard(nll: Tensor, valid: Tensor, kept: int, thresh: float) -> Tensor:
             value = probability.flatten().sort()[0][place]
         else:
             value = probability.flatten().kthvalue(place + 1)[0]
-        thresh = value.clamp(min=thresh)
-    return probability < thresh
+        limit = value.clamp(min=thresh)
+    return probability < limit
 
 
 def _hard_pixels(head: BaseDecodeHead, fused: _Fused, losses: list[nn.Module]) -> Tensor:
@@ -237,7 +239,8 @@ def _hard_pixels(head: BaseDecodeHead, fused: _Fused, losses: list[nn.Module]) -
     if sampler.thresh is not None:
         return _is_hard(nll, valid, kept, sampler.thresh).to(nll.dtype)
     options = dict(weight=None, ignore_index=head.ignore_index, reduction_override='none')
-    ranked = sum(fused.value(loss, **options) for loss in losses)[valid].sort(descending=True)[1]
+    of_losses = sum((fused.value(loss, **options) for loss in losses), nll.new_zeros(()))
+    ranked = of_losses[valid].sort(descending=True)[1]
     of_valid = torch.zeros(ranked.shape, dtype=nll.dtype, device=nll.device)
     of_valid[ranked[:kept]] = 1
     return torch.zeros_like(nll).masked_scatter(valid, of_valid)

@@ -129,7 +129,7 @@ def _read(
 ) -> LabelFindings:
     values = measured.tolist()
     num_zero, num_ignored, first, first_value = values[_NUM_BINS:]
-    first_index = []
+    first_index: list[int] = []
     for size in reversed(shape):
         first, remainder = divmod(first, size)
         first_index.insert(0, remainder)
@@ -243,7 +243,7 @@ def likely_causes(f: LabelFindings) -> list[str]:
     return causes
 
 
-def _causes_of_too_large(f: LabelFindings, beyond: list[int]) -> list[str]:
+def _causes_of_too_large(f: LabelFindings, beyond: list[float]) -> list[str]:
     """For values from num_classes to 253: labels that were not shifted, or files that hold more than the classes."""
     found, raw = (f'{b[0]}..{b[-1]}' if len(b) > 1 else f'{b[0]}' for b in (beyond, [v + 1 for v in beyond]))
     shifted = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import os.path as osp
+from typing import Any
 
 import torch.distributed
 from mmengine.config import Config, DictAction
@@ -20,7 +21,13 @@ __all__ = ['ConfigOptions', 'add_run_arguments', 'build_runner', 'config_from']
 class ConfigOptions(DictAction):
     """mmengine's DictAction, with a usage error where a word is no ``key=value``."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         for word in values:
             if '=' not in word:
                 parser.error(f'{option_string}: {word!r} is not key=value')

@@ -33,13 +33,13 @@ __all__ = ['ObservedPixels', 'WeightedCrossEntropyLoss']
 _DEFAULT_IGNORE_INDEX = 255
 
 
-def _resolve_normalizer(normalize_by: str | None, avg_non_ignore: bool | None, weighted: bool) -> str:
+def _resolve_normalizer(normalize_by: Normalizer | None, avg_non_ignore: bool | None, weighted: bool) -> Normalizer:
     """mmseg's ``avg_non_ignore`` in terms of ``normalize_by``; an error where both are given and disagree."""
     if normalize_by is not None and normalize_by not in NORMALIZERS:
         raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
     if avg_non_ignore is None:
         return normalize_by or 'class_weight'
-    meant = 'class_weight' if avg_non_ignore or weighted else 'all'
+    meant: Normalizer = 'class_weight' if avg_non_ignore or weighted else 'all'
     if normalize_by not in (None, meant):
         raise ValueError(
             f'avg_non_ignore={avg_non_ignore} {"with" if weighted else "without"} class_weight means '
@@ -165,6 +165,8 @@ class WeightedCrossEntropyLoss(nn.Module):
     """
 
     observer: Callable[[ObservedPixels], None] | None = None
+    class_weight: Tensor | None
+    _class_weight_values: Tensor | None  # in float32, on CPU; there where class_weight is
 
     def __init__(
         self,
@@ -203,13 +205,14 @@ class WeightedCrossEntropyLoss(nn.Module):
         """An observer belongs to one run: a copy (EMA makes one) or a pickled model would drag it along."""
         return {name: value for name, value in vars(self).items() if name != 'observer'}
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightedCrossEntropyLoss:
         """Follow the module to its device, but keep float32: ``.half()`` would round the weights."""
         weights = self.class_weight
         if weights is not None and weights.dtype == torch.float32 and not weights.is_meta:
             self._class_weight_values = weights.detach().to('cpu', copy=True)
         super()._apply(fn, recurse)
         if self.class_weight is not None:
+            assert self._class_weight_values is not None
             self.class_weight = self._class_weight_values.to(self.class_weight.device, copy=True)
         return self
 
@@ -218,6 +221,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         weights = self.class_weight
         if weights is None or weights.dtype == torch.float32:
             return weights
+        assert self._class_weight_values is not None
         return self._class_weight_values.to(weights.device)
 
     def _resolve_ignore_index(self, from_head: int | None) -> int:
@@ -264,12 +268,14 @@ class WeightedCrossEntropyLoss(nn.Module):
         ignore_index = self._resolve_ignore_index(ignore_index)
         of_ranks = None
         if reduction == 'mean' and avg_factor is None and self.sync_normalizer and _gradients_are_averaged(cls_score):
-            options = dict(ignore_index=ignore_index, normalize_by=self.normalize_by)
-            of_ranks = _MeanOfRanks(normalizer(cls_score, label, class_weight, **options))
+            denominator = normalizer(
+                cls_score, label, class_weight, ignore_index=ignore_index, normalize_by=self.normalize_by
+            )
+            of_ranks = _MeanOfRanks(denominator)
         if callable(pixels):
             pixels = pixels()
-        observed = self.observer is not None and self.training and torch.is_grad_enabled()
-        if observed and pixels is None:  # the maps that weighted_cross_entropy would make
+        observer = self.observer if self.training and torch.is_grad_enabled() else None
+        if observer is not None and pixels is None:  # the maps that weighted_cross_entropy would make
             check_inputs(cls_score, label, class_weight)
             smoothing = self.smoothing_weight(cls_score)
             pixels = pixel_nll(cls_score, label.long(), ignore_index=ignore_index, smoothing_weight=smoothing)
@@ -288,11 +294,11 @@ class WeightedCrossEntropyLoss(nn.Module):
         if of_ranks is not None:
             denominator = of_ranks.wait()
             loss = loss / torch.where(denominator == 0, torch.inf, denominator)
-        if observed:
+        if observer is not None and pixels is not None:
             nll, correct = pixels[0].detach(), pixels[2]
             shown = label, nll, correct, weight, class_weight, cls_score.shape[1], ignore_index
             with torch.no_grad():
-                self.observer(ObservedPixels(*shown))
+                observer(ObservedPixels(*shown))
         return self.loss_weight * loss
 
     def smoothing_weight(self, cls_score: Tensor) -> Tensor | None:

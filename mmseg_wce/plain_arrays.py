@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
@@ -23,7 +23,8 @@ class PlainDtype:
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch(r'[biuf]\d', code):
             raise pickle.UnpicklingError(f'it holds an array of {code!r}; only integers, floats and bools are read')
-        self._code, self._order = code, '='
+        self._code = code
+        self._order: Literal['<', '>', '=', '|'] = '='
 
     def __setstate__(self, state: tuple) -> None:
         self._order = state[1] if state[1] in ('<', '>', '=', '|') else '='
@@ -43,10 +44,10 @@ class PlainArray(np.ndarray):
         version, shape, dtype, fortran_order, content = state
         super().__setstate__((version, shape, _checked(dtype), fortran_order, content))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> str | tuple:
         return self.view(np.ndarray).__reduce__()
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple:
         return self.view(np.ndarray).__reduce_ex__(protocol)
 
 
@@ -68,7 +69,7 @@ def _scalar(dtype: PlainDtype, content: bytes) -> np.generic:
     return np.frombuffer(content, _checked(dtype), count=1)[0]
 
 
-def _frombuffer(content: bytes, dtype: PlainDtype, shape: tuple, order: str) -> np.ndarray:
+def _frombuffer(content: bytes, dtype: PlainDtype, shape: tuple, order: Literal['C', 'F']) -> np.ndarray:
     return np.frombuffer(content, _checked(dtype)).reshape(shape, order=order).copy(order)
 
 

@@ -70,5 +70,9 @@ def test_the_core_knows_no_openmmlab(module):
     assert not [name for name in imported if name.split('.')[0] in ('mmseg', 'mmengine', 'mmcv')]
 
 
+def test_says_that_it_has_types():
+    assert (PACKAGE / 'py.typed').is_file()
+
+
 def test_version_is_in_the_changelog(root):
     assert f'## {mmseg_wce.__version__}' in (root / 'CHANGELOG.md').read_text()

@@ -1,10 +1,12 @@
 """What an installation without a checkout has, up to a training from a wheel in an empty environment."""
 
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 
 import pytest
 from mmengine.config import Config
@@ -102,6 +104,12 @@ def test_a_wheel_trains_in_an_empty_environment(root, tmp_path):
     offline = ('--no-deps', '--no-index', '--no-build-isolation')
     run(sys.executable, '-m', 'pip', 'wheel', *offline, str(sdist), cwd=tmp_path)
     (wheel,) = tmp_path.glob('*.whl')
+    names = zipfile.ZipFile(wheel).namelist()
+    assert 'mmseg_wce/py.typed' in names
+    (index,) = [name for name in names if name.endswith('/model-index.yml')]
+    assert index == 'mmseg_wce/.mim/model-index.yml'  # and what it imports is where it says
+    imported = re.findall(r'- (.*)', (root / 'model-index.yml').read_text())
+    assert {f'mmseg_wce/.mim/{path}' for path in imported} <= set(names)
 
     empty = tmp_path / 'empty'
     venv.create(empty, with_pip=False, symlinks=True)

@@ -122,7 +122,7 @@ def class_weights(
     return weights
 
 
-def check_options(scheme: str = 'sqrt_inverse_frequency', **options) -> None:
+def check_options(scheme: str = 'sqrt_inverse_frequency', **options: Any) -> None:
     """Raise TypeError or ValueError where :func:`class_weights` would, for any statistics."""
     if scheme not in SCHEMES:
         raise ValueError(f'scheme must be one of {", ".join(SCHEMES)}, got {scheme!r}')

@@ -183,7 +183,7 @@ class LabelStatistics:
                 f'({", ".join(self.classes[:3])}, ...), {other.dataset!r} has {len(other.classes)} '
                 f'({", ".join(other.classes[:3])}, ...)'
             )
-        around = (self.pixels_in_images, other.pixels_in_images)
+        around, others = self.pixels_in_images, other.pixels_in_images
         names = dict.fromkeys((*self.dataset.split(' + '), *other.dataset.split(' + ')))
         return LabelStatistics(
             ' + '.join(names),
@@ -191,7 +191,7 @@ class LabelStatistics:
             (*self.conventions, *(c for c in other.conventions if c not in self.conventions)),
             pixels=self.pixels + other.pixels,
             images=self.images + other.images,
-            pixels_in_images=None if any(a is None for a in around) else around[0] + around[1],
+            pixels_in_images=None if around is None or others is None else around + others,
             num_images=self.num_images + other.num_images,
             num_pixels=self.num_pixels + other.num_pixels,
             ignored_pixels=self.ignored_pixels + other.ignored_pixels,
@@ -220,10 +220,9 @@ class LabelStatistics:
             images_without_label=self.images_without_label and self.images_without_label * times,
             zero_and_255=self.zero_and_255 and self.zero_and_255 * times,
             sizes={size: number * times for size, number in self.sizes.items()},
-            **{
-                name: {value: tally * times for value, tally in getattr(self, name).items()}
-                for name in ('unexpected', 'raw_values', 'storage')
-            },
+            unexpected=_times(self.unexpected, times),
+            raw_values=_times(self.raw_values, times),
+            storage=_times(self.storage, times),
             fingerprint=self.fingerprint * times % _FINGERPRINTS,
         )
 
@@ -233,7 +232,7 @@ class LabelStatistics:
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a is b or bool(a == b) for a, b in pairs)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # as Python spells it
 
 
 def _fingerprint(file: str, histogram: np.ndarray) -> int:
@@ -256,6 +255,10 @@ def _tallies(histograms: np.ndarray, values: Sequence[int], files: Sequence[str]
 
 def _sum(a: Tally | None, b: Tally | None) -> Tally | None:
     return a + b if a and b else a or b
+
+
+def _times(tallies: dict[Any, Tally], times: int) -> dict[Any, Tally]:
+    return {value: tally * times for value, tally in tallies.items()}
 
 
 def _merged(*parts: dict[Any, Tally]) -> dict[Any, Tally]:

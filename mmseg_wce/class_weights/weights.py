@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -27,14 +27,15 @@ ClassWeight = Sequence[float] | np.ndarray | Tensor | str | os.PathLike | Mappin
 _LARGEST_FILE = 1 << 18  # bytes: some 10,000 weights
 
 
+def _refuse(_: object) -> None:
+    raise pickle.UnpicklingError('it holds a dict or a set; only numbers, lists and NumPy arrays are read')
+
+
 class _ArraysOnly(pickle._Unpickler):
     """Unpickles lists, numbers and NumPy arrays; anything else could run code, or never end, while it loads.
 
     The one in C gives a memo of any length that a file asks for, and a dict hashes its keys however deep they are.
     """
-
-    def _refuse(self) -> None:
-        raise pickle.UnpicklingError('it holds a dict or a set; only numbers, lists and NumPy arrays are read')
 
     dispatch = pickle._Unpickler.dispatch | dict.fromkeys(
         (pickle.EMPTY_DICT[0], pickle.DICT[0], pickle.EMPTY_SET[0], pickle.FROZENSET[0]), _refuse
@@ -58,7 +59,7 @@ def _read_yaml(content: bytes) -> Any:
     return parsed
 
 
-_READERS = {
+_READERS: dict[str, Callable[[bytes], Any]] = {
     '.npy': lambda content: np.load(io.BytesIO(content), allow_pickle=False),
     '.json': json.loads,
     '.yaml': _read_yaml,
@@ -116,7 +117,8 @@ def load_class_weight(class_weight: ClassWeight) -> Tensor:
         ValueError: the file is missing or does not hold what it should, or a weight is negative, NaN or infinite, or
             all are zero.
     """
-    source, complaint = 'class_weight', TypeError
+    source = 'class_weight'
+    complaint: type[Exception] = TypeError
     if isinstance(class_weight, Mapping):
         class_weight = _by_scheme(class_weight)
     if isinstance(class_weight, (str, os.PathLike)):

@@ -83,11 +83,12 @@ def explain(findings: Sequence[Findings], last_checkpoint: str | None) -> str:
         findings: of every rank.
         last_checkpoint: the last that was written while all was finite.
     """
-    bad = [f for f in findings if f.first_bad]
+    bad = [(f, *f.first_bad) for f in findings if f.first_bad]
+    suspects: Sequence[Findings]
     if bad:
-        iteration = min(f.first_bad[0] for f in bad)
-        suspects = [f for f in bad if f.first_bad[0] == iteration]
-        values = ', '.join(f'{f.first_bad[1]} on rank {f.rank}' for f in suspects)
+        iteration = min(i for _, i, _ in bad)
+        suspects = [f for f, i, _ in bad if i == iteration]
+        values = ', '.join(f'{loss} on rank {f.rank}' for f, i, loss in bad if i == iteration)
         what = f'The loss of iteration {iteration} is not finite: {values}. Its images: '
     else:
         iteration = max(max(f.images, default=0) for f in findings)

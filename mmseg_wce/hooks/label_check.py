@@ -52,7 +52,8 @@ class LabelCheckHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         names = paths(data_batch, 'seg_map_path')
-        name_sources(names if all(names) else ())
+        known = [name for name in names if name]
+        name_sources(known if len(known) == len(names) else ())
 
     def before_val(self, runner: Runner) -> None:
         name_sources(())
@@ -85,4 +86,6 @@ def _findings(parts: list, num_files: int) -> list[Finding]:
     for part, i in evenly(parts, num_files):
         statistics = part.statistics([part.files[i]])
         total = statistics if total is None else total + statistics
+    if total is None:
+        raise ValueError('the data set has no label files')
     return check_statistics(total)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from typing import Any
 
 import torch
 from mmengine import dist
@@ -73,7 +74,7 @@ class LossMonitorHook(Hook):
             )
 
     def _observe(self, runner: Runner) -> None:
-        head, self._loss = _watched(self._model)
+        num_classes, self._loss = _watched(self._model)
         if self._loss is None:
             runner.logger.info(
                 'LossMonitorHook: decode_head has no WeightedCrossEntropyLoss, so there are no figures of classes; '
@@ -81,9 +82,9 @@ class LossMonitorHook(Hook):
             )
             return
         dataset = runner.train_dataloader.dataset
-        names = _class_names(dataset, head.out_channels)
+        names = _class_names(dataset, num_classes)
         self._report = ClassReport(names, _size(dataset), weighted=self._loss.class_weight is not None)
-        self._tally = ClassTally(head.out_channels, self._device)
+        self._tally = ClassTally(num_classes, self._device)
         self._loss.observer = self._tally.add
 
     def after_train_iter(
@@ -91,6 +92,7 @@ class LossMonitorHook(Hook):
     ) -> None:
         images = [str(path or 'an image without a path') for path in paths(data_batch, 'img_path')]
         self._new_samples += len(images)
+        assert self._watch is not None
         self._watch.record(runner.iter + 1, (outputs or {}).get('loss'), images)
         log = self.every_n_train_iters(runner, self._every)
         saves = any(_saves_now(hook, runner) for hook in runner.hooks if isinstance(hook, CheckpointHook))
@@ -116,7 +118,9 @@ class LossMonitorHook(Hook):
 
     def _point(self, runner: Runner, step: int, *, log: bool = False, parameters: bool = False) -> None:
         """Add up over the ranks, once; read, once; stop or go on. Every rank comes here at the same iterations."""
-        numbers = [self._verdict(parameters)]
+        watch = self._watch
+        assert watch is not None
+        numbers = [self._verdict(watch, parameters)]
         if log and self._loss is not None:
             samples = torch.full((1,), self._new_samples, dtype=self._tally.sums.dtype, device=self._device)
             numbers += [samples, self._tally.sums.flatten()]
@@ -124,20 +128,20 @@ class LossMonitorHook(Hook):
         dist.all_reduce(summed)
         bad_losses, bad_parameters, *rest = summed.tolist()
         if bad_losses or bad_parameters:
-            self._stop(runner)
-        self._watch.clear()
+            self._stop(runner, watch)
+        watch.clear()
         if log:
             self._log(runner, step, rest)
 
-    def _verdict(self, parameters: bool) -> Tensor:
+    def _verdict(self, watch: FiniteWatch, parameters: bool) -> Tensor:
         """(2,): losses that are not finite since the last check, and parameters that are not, where that is asked."""
-        bad_losses = self._watch.num_bad(self._device)
+        bad_losses = watch.num_bad(self._device)
         if not parameters:
             return torch.stack([bad_losses, torch.zeros_like(bad_losses)])
         return torch.stack([bad_losses, finite_flags(self._model.parameters()).logical_not().count_nonzero()])
 
-    def _stop(self, runner: Runner) -> None:
-        findings = dist.all_gather_object(self._watch.findings(dist.get_rank(), self._model.named_parameters()))
+    def _stop(self, runner: Runner, watch: FiniteWatch) -> None:
+        findings = dist.all_gather_object(watch.findings(dist.get_rank(), self._model.named_parameters()))
         self._end()
         written = [hook.last_ckpt for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.last_ckpt]
         raise FloatingPointError(explain(findings, written[-1] if written else None))
@@ -155,20 +159,21 @@ class LossMonitorHook(Hook):
             runner.logger.warning(f'LossMonitorHook: {warning}')
 
 
-def _watched(model: nn.Module) -> tuple[nn.Module | None, WeightedCrossEntropyLoss | None]:
-    """The head whose loss is watched, and the loss."""
+def _watched(model: nn.Module) -> tuple[int, WeightedCrossEntropyLoss | None]:
+    """The number of classes of the head whose loss is watched, and the loss."""
     head = main_head(model)
     losses = getattr(head, 'loss_decode', None)
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
-    return head, next((loss for loss in losses if isinstance(loss, WeightedCrossEntropyLoss)), None)
+    watched = next((loss for loss in losses if isinstance(loss, WeightedCrossEntropyLoss)), None)
+    return getattr(head, 'out_channels', 0), watched
 
 
-def _class_names(dataset, num_classes: int) -> Sequence[str]:
+def _class_names(dataset: Any, num_classes: int) -> Sequence[str]:
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     return names if len(set(names)) == len(names) == num_classes else [str(i) for i in range(num_classes)]
 
 
-def _size(dataset) -> int:
+def _size(dataset: Sized) -> int:
     """Samples that are different: some configs repeat a small data set by the ten thousands."""
     while isinstance(dataset, RepeatDataset):
         dataset = dataset.dataset

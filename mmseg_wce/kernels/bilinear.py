@@ -112,9 +112,7 @@ def grid(
         right[place] = remainder.double() / denominator
         column_weight, corner_weight = _complement(right.view(slots, 1, cells), 1), None
 
-    def moved(tensor: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
-        if tensor is None:
-            return None
+    def moved(tensor: Tensor, dtype: torch.dtype = dtype) -> Tensor:
         return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
 
     return Grid(
@@ -126,7 +124,7 @@ def grid(
         row_weight=moved(row_weight),
         cell_of_column=None if dense else moved(torch.cat([used, used[-1:].expand(cells - len(used))])),
         column_weight=moved(column_weight),
-        corner_weight=moved(corner_weight),
+        corner_weight=None if corner_weight is None else moved(corner_weight),
         pixel=moved(pixel),
         place=moved(place),
         fine_row_weight=moved(row_weight, torch.float64),

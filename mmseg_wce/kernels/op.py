@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from mmseg_wce.kernels import reference, strips
@@ -137,18 +138,18 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad_nll, grad_smooth, logits, target, total, ignore_index, smoothing_weight, align_corners, backend) -> Tensor:
+def _(grad_nll: Tensor | None, grad_smooth: Tensor | None, logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     logits, target, ctx.ignore_index, smoothing_weight, ctx.align_corners, ctx.backend = inputs
     ctx.save_for_backward(logits, target, output[3], smoothing_weight)
     ctx.mark_non_differentiable(output[2], output[3])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, grad_nll, grad_smooth, *_) -> tuple:
+def _gradients(ctx: Any, grad_nll: Tensor | None, grad_smooth: Tensor | None, *_: Any) -> tuple:
     logits, target, total, smoothing_weight = ctx.saved_tensors
     if smoothing_weight is None:
         grad_smooth = None

@@ -124,7 +124,7 @@ def backward(
 
     edges = run(job, plan.bands, logits.device, plan.spread)
     if plan.cells is not None:
-        _join(gradient, plan.bands, edges)
+        _join(gradient, plan.bands, [edge for edge in edges if edge is not None])
     return gradient
 
 
@@ -133,14 +133,14 @@ def _for(device: torch.device, function: Callable) -> Callable:
 
 
 def _in_one_row(image: Image) -> Image:
-    def row(map_: Tensor | None) -> Tensor | None:
-        return None if map_ is None else map_.reshape(1, -1)
+    def row(map_: Tensor) -> Tensor:
+        return map_.reshape(1, -1)
 
     return image._replace(
         logits=image.logits.flatten(1).unsqueeze(1),
         target=row(image.target),
         nll=row(image.nll),
-        smooth=row(image.smooth),
+        smooth=None if image.smooth is None else row(image.smooth),
         total=row(image.total),
     )
 

@@ -459,8 +459,7 @@ def _differentiate_same_size(
 class _Problem(NamedTuple):
     """What both sweeps make of their arguments."""
 
-    rows: Axis | None  # None where nothing is resized: then images are single rows of pixels
-    columns: Axis | None
+    axes: tuple[Axis, Axis] | None  # rows, columns; None where nothing is resized: then images are single rows
     logits: Tensor  # (N, C, h, w)
     peak: Tensor  # (N, h, w), float32
     target: Tensor  # (N, H, W), contiguous
@@ -469,15 +468,16 @@ class _Problem(NamedTuple):
 
 
 def _problem(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None, align_corners: bool) -> _Problem:
-    rows = columns = None
+    axes = None
     if logits.shape[2:] == target.shape[1:]:
         logits, target = logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)
     else:
-        rows, columns = (axis(logits.shape[2 + i], target.shape[1 + i], align_corners, logits.device) for i in range(2))
+        rows = axis(logits.shape[2], target.shape[1], align_corners, logits.device)
+        axes = rows, axis(logits.shape[3], target.shape[2], align_corners, logits.device)
     if smoothing_weight is not None:
         smoothing_weight = smoothing_weight.contiguous()
     weight_sum = None if smoothing_weight is None else smoothing_weight.sum()
-    return _Problem(rows, columns, logits, logits.amax(1).float(), target.contiguous(), smoothing_weight, weight_sum)
+    return _Problem(axes, logits, logits.amax(1).float(), target.contiguous(), smoothing_weight, weight_sum)
 
 
 def forward(
@@ -489,8 +489,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """As :func:`mmseg_wce.kernels.strips.forward`, for float32, float16 and bfloat16 logits."""
     tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
-    z, rows, columns = problem.logits, problem.rows, problem.columns
-    resized = rows is not None
+    z, axes = problem.logits, problem.axes
+    resized = axes is not None
     nll = torch.empty(target.shape, dtype=torch.float32, device=target.device)
     total = nll.new_empty(2 if resized else 1, *target.shape)  # origins where resized, logarithms of sums
     smooth = None if smoothing_weight is None else torch.empty_like(nll)
@@ -502,13 +502,14 @@ def forward(
     with torch.cuda.device_of(logits):
         _measure[(programs,)](
             z, problem.peak, problem.target, problem.weight, problem.weight_sum,
-            *((rows.fraction, rows.start, columns.cell, columns.fraction) if resized else [None] * 4),
+            *([None] * 4 if axes is None else _look_ups(*axes)),
             nll, smooth, correct, total[0], total[-1], ignore_index, *sizes,
             RESIZED=resized, SMOOTHING=smooth is not None,
             CHANNELS=tiles.lanes // rows_at_once, ROWS=rows_at_once, COLUMNS=tiles.forward_columns,
             **launch_options(warps=4),
         )  # fmt: skip
-        if resized:
+        if axes is not None:
+            rows, columns = axes
             _measure_finely[(programs,)](
                 z, problem.target, problem.weight, problem.weight_sum,
                 rows.fine_fraction, rows.start, columns.cell, columns.fine_fraction,
@@ -531,7 +532,7 @@ def backward(
 ) -> Tensor:
     """As :func:`mmseg_wce.kernels.strips.backward`."""
     tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
-    z, rows, columns = problem.logits, problem.rows, problem.columns
+    z, axes = problem.logits, problem.axes
     gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     grad_nll = torch.zeros_like(total[0]) if grad_nll is None else grad_nll.contiguous()
     grad_smooth = None if grad_smooth is None else grad_smooth.contiguous()
@@ -539,7 +540,7 @@ def backward(
     maps, weights = (grad_nll, grad_smooth, z, problem.peak, problem.target), (problem.weight, problem.weight_sum)
     smoothing = grad_smooth is not None
     with torch.cuda.device_of(logits):
-        if rows is None:
+        if axes is None:
             _differentiate_same_size[(images * triton.cdiv(W, tiles.forward_columns),)](
                 *maps, total[0], *weights, gradient, ignore_index, channels, W, z.stride(0), z.stride(1), z.stride(3),
                 SMOOTHING=smoothing, CHANNELS=tiles.lanes, COLUMNS=tiles.forward_columns, **launch_options(warps=4),
@@ -549,10 +550,10 @@ def backward(
             owned = _nodes_to_own(width, W, align_corners, tiles.nodes, tiles.columns)
             programs = triton.cdiv(channels, at_once) * triton.cdiv(width, owned)
             programs *= triton.cdiv(height, tiles.rows_of_nodes) * images
-            lowest_origin = total[0].amin(-1)
+            lowest_origin, (rows, columns) = total[0].amin(-1), axes
             for fine in (False, True):
                 _differentiate_resized[(programs,)](
-                    *maps, *total, *weights, rows.fraction, rows.start, columns.cell, columns.fraction, columns.start,
+                    *maps, *total, *weights, *_look_ups(rows, columns), columns.start,
                     gradient, lowest_origin, rows.fine_fraction, columns.fine_fraction,
                     ignore_index, channels, height, width, H, W, owned, tiles.rows_of_nodes, *z.stride(),
                     SMOOTHING=smoothing, FINE=fine, PRECISION=_precision(z.dtype),
@@ -560,6 +561,10 @@ def backward(
                     **launch_options(backward_warps(at_once, tiles.columns)),
                 )  # fmt: skip
     return gradient
+
+
+def _look_ups(rows: Axis, columns: Axis) -> tuple[Tensor, ...]:
+    return rows.fraction, rows.start, columns.cell, columns.fraction
 
 
 def _precision(dtype: torch.dtype) -> str:

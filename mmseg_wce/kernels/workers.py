@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ def run(function: Callable[[Job], Result], jobs: Iterable[Job], device: torch.de
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             return [function(job) for job in jobs]
     jobs = list(jobs)
-    results, index, stopped = [None] * len(jobs), itertools.count(), threading.Event()
+    index, stopped = itertools.count(), threading.Event()
+    results: list[Any] = [None] * len(jobs)
 
     def work() -> None:  # takes jobs until there are none: a result each would wake the calling thread each time
         with torch.inference_mode():  # a state of the thread, like grad mode

@@ -34,7 +34,7 @@ def check_classes(config: Config, parts: list[LabelFiles], split: str = 'train')
     found, classes = [], parts[0].classes
     for place, head in heads_of(config):
         if head.get('num_classes') not in (None, 1, len(classes)):  # 1: a sigmoid for the foreground
-            what = f'{place} has num_classes={head.num_classes}, but {parts[0].dataset} has {len(classes)} classes'
+            what = f'{place} has num_classes={head["num_classes"]}, but {parts[0].dataset} has {len(classes)} classes'
             found.append(Finding(Severity.ERROR, f'{what} ({split}_dataloader)', 'make them the same'))
     return found + check_weights(config.get('model', {}), parts)
 
