@@ -199,6 +199,16 @@ def pixel_nll(
         ValueError: shapes that do not fit; a back end that is unknown or cannot work on these logits.
         TypeError: a target that is not int64.
         NotImplementedError: forward-mode differentiation.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.kernels import pixel_nll
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+        >>> nll, smooth, correct = pixel_nll(logits, torch.tensor([0, 1, 255]), ignore_index=255)
+        >>> nll
+        tensor([0.1269, 2.1269, 0.0000])
+        >>> correct
+        tensor([ True, False, False])
     """
     check_shapes(logits, target, smoothing_weight)
     if target.dtype != torch.int64:
@@ -220,7 +230,13 @@ def pixel_nll(
 
 
 def check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None = None) -> None:
-    """Raise ValueError where shapes do not fit :func:`pixel_nll`."""
+    """Raise ValueError where shapes do not fit :func:`pixel_nll`.
+
+    Args:
+        logits: (N, C, h, w), or (N, C, ...) of the target's spatial size.
+        target: (N, H, W) or (N, ...).
+        smoothing_weight: (C,), or None.
+    """
     both = f'logits {tuple(logits.shape)} and target {tuple(target.shape)}'
     if logits.dim() < 2 or logits.shape[:1] != target.shape[:1] or logits.dim() != target.dim() + 1:
         raise ValueError(f'expected logits (N, C, ...) and target (N, ...), got {both}')
