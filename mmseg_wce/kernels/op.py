@@ -15,7 +15,7 @@ from mmseg_wce.kernels import reference, strips
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'check_shapes', 'pixel_nll']
+__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'check_shapes', 'chosen_backend', 'pixel_nll']
 
 BACKENDS = ('strips', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
@@ -42,7 +42,20 @@ def _has_triton() -> bool:
 _HAS_TRITON = _has_triton()
 
 
-def _chosen(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The back end that :func:`pixel_nll` takes.
+
+    Args:
+        backend: its argument.
+        device: of the logits.
+        dtype: of the logits.
+
+    Returns:
+        One of ``BACKENDS``.
+
+    Raises:
+        ValueError: there is no such back end, or it cannot work on these logits.
+    """
     chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or _default(device, dtype)
     origin = 'backend' if backend else ENVIRONMENT_VARIABLE
     if chosen not in BACKENDS:
@@ -213,7 +226,7 @@ def pixel_nll(
     check_shapes(logits, target, smoothing_weight)
     if target.dtype != torch.int64:
         raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
-    backend = _chosen(backend, logits.device, logits.dtype)
+    backend = chosen_backend(backend, logits.device, logits.dtype)
     if backend == 'reference' or _is_transformed():
         return reference.pixel_nll(
             logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
