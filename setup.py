@@ -56,6 +56,7 @@ setup(
     ],
     cmdclass=dict(build_py=BuildWithMim),
     package_data={'mmseg_wce': ['py.typed'], 'mmseg_wce.class_weights': ['*.json']},
+    entry_points=dict(console_scripts=['mmseg_wce = mmseg_wce.__main__:main']),
     packages=find_packages(include=['mmseg_wce', 'mmseg_wce.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],

@@ -10,8 +10,9 @@ import warnings
 from mmseg_wce import functional, kernels
 from mmseg_wce.version import __version__
 
-__all__ = ['__version__', 'functional', 'kernels']
+__all__ = ['__version__', 'functional', 'kernels', 'why_not_registered']
 
+why_not_registered: str | None = 'mmseg is not installed'
 if importlib.util.find_spec('mmseg') is not None:
     try:
         from mmseg_wce import compat
@@ -20,9 +21,11 @@ if importlib.util.find_spec('mmseg') is not None:
         from mmseg_wce import datasets, fusion, hooks, losses, metrics
 
         __all__ += ['datasets', 'fusion', 'hooks', 'losses', 'metrics']
+        why_not_registered = None
     except Exception as error:  # mmseg asserts versions; a broken torchvision or CUDA library raises anything
+        why_not_registered = f'{type(error).__name__}: {error}'
         warnings.warn(
             f'mmseg is installed but cannot be imported, so mmseg_wce registered nothing with it; '
-            f'mmseg_wce.functional and mmseg_wce.kernels work. The cause: {type(error).__name__}: {error}',
+            f'mmseg_wce.functional and mmseg_wce.kernels work. The cause: {why_not_registered}',
             stacklevel=2,
         )

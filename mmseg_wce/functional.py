@@ -34,7 +34,13 @@ _MMSEG_EPS = torch.finfo(torch.float32).eps  # what mmseg divides by for avg_fac
 
 
 def check_inputs(logits: Tensor, target: Tensor, class_weight: Tensor | None) -> None:
-    """Raise TypeError or ValueError where kinds, shapes, dtypes or devices do not fit; reads no values."""
+    """Raise TypeError or ValueError where kinds, shapes, dtypes or devices do not fit; reads no values.
+
+    Args:
+        logits: (N, C, h, w), (N, C, ...) or (N, C), floating point, C >= 2.
+        target: (N, H, W), (N, ...) or (N,), any integer dtype.
+        class_weight: (C,), floating point, or None.
+    """
     _check_logits_and_target(logits, target)
     _check_class_weight(class_weight, logits)
 
@@ -158,7 +164,16 @@ def _labels(
 
 
 def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothing: float) -> Tensor | None:
-    """What :func:`mmseg_wce.kernels.pixel_nll` weights its map ``smooth`` by; None without smoothing."""
+    """What :func:`mmseg_wce.kernels.pixel_nll` weights its map ``smooth`` by.
+
+    Args:
+        logits: (N, C, ...); their shape, dtype and device matter.
+        class_weight: (C,), or None.
+        label_smoothing: in [0, 1].
+
+    Returns:
+        (C,): the class weights, or ones without them; None without smoothing.
+    """
     if label_smoothing == 0:
         return None
     return logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
@@ -208,6 +223,14 @@ def normalizer(
 
     Raises:
         TypeError, ValueError: as :func:`weighted_cross_entropy`.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.functional import normalizer
+        >>> logits, target = torch.zeros(1, 3, 2, 2), torch.tensor([[[0, 1], [2, 255]]])
+        >>> weight = torch.tensor([0.25, 0.5, 2.0])
+        >>> [normalizer(logits, target, weight, normalize_by=by).item() for by in ('class_weight', 'valid', 'all')]
+        [2.75, 3.0, 4.0]
     """
     check_inputs(logits, target, class_weight)
     _check_options('mean', normalize_by, 0.0, None, ignore_index)
@@ -275,14 +298,16 @@ def weighted_cross_entropy(
         ValueError: shapes that do not fit, an option out of range, or a label outside [0, C) that is not ignored (see
             :mod:`mmseg_wce.labels`; on CUDA one of the next calls raises it).
 
-    >>> import torch
-    >>> logits = torch.tensor([[-0.7795, -1.7373, 0.3856], [0.4031, -0.5632, -0.2389], [-2.3908, 0.7452, 0.7748]])
-    >>> target = torch.tensor([0, 1, 2])
-    >>> weight = torch.tensor([0.3, 0.6, 0.1])
-    >>> print(f'{weighted_cross_entropy(logits, target):.4f}')
-    1.2784
-    >>> print(f'{weighted_cross_entropy(logits, target, weight, ignore_index=2):.4f}')
-    1.5824
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.functional import weighted_cross_entropy
+        >>> logits = torch.tensor([[-0.7795, -1.7373, 0.3856], [0.4031, -0.5632, -0.2389], [-2.3908, 0.7452, 0.7748]])
+        >>> target = torch.tensor([0, 1, 2])
+        >>> weight = torch.tensor([0.3, 0.6, 0.1])
+        >>> print(f'{weighted_cross_entropy(logits, target):.4f}')
+        1.2784
+        >>> print(f'{weighted_cross_entropy(logits, target, weight, ignore_index=2):.4f}')
+        1.5824
     """
     check_inputs(logits, target, class_weight)
     _check_options(reduction, normalize_by, label_smoothing, avg_factor, ignore_index)

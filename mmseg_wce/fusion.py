@@ -34,6 +34,12 @@ class FusedLossHook(Hook):
     Args:
         built_in: fuse mmseg's softmax ``CrossEntropyLoss`` and ``OhemCrossEntropy`` as well, with their own
             normalisation.
+
+    Example:
+        >>> import mmseg_wce
+        >>> from mmseg.registry import HOOKS
+        >>> HOOKS.build(dict(type='FusedLossHook', built_in=True)).built_in
+        True
     """
 
     def __init__(self, built_in: bool = False) -> None:
@@ -54,6 +60,19 @@ def fuse_decode_heads(model: nn.Module, built_in: bool = False) -> list[str]:
 
     Returns:
         A line for each head that says what was fused in it, or why it was left alone.
+
+    Example:
+        >>> import torch
+        >>> from mmseg.registry import MODELS
+        >>> from mmseg_wce.fusion import fuse_decode_heads
+        >>> head = dict(type='mmseg.FCNHead', in_channels=8, channels=8, num_classes=3, num_convs=1)
+        >>> model = torch.nn.Module()
+        >>> model.decode_head = MODELS.build(dict(head, loss_decode=dict(type='WeightedCrossEntropyLoss')))
+        >>> model.auxiliary_head = MODELS.build(head)
+        >>> for line in fuse_decode_heads(model):
+        ...     print(line)
+        decode_head (FCNHead): fused
+        auxiliary_head (FCNHead): left alone: loss_ce is a softmax CrossEntropyLoss, which built_in=True would fuse
     """
     return [f'{name} ({type(head).__name__}): {_fuse(head, built_in)}' for name, head in _heads(model)]
 

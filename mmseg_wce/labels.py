@@ -196,7 +196,14 @@ def raise_pending(wait: bool = True) -> None:
 
 
 def explain(findings: LabelFindings) -> str:
-    """Message for a refused target: which values, how many pixels of each, where the first is, the likely causes."""
+    """Message for a refused target: which values, how many pixels of each, where the first is, the likely causes.
+
+    Example:
+        >>> from mmseg_wce.labels import LabelFindings, explain
+        >>> found = LabelFindings({254: 7}, 254, (0, 3, 1), 0, 20, 64, (1, 8, 8), num_classes=150, ignore_index=255)
+        >>> print(explain(found).split('. ')[1])
+        The first is 254 at index (0, 3, 1)
+    """
     f = findings
     shown = sorted(f.bad_counts.items(), key=lambda item: -item[1])[:8]
     rest = f.num_bad - sum(n for _, n in shown)
@@ -280,5 +287,11 @@ def valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
         ValueError: a label is neither. On CPU (and any device but CUDA) at once; on CUDA by a later call, or by
             :func:`raise_pending`, and until then the pixel is not valid. Nothing is reported from within the capture
             of a CUDA graph.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.labels import valid_pixels
+        >>> valid_pixels(torch.tensor([0, 149, 255]), num_classes=150, ignore_index=255)
+        tensor([ True,  True, False])
     """
     return _valid_pixels(target, num_classes, ignore_index)

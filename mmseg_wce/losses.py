@@ -162,6 +162,14 @@ class WeightedCrossEntropyLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: an argument that cannot be meant, when the model is built.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.losses import WeightedCrossEntropyLoss
+        >>> loss = WeightedCrossEntropyLoss(class_weight=[1.0, 3.0])
+        >>> logits, label = torch.tensor([[2.0, 0.0]]).expand(3, 2), torch.tensor([0, 1, 255])
+        >>> print(f'{loss(logits, label):.4f}')  # (1 * 0.1269 + 3 * 2.1269) / (1 + 3)
+        1.6269
     """
 
     observer: Callable[[ObservedPixels], None] | None = None

@@ -55,6 +55,17 @@ class ClassIoUMetric(IoUMetric):
         confusion_file: JSON file for the confusion matrix, written at every evaluation: ``classes``, and ``confusion``
             with the pixels of each class of the label (row) that were predicted as each class (column).
         **kwargs: those of IoUMetric.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.metrics import ClassIoUMetric
+        >>> metric = ClassIoUMetric(prefix='val')
+        >>> metric.dataset_meta = dict(classes=('sky', 'bird'))
+        >>> maps = dict(pred_sem_seg=[[0, 0, 1, 1]], gt_sem_seg=[[0, 1, 1, 255]])
+        >>> metric.process({}, [{name: dict(data=torch.tensor([rows])) for name, rows in maps.items()}])
+        >>> figures = metric.evaluate(size=1)
+        >>> figures['val/Acc/sky'], figures['val/Acc/bird'], figures['val/IoU/bird']
+        (100.0, 50.0, 50.0)
     """
 
     def __init__(self, confusion_file: str | None = None, **kwargs: Any) -> None:

@@ -18,7 +18,14 @@ __all__ = ['SAFE_GLOBALS', 'STAND_INS', 'PlainArray', 'PlainDtype']
 
 
 class PlainDtype:
-    """``numpy.dtype`` as a pickle describes it, of numbers only."""
+    """``numpy.dtype`` as a pickle describes it, of numbers only.
+
+    Args:
+        code: kind and bytes of a number, such as 'f4'.
+
+    Raises:
+        pickle.UnpicklingError: it is another one.
+    """
 
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch(r'[biuf]\d', code):

@@ -43,8 +43,19 @@ def load_config(path: str, options: dict[str, Any] | None = None, import_custom_
         options: what to merge, by dotted key.
         import_custom_modules: that the config names in ``custom_imports``.
 
+    Returns:
+        The config.
+
     Raises:
         PreflightError: the file, or one it is based on, is missing or is no config; an option does not fit it.
+
+    Example:
+        >>> import tempfile
+        >>> from mmseg_wce.preflight import load_config
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = open(f'{folder}/mine.py', 'w').write('train_cfg = dict(max_iters=100)')
+        ...     load_config(f'{folder}/mine.py', {'train_cfg.max_iters': 3}).train_cfg
+        {'max_iters': 3}
     """
     _check_file(path, 'config file')
     try:

@@ -49,6 +49,19 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
         work_dir: of the training; it may have been moved or copied.
         hook: config of mmengine's CheckpointHook, whose ``out_dir`` and ``filename_tmpl`` say where and how it writes.
         since: seconds since 1970. What was written before is of another training.
+
+    Returns:
+        Where to go on, and what is damaged.
+
+    Example:
+        >>> import os, tempfile, torch
+        >>> from mmseg_wce.recovery import checkpoints_in
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(dict(meta={}), f'{folder}/iter_100.pth')
+        ...     _ = open(f'{folder}/iter_200.pth', 'wb').write(b'cut off')
+        ...     found = checkpoints_in(folder)
+        >>> os.path.basename(found.usable), len(found.damaged)
+        ('iter_100.pth', 1)
     """
     hook, folders = hook or {}, [Path(work_dir)]
     if out_dir := hook.get('out_dir'):
@@ -130,6 +143,11 @@ def damage(path: str) -> str | None:
     """Why a checkpoint file cannot be read; None where it is whole. Reads all of it.
 
     PyTorch itself does not compare the checksums that it writes: a flipped bit would be a wrong weight.
+
+    Example:
+        >>> from mmseg_wce.recovery import damage
+        >>> damage('iter_100.pth')
+        'it does not exist'
     """
     if osp.isdir(path):  # sharded: by torch.distributed.checkpoint, or by DeepSpeed
         whole = any(name == '.metadata' or name.endswith('.pt') for name in os.listdir(path))

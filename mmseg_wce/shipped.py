@@ -25,6 +25,11 @@ def find_config(name: str) -> str:
 
     Raises:
         LookupError: none has, or several have.
+
+    Example:
+        >>> from mmseg_wce.shipped import find_config
+        >>> find_config('segnext')
+        'ade20k/segnext_mscan-t_1xb16-adamw-wce-160k_ade20k-512x512.py'
     """
     wanted = name.removesuffix('.py')
     exact = [config for config in configs() if wanted in (config.removesuffix('.py'), Path(config).stem)]

@@ -12,8 +12,8 @@ def recipe(root, title: str, names: dict) -> None:
     exec(code, names)
 
 
-def check(names: dict, logits: torch.Tensor) -> None:
-    assert logits.shape[2:] == (16, 16)
+def check(names: dict, logits: torch.Tensor, size: tuple[int, int] = (16, 16)) -> None:
+    assert logits.shape[2:] == size
     z = F.interpolate(logits, size=names['labels'].shape[1:], mode='bilinear')
     torch.testing.assert_close(names['loss'], F.cross_entropy(z, names['labels'], ignore_index=255))
     assert all(p.grad is not None for p in names['model'].parameters() if p.requires_grad)
@@ -50,6 +50,16 @@ def test_segmentation_models_pytorch(root):
     names = {}
     recipe(root, 'A model of `segmentation_models_pytorch`', names)
 
-    model = names['model']
-    assert model(names['images']).shape[2:] == (16, 16)
-    assert names['loss'].isfinite()
+    check(names, names['logits'])
+
+
+def test_torchvision(root):
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # the latter: it was built for another torch
+        pytest.skip(f'torchvision is not installed, or broken: {error}')
+    torch.manual_seed(0)
+    names = {}
+    recipe(root, 'A model of `torchvision`', names)
+
+    check(names, names['logits'], size=(4, 4))

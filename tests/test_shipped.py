@@ -8,7 +8,10 @@ import sysconfig
 import venv
 import zipfile
 
+import mmengine
+import mmseg_wce
 import pytest
+import torch
 from mmengine.config import Config
 from mmseg_wce import __main__ as command
 from mmseg_wce import shipped
@@ -88,6 +91,54 @@ def test_every_tool_exists_and_explains_itself(root, capsys):
     assert 'config file' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('arguments', [[], ['--help']])
+def test_lists_commands_and_tools(capsys, arguments):
+    try:
+        status = command.main(arguments)
+    except SystemExit as end:
+        status = end.code
+
+    listed = capsys.readouterr().out
+    assert status == 0
+    assert [name for name in ('env', 'configs', *command.TOOLS) if f'\n    {name}' not in listed] == []
+
+
+def test_the_environment(capsys, monkeypatch):
+    monkeypatch.setenv('MMSEG_WCE_BACKEND', 'reference')
+
+    assert command.main(['env']) == 0
+
+    found = dict(line.split(': ', 1) for line in capsys.readouterr().out.splitlines() if ': ' in line)
+    assert found['PyTorch'] == torch.__version__
+    assert found['MMEngine'] == mmengine.__version__
+    assert found['mmseg_wce'] == mmseg_wce.__version__
+    assert found['registered with mmseg'] == 'yes'
+    assert 'mmsegmentation ' in found['mmseg']
+    assert found['back end on CPU'] == 'reference'
+    assert 'MMSEG_WCE_BACKEND=reference' in found['set in the environment']
+    assert 'numpy_random_seed' not in found
+
+
+@pytest.mark.parametrize(
+    ('breakage', 'words'),
+    [
+        ("for name in ('mmseg', 'mmengine', 'mmcv'): sys.modules[name] = None", 'no (mmseg is not installed)'),
+        ("sys.modules['mmcv'] = None", 'no (ModuleNotFoundError: import of mmcv halted; None in sys.modules)'),
+        ("sys.modules['cv2'] = None", 'no (ModuleNotFoundError: import of cv2 halted'),
+        ("os.environ['MMSEG_WCE_BACKEND'] = 'none'", 'unknown (ValueError: MMSEG_WCE_BACKEND must be one of'),
+        ('import torch; torch.cuda.device_count = lambda: 1 / 0', 'GPUs: unknown (ZeroDivisionError'),
+    ],
+)
+def test_the_environment_of_what_is_broken(breakage, words):
+    code = f"import os, sys\n{breakage}\nfrom mmseg_wce.__main__ import main\nsys.exit(main(['env']))"
+
+    process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+
+    assert process.returncode == 0, process.stderr
+    assert words in process.stdout
+    assert f'mmseg_wce: {mmseg_wce.__version__}' in process.stdout
+
+
 def test_a_wheel_trains_in_an_empty_environment(root, tmp_path):
     """The sdist holds all that the wheel is built from; the wheel holds all that a training needs."""
     checkout = tmp_path / 'checkout'
@@ -126,10 +177,12 @@ def test_a_wheel_trains_in_an_empty_environment(root, tmp_path):
     copied = run(*package, 'configs', 'fast_scnn_1xb4-wce-400_demo', '--out', 'mine', cwd=work).split()
     config = next(word for word in copied if word.endswith('demo-192x256.py'))
     where = run(python, '-c', 'import mmseg_wce; print(mmseg_wce.__file__)', cwd=work)
+    environment = run(str(empty / 'bin/mmseg_wce'), 'env', cwd=work)
     options = ['train_cfg.max_iters=1', 'train_cfg.val_interval=1', 'train_dataloader.batch_size=2']
     output = run(*package, 'train', config, '--cfg-options', *options, 'default_hooks.logger.interval=1', cwd=work)
 
     assert str(empty) in where
+    assert 'registered with mmseg: yes' in environment
     assert 'Iter(train) [1/1]' in output
     assert 'mIoU' in output
     assert (work / 'work_dirs' / config.split('/')[-1].removesuffix('.py') / 'iter_1.pth').is_file()

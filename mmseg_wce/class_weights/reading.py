@@ -15,6 +15,9 @@ def read_file(path: str, largest: int) -> bytes:
         path: of the file.
         largest: how many bytes it may have.
 
+    Returns:
+        All of it.
+
     Raises:
         OSError, ImportError, KeyError, ValueError: there is no such file, it is none (a pipe would wait for ever), no
             backend knows its scheme, or it is too large.

@@ -101,6 +101,12 @@ def class_weights(
     Raises:
         TypeError: an option that the scheme does not have.
         ValueError: no such scheme, a value out of range, weights that overflow, or no class occurs at all.
+
+    Example:
+        >>> from mmseg_wce.class_weights import class_weights, load_statistics
+        >>> weights = class_weights(load_statistics('ade20k'), 'median_frequency', max_ratio=10)
+        >>> weights.shape, round(float(weights.max() / weights.min()), 3)
+        ((150,), 10.0)
     """
     check_options(scheme, exponent=exponent, max_ratio=max_ratio, normalize=normalize, absent=absent, **options)
     present = statistics.pixels > 0

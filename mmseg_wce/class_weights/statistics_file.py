@@ -57,7 +57,13 @@ def from_json(content: dict[str, Any]) -> LabelStatistics:
 
 
 def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:
-    """Write a file; what was there stays until the new one is complete."""
+    """Write a file; what was there stays until the new one is complete.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        content: what JSON can hold.
+        indent: spaces; None for one line.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + '.new')
     new.write_text(json.dumps(content, indent=indent))
@@ -65,7 +71,21 @@ def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> N
 
 
 def save_statistics(statistics: LabelStatistics, path: str | os.PathLike) -> None:
-    """Write a JSON file that :func:`load_statistics` reads."""
+    """Write a JSON file that :func:`load_statistics` reads.
+
+    Args:
+        statistics: what to write.
+        path: of the file; its folder is made where it is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from mmseg_wce.class_weights import load_statistics, save_statistics
+        >>> ade20k = load_statistics('ade20k')
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_statistics(ade20k + ade20k, f'{folder}/twice.json')
+        ...     load_statistics(f'{folder}/twice.json') == ade20k * 2
+        True
+    """
     content = to_json(statistics)
     write_json(Path(path), {**content, 'checksum': _checksum(content)})
 
@@ -78,6 +98,12 @@ def load_statistics(source: str | os.PathLike) -> LabelStatistics:
 
     Raises:
         ValueError: there is no such file, it is no such statistics, or it was changed after it was written.
+
+    Example:
+        >>> from mmseg_wce.class_weights import load_statistics
+        >>> statistics = load_statistics('ade20k')
+        >>> len(statistics.classes), statistics.num_images
+        (150, 22210)
     """
     path = os.fspath(SHIPPED.get(os.fspath(source), source))
     try:

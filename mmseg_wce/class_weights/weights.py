@@ -88,6 +88,13 @@ def check_class_weight(class_weight: Tensor, source: str = 'class_weight') -> No
     Args:
         class_weight: (C,), floating point.
         source: how to call it in the message.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.class_weights import check_class_weight
+        >>> check_class_weight(torch.tensor([1.0, -2.0]))
+        Traceback (most recent call last):
+        ValueError: class_weight must be finite and not negative, got class 1: -2.0 (1 of 2)
     """
     if class_weight.dim() != 1 or class_weight.numel() < 2:
         raise ValueError(f'{source} must be one weight per class, got shape {tuple(class_weight.shape)}')
@@ -116,6 +123,13 @@ def load_class_weight(class_weight: ClassWeight) -> Tensor:
         TypeError: it is none of these, or an option that the scheme does not have.
         ValueError: the file is missing or does not hold what it should, or a weight is negative, NaN or infinite, or
             all are zero.
+
+    Example:
+        >>> from mmseg_wce.class_weights import load_class_weight
+        >>> load_class_weight([1, 0.5, 2])
+        tensor([1.0000, 0.5000, 2.0000])
+        >>> load_class_weight(dict(statistics='ade20k', scheme='enet')).shape
+        torch.Size([150])
     """
     source = 'class_weight'
     complaint: type[Exception] = TypeError

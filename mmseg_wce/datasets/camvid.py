@@ -14,6 +14,17 @@ class CamVidDataset(BaseSegDataset):
 
     ``reduce_zero_label=True`` by default, which makes that 255 and 0..10; the pipeline's ``LoadAnnotations`` has to
     say the same.
+
+    Args:
+        img_suffix: of the images.
+        seg_map_suffix: of the labels.
+        reduce_zero_label: whether raw 0 is no class and raw k is class k - 1.
+        **kwargs: those of mmseg's ``BaseSegDataset``.
+
+    Example:
+        >>> from mmseg_wce.datasets import CamVidDataset
+        >>> CamVidDataset.METAINFO['classes'][:3]
+        ('sky', 'building', 'pole')
     """
 
     METAINFO = dict(

@@ -36,6 +36,22 @@ class DemoScenesDataset(BaseSegDataset):
 
     ``reduce_zero_label=True`` by default, which makes that 255 and 0..9; the pipeline's ``LoadAnnotations`` has to say
     the same. Made by :func:`generate_demo_scenes`.
+
+    Args:
+        img_suffix: of the images.
+        seg_map_suffix: of the labels.
+        reduce_zero_label: whether raw 0 is no class and raw k is class k - 1.
+        **kwargs: those of mmseg's ``BaseSegDataset``.
+
+    Example:
+        >>> import tempfile
+        >>> from mmseg_wce.datasets import DemoScenesDataset
+        >>> from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     generate_demo_scenes(folder, num_training=2, num_validation=1, progress=False)
+        ...     prefix = dict(img_path='images/training', seg_map_path='annotations/training')
+        ...     len(DemoScenesDataset(data_root=folder, data_prefix=prefix))
+        2
     """
 
     METAINFO = dict(classes=_CLASSES, palette=_PALETTE)
@@ -82,8 +98,18 @@ class _Canvas:
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One landscape: large regions first, then ever smaller and rarer things.
 
+    Args:
+        rng: decides all of it.
+
     Returns:
         Image (192, 256, 3), RGB, uint8, and raw labels (192, 256), uint8: 0 = other, 1..10 = classes.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmseg_wce.datasets.demo_scenes import draw_scene
+        >>> image, labels = draw_scene(np.random.default_rng(0))
+        >>> image.shape, labels.shape, int(labels.max()) <= 10
+        ((192, 256, 3), (192, 256), True)
     """
     canvas = _Canvas(rng)
     horizon = rng.uniform(60, 95)
@@ -159,7 +185,9 @@ def _bird(canvas: _Canvas, horizon: float) -> None:
     canvas.fill('bird', (70, 70, 75), np.array(wings))
 
 
-def generate_demo_scenes(root: str | Path, num_training: int = 160, num_validation: int = 32, seed: int = 0) -> None:
+def generate_demo_scenes(
+    root: str | Path, num_training: int = 160, num_validation: int = 32, seed: int = 0, progress: bool = True
+) -> None:
     """Write the data set: the same files for the same arguments.
 
     Args:
@@ -167,13 +195,22 @@ def generate_demo_scenes(root: str | Path, num_training: int = 160, num_validati
         num_training: number of training images.
         num_validation: number of validation images.
         seed: of the scenes.
+        progress: show a bar.
+
+    Example:
+        >>> import os, tempfile
+        >>> from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     generate_demo_scenes(folder, num_training=2, num_validation=1, progress=False)
+        ...     sorted(os.listdir(f'{folder}/annotations/training'))
+        ['demo_training_0000.png', 'demo_training_0001.png']
     """
     splits = (('training', num_training), ('validation', num_validation))
     scenes = [(split, i) for split, number in splits for i in range(number)]
     for split, _ in splits:
         for kind in ('images', 'annotations'):
             (Path(root) / kind / split).mkdir(parents=True, exist_ok=True)
-    for split, i in track(scenes, 'Drawing scenes'):
+    for split, i in track(scenes, 'Drawing scenes') if progress else scenes:
         image, labels = draw_scene(np.random.default_rng([seed, split == 'validation', i]))
         stem = f'demo_{split}_{i:04d}'
         cv2.imwrite(

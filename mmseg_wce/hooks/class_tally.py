@@ -22,6 +22,10 @@ _SERIAL_PIECE = 32000
 class ClassTally:
     """Sums over the pixels of many batches; never waits for the device.
 
+    Args:
+        num_classes: C.
+        device: of the pixels.
+
     Attributes:
         sums: (4, C + 1) float64, in which counts are exact (float32 where a device has no float64): pixels, correct
             ones, pixel weight times nll, the same times class weight. The last column holds the ignored pixels.

@@ -81,7 +81,10 @@ def explain(findings: Sequence[Findings], last_checkpoint: str | None) -> str:
 
     Args:
         findings: of every rank.
-        last_checkpoint: the last that was written while all was finite.
+        last_checkpoint: the last that was written while all was finite; None where there is none.
+
+    Returns:
+        One paragraph, of at most 40 images.
     """
     bad = [(f, *f.first_bad) for f in findings if f.first_bad]
     suspects: Sequence[Findings]

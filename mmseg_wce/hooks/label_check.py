@@ -30,7 +30,13 @@ class LabelCheckHook(Hook):
     Raises:
         ValueError: on every rank, before the first iteration, where a file cannot be read, holds a label that is
             neither a class of the decode head nor ignored, the data set contradicts its transforms, or class weights
-            are made of statistics of other classes.
+            are made of statistics of other classes; when it is built, for fewer than one file.
+
+    Example:
+        >>> import mmseg_wce
+        >>> from mmseg.registry import HOOKS
+        >>> HOOKS.build(dict(type='LabelCheckHook', num_files=64)).num_files
+        64
     """
 
     def __init__(self, num_files: int = 16) -> None:

@@ -41,6 +41,12 @@ class LossMonitorHook(Hook):
         ValueError: an interval below 1; or, when a training begins, a CheckpointHook that would act before this hook.
         FloatingPointError: in training, on every rank, before a checkpoint is written: a loss or a parameter is not
             finite.
+
+    Example:
+        >>> import mmseg_wce
+        >>> from mmseg.registry import HOOKS
+        >>> HOOKS.build(dict(type='LossMonitorHook', interval=100)).interval
+        100
     """
 
     # after the LoggerHook, whose line comes first, and before a CheckpointHook removes the last good checkpoint

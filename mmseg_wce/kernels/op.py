@@ -16,7 +16,7 @@ from mmseg_wce.kernels import reference, strips
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'check_shapes', 'pixel_nll']
+__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'check_shapes', 'chosen_backend', 'pixel_nll']
 
 BACKENDS = ('strips', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
@@ -43,7 +43,20 @@ def _has_triton() -> bool:
 _HAS_TRITON = _has_triton()
 
 
-def _chosen(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The back end that :func:`pixel_nll` takes.
+
+    Args:
+        backend: its argument.
+        device: of the logits.
+        dtype: of the logits.
+
+    Returns:
+        One of ``BACKENDS``.
+
+    Raises:
+        ValueError: there is no such back end, or it cannot work on these logits.
+    """
     chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or _default(device, dtype)
     origin = 'backend' if backend else ENVIRONMENT_VARIABLE
     if chosen not in BACKENDS:
@@ -200,11 +213,21 @@ def pixel_nll(
         ValueError: shapes that do not fit; a back end that is unknown or cannot work on these logits.
         TypeError: a target that is not int64.
         NotImplementedError: forward-mode differentiation.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.kernels import pixel_nll
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+        >>> nll, smooth, correct = pixel_nll(logits, torch.tensor([0, 1, 255]), ignore_index=255)
+        >>> nll
+        tensor([0.1269, 2.1269, 0.0000])
+        >>> correct
+        tensor([ True, False, False])
     """
     check_shapes(logits, target, smoothing_weight)
     if target.dtype != torch.int64:
         raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
-    backend = _chosen(backend, logits.device, logits.dtype)
+    backend = chosen_backend(backend, logits.device, logits.dtype)
     if backend == 'reference' or _is_transformed():
         return reference.pixel_nll(
             logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
@@ -221,7 +244,13 @@ def pixel_nll(
 
 
 def check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None = None) -> None:
-    """Raise ValueError where shapes do not fit :func:`pixel_nll`."""
+    """Raise ValueError where shapes do not fit :func:`pixel_nll`.
+
+    Args:
+        logits: (N, C, h, w), or (N, C, ...) of the target's spatial size.
+        target: (N, H, W) or (N, ...).
+        smoothing_weight: (C,), or None.
+    """
     both = f'logits {tuple(logits.shape)} and target {tuple(target.shape)}'
     if logits.dim() < 2 or logits.shape[:1] != target.shape[:1] or logits.dim() != target.dim() + 1:
         raise ValueError(f'expected logits (N, C, ...) and target (N, ...), got {both}')

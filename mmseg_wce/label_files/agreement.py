@@ -24,13 +24,31 @@ _BY_DEFAULT = {'RandomCrop': 'ignore_index', 'RandomRotate': 'seg_pad_val', 'IoU
 
 
 def check_config(config: Config) -> list[Finding]:
-    """Contradictions that show without reading a label."""
+    """Contradictions that show without reading a label.
+
+    Example:
+        >>> from mmengine.config import Config
+        >>> from mmseg_wce.label_files import check_config
+        >>> head = dict(type='FCNHead', loss_decode=dict(type='WeightedCrossEntropyLoss', ignore_index=0))
+        >>> (finding,) = check_config(Config(dict(model=dict(decode_head=head))))
+        >>> finding.what[:86]
+        'the label that does not count differs: 0 in model.decode_head.loss_decode.ignore_index'
+    """
     init_default_scope(config.get('default_scope', 'mmseg'))
     return [*_ignored_label(config), *_reduce_zero_label(config)]
 
 
 def check_classes(config: Config, parts: list[LabelFiles], split: str = 'train') -> list[Finding]:
-    """Whether every head, and every statistics that class weights are made of, has the classes of the data set."""
+    """Whether every head, and every statistics that class weights are made of, has the classes of the data set.
+
+    Args:
+        config: of a segmentor.
+        parts: label files of the data set.
+        split: that they are of.
+
+    Returns:
+        What does not fit; empty where all does.
+    """
     found, classes = [], parts[0].classes
     for place, head in heads_of(config):
         if head.get('num_classes') not in (None, 1, len(classes)):  # 1: a sigmoid for the foreground
@@ -40,7 +58,15 @@ def check_classes(config: Config, parts: list[LabelFiles], split: str = 'train')
 
 
 def check_weights(model: dict, parts: list[LabelFiles]) -> list[Finding]:
-    """Whether the statistics that class weights are made of are of the data set's classes."""
+    """Whether the statistics that class weights are made of are of the data set's classes.
+
+    Args:
+        model: config of a segmentor.
+        parts: label files of the data set.
+
+    Returns:
+        What does not fit; empty where all does.
+    """
     sources = {str(weights['statistics']) for node in nodes(model) if (weights := _by_scheme(node))}
     found = []
     for source in sorted(sources):

@@ -36,8 +36,25 @@ def of_config(config: Config, split: str = 'train') -> list[LabelFiles]:
         config: of a segmentor, with ``<split>_dataloader``.
         split: 'train', 'val' or 'test'.
 
+    Returns:
+        One entry for each data set inside wrappers that join or repeat.
+
     Raises:
         ValueError: it has no such data set, or one without labels, or with conflicts (:class:`LabelConflict`).
+
+    Example:
+        >>> import tempfile
+        >>> from mmengine.config import Config
+        >>> from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+        >>> from mmseg_wce.label_files import of_config
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     generate_demo_scenes(folder, num_training=2, num_validation=1, progress=False)
+        ...     load = dict(type='LoadAnnotations', reduce_zero_label=True)
+        ...     prefix = dict(img_path='images/training', seg_map_path='annotations/training')
+        ...     dataset = dict(type='DemoScenesDataset', data_root=folder, data_prefix=prefix, pipeline=[load])
+        ...     (part,) = of_config(Config(dict(train_dataloader=dict(dataset=dataset))))
+        >>> len(part.files), part.classes[:2], part.convention.reduce_zero_label
+        (2, ('sky', 'field'), True)
     """
     init_default_scope(config.get('default_scope', 'mmseg'))
     loader = config.get(f'{split}_dataloader')
@@ -84,6 +101,9 @@ def of_dataset(
         num_classes: of the model, for a data set that names no classes.
         ignore_index: the label that the loss does not count.
         most: how many files to take of each data set, evenly spread over it; None for all.
+
+    Returns:
+        The files, with how often an epoch visits those of each data set.
 
     Raises:
         LabelConflict: a data set and its ``LoadAnnotations`` say different things.
@@ -181,6 +201,16 @@ def in_folder(
 
     Raises:
         ValueError: there is no such folder, or no such file in it.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from mmseg_wce.label_files import in_folder
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(f'{folder}/a.png')
+        ...     files = in_folder(folder, num_classes=2, reduce_zero_label=True)
+        ...     files.labels(files.files[0]).tolist()
+        [[255, 0], [1, 255]]
     """
     names = _names(folder)
     stems = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}

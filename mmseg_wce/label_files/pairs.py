@@ -27,6 +27,9 @@ def check_pairs(parts: Sequence[LabelFiles], pairs: Iterable[tuple[LabelFiles, s
     Args:
         parts: all label files.
         pairs: of :func:`pairs_of`, perhaps wrapped into a progress bar.
+
+    Returns:
+        What does not fit; empty where all does.
     """
     differ, missing, turned, unknown = (_Files() for _ in range(4))
     for part, label, image in pairs:

@@ -19,7 +19,15 @@ _MORE = 1.5  # "other" has this much more of it along borders than any value as 
 
 
 def evenly(parts: Sequence[LabelFiles], most: int) -> list[tuple[LabelFiles, int]]:
-    """Up to ``most`` files, evenly spread over all: each as its part and its index in it."""
+    """Some of the files, evenly spread over all.
+
+    Args:
+        parts: label files.
+        most: how many to take.
+
+    Returns:
+        Of each file, its part and its index in it.
+    """
     every = [(part, i) for part in parts for i in range(len(part.files))]
     return [every[i] for i in sorted({k * len(every) // most for k in range(most)})] if every else []
 
@@ -33,6 +41,9 @@ def check_raw_zero(parts: Sequence[LabelFiles], statistics: LabelStatistics, mos
         parts: label files.
         statistics: of all of them.
         most: how many files to read.
+
+    Returns:
+        A doubt, or none.
     """
     looked = _Look()
     for part, i in evenly([part for part in parts if part.reads_raw_values], most):

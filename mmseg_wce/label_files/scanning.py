@@ -58,6 +58,16 @@ def scan(
 
     Yields:
         Number of files done and the statistics of them, again and again, the last time of all.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from mmseg_wce.label_files import in_folder, scan
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(f'{folder}/a.png')
+        ...     *_, (number, statistics) = scan([in_folder(folder, num_classes=2, reduce_zero_label=True)])
+        >>> number, statistics.pixels.tolist(), statistics.ignored_pixels
+        (1, [1, 1], 2)
     """
     chunks = _Chunks(parts)
     for part in parts:

@@ -17,7 +17,17 @@ _MANY_IMAGES = 100  # below, it says little that a class never occurs
 
 
 def check_statistics(statistics: LabelStatistics) -> list[Finding]:
-    """What the figures of a scan show, worst first."""
+    """What the figures of a scan show, worst first.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from mmseg_wce.class_weights import Convention, LabelStatistics
+        >>> from mmseg_wce.label_files import check_statistics
+        >>> nothing = LabelStatistics.empty('mine', ['sky', 'road'], Convention())
+        >>> (finding,) = check_statistics(replace(nothing, failed={'a.png': 'it is empty, or no image'}))
+        >>> finding.what
+        'label files cannot be read: it is empty, or no image'
+    """
     s = statistics
     checks = (_failed, _unexpected, _binary_masks, _shifted_on_disk, _mostly_ignored, _without_label, _never, _storage)
     return sorted((finding for check in checks for finding in check(s)), key=lambda finding: -finding.severity)

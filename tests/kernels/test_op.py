@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmseg_wce.kernels import pixel_nll
-from mmseg_wce.kernels.op import ENVIRONMENT_VARIABLE, _chosen, _has_triton
+from mmseg_wce.kernels.op import ENVIRONMENT_VARIABLE, _has_triton, chosen_backend
 from torch.autograd import forward_ad
 from ways import STRIPS, every_way, fused, fused_or_slowly, layouts
 
@@ -166,12 +166,12 @@ def test_choice_of_the_back_end(monkeypatch):
 def test_back_end_of_a_device_and_dtype(device, dtype, has_triton, expected, monkeypatch):
     monkeypatch.setattr('mmseg_wce.kernels.op._HAS_TRITON', has_triton)
 
-    assert _chosen(None, torch.device(device), dtype) == expected
+    assert chosen_backend(None, torch.device(device), dtype) == expected
 
 
 def test_triton_says_what_it_cannot_take(monkeypatch):
     def choose(dtype=torch.float32, device='cuda'):
-        return _chosen('triton', torch.device(device), dtype)
+        return chosen_backend('triton', torch.device(device), dtype)
 
     monkeypatch.setenv('TRITON_INTERPRET', '0')
     monkeypatch.setattr('mmseg_wce.kernels.op._HAS_TRITON', True)
