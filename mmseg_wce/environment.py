@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module, metadata
 
 import mmseg_wce
@@ -81,7 +82,7 @@ def _registered() -> str:
 
 def _installed(name: str) -> str:
     """Name and version of every distribution that has this import name."""
-    versions = [(d, _answer(lambda d=d: metadata.version(d))) for d in _DISTRIBUTIONS[name] if _is_installed(d)]
+    versions = [(d, _answer(partial(metadata.version, d))) for d in _DISTRIBUTIONS[name] if _is_installed(d)]
     return ', '.join(f'{distribution} {version}' for distribution, version in versions) or 'not installed'
 
 
