@@ -10,8 +10,9 @@ VENV := .venv$(if $(filter-out lite,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 # Written last: an environment without it was interrupted and is made anew.
 STAMP := $(VENV)/.complete
-# The site's is another one: it needs neither torch nor mmseg.
+# The site needs neither torch nor mmseg; what works without mmseg is tested without it.
 DOCS_VENV := .venv-docs
+PLAIN_VENV := .venv-plain
 PINS := $(patsubst %,requirements/%.txt,common tests torch triton uv $(STACK)) setup.py pyproject.toml tools/install_torch.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TORCH_INDEX_URL
@@ -20,11 +21,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	if $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
 	echo $$p; break; fi; done)
 
-.PHONY: help install demo test coverage test-slow fuzz faults soak bench docs lint format clean
+.PHONY: help install demo test test-plain coverage test-slow fuzz faults soak bench docs lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 	@echo
 	@echo 'STACK=lite|full|onedl  the OpenMMLab stack, for every target (default: lite; docs/install.md)'
 	@echo 'TORCH_INDEX_URL=...  package index to take torch from (default: CPU build unless nvidia-smi finds a GPU)'
@@ -37,6 +38,9 @@ demo: $(STAMP)  ## train on generated scenes with the built-in loss and with our
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-plain: $(PLAIN_VENV)/.complete  ## run what works without mmseg, and a recipe for transformers
+	$(PLAIN_VENV)/bin/python -m pytest -m 'not slow' tests/test_functional.py tests/test_recipes.py $(ARGS)
 
 coverage: $(STAMP)  ## run the tests and report which lines of mmseg_wce/ they reach; fails below 95 %
 	$(BIN)/python -m coverage erase
@@ -72,7 +76,7 @@ format: $(STAMP)  ## repair what lint can repair
 	$(BIN)/ruff format .
 
 clean:  ## remove every .venv, site, data/demo_scenes and work_dirs/demo
-	rm -rf .venv $(STACKS:%=.venv-%) $(DOCS_VENV) site data/demo_scenes work_dirs/demo
+	rm -rf .venv $(STACKS:%=.venv-%) $(DOCS_VENV) $(PLAIN_VENV) site data/demo_scenes work_dirs/demo
 
 # A new environment in the folder of the target, unless there is a complete one.
 define new_environment
@@ -85,6 +89,13 @@ endef
 $(DOCS_VENV)/.complete: requirements/docs.txt
 	$(new_environment)
 	$(DOCS_VENV)/bin/python -m pip install --no-deps -r requirements/docs.txt
+	@touch $@
+
+$(PLAIN_VENV)/.complete: $(patsubst %,requirements/%.txt,plain torch triton uv) setup.py tools/install_torch.sh
+	$(new_environment)
+	tools/install_torch.sh $(PLAIN_VENV)/bin/python
+	$(PLAIN_VENV)/bin/python -m pip install --no-deps -r requirements/plain.txt
+	$(PLAIN_VENV)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(STAMP): $(PINS)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from blocks import python_blocks
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.models.losses import CrossEntropyLoss
@@ -31,10 +32,6 @@ from mmseg_wce.functional import weighted_cross_entropy
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'configs/README.md']
 PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.md'))
-
-
-def python_blocks(text: str) -> list[str]:
-    return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
 
 
 def blocks(page: str) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_docs import python_blocks
+from blocks import python_blocks
 
 
 def recipe(root, title: str, names: dict) -> None:
