@@ -28,6 +28,7 @@ from mmseg_wce.class_weights import (
 from mmseg_wce.datasets import CamVidDataset
 from mmseg_wce.datasets.demo_scenes import draw_scene
 from mmseg_wce.functional import weighted_cross_entropy
+from stacks import FORK
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'configs/README.md']
@@ -137,8 +138,8 @@ def test_imports_point_down_the_layers_of_the_design(root):
         modules = [n.module for n in nodes] + [f'{n.module}.{alias.name}' for n in nodes for alias in n.names]
         return {m.split('.')[1] for m in modules if m.startswith('mmseg_wce.')} & layer_of.keys()
 
-    parts = {path.stem if path.suffix == '.py' else path.name for path in (root / 'mmseg_wce').glob('[!_]*')}
-    assert layer_of.keys() == parts - {'version'} | {'tools'}
+    parts = {path.stem for path in (root / 'mmseg_wce').glob('[!_]*') if path.suffix == '.py' or path.is_dir()}
+    assert layer_of.keys() == parts - {'version'} | {'tools'}, 'a module of mmseg_wce has no row in docs/design.md'
     for file in [*(root / 'mmseg_wce').rglob('*.py'), *(root / 'tools').rglob('*.py')]:
         folder, *below = file.relative_to(root).parts
         own = folder if folder == 'tools' else below[0].removesuffix('.py')
@@ -189,18 +190,22 @@ def test_examples_of_the_faq_print_what_they_say(capsys):
     assert len(examples) == 2
 
 
-def test_messages_of_the_losses_in_the_faq():
-    quoted = blocks('docs/faq.md')
-    label = torch.tensor([[0, 255]])
-    with pytest.raises(IndexError) as of_mmseg:
-        CrossEntropyLoss(class_weight=[0.3, 0.6, 0.1])(torch.zeros(1, 3, 2), label, ignore_index=255)
+@pytest.mark.skipif(FORK, reason='the fork ignores label 255 there')
+def test_message_of_mmseg_in_the_faq():
+    with pytest.raises(IndexError) as error:
+        CrossEntropyLoss(class_weight=[0.3, 0.6, 0.1])(torch.zeros(1, 3, 2), torch.tensor([[0, 255]]), ignore_index=255)
+
+    assert f'IndexError: {error.value}\n' in blocks('docs/faq.md')
+
+
+def test_message_of_ours_in_the_faq():
     label = torch.zeros(1, 64, 64, dtype=torch.int64)
     label[:, :8] = 255
-    with pytest.raises(ValueError, match='ignore_index=0') as of_ours:
+
+    with pytest.raises(ValueError, match='ignore_index=0') as error:
         weighted_cross_entropy(torch.zeros(1, 2, 64, 64), label, ignore_index=0)
 
-    assert f'IndexError: {of_mmseg.value}\n' in quoted
-    assert any(str(of_ours.value).startswith(block.strip()) for block in quoted)
+    assert any(str(error.value).startswith(block.strip()) for block in blocks('docs/faq.md'))
 
 
 @pytest.mark.parametrize(
