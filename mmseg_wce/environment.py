@@ -10,6 +10,7 @@ from importlib import import_module, metadata
 
 import mmseg_wce
 import torch
+from mmseg_wce.errors import in_one_line
 from mmseg_wce.kernels.op import ENVIRONMENT_VARIABLE, chosen_backend
 
 __all__ = ['collect_env']
@@ -54,11 +55,7 @@ def _answer(question: Callable[[], str]) -> str:
     try:
         return question()
     except Exception as error:  # a report of a broken installation is what this is for
-        return f'unknown ({_in_one_line(error)})'
-
-
-def _in_one_line(error: Exception) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())}'
+        return f'unknown ({in_one_line(error)})'
 
 
 def _of_mmengine() -> dict[str, str]:
@@ -69,7 +66,7 @@ def _of_mmengine() -> dict[str, str]:
             'sys.platform': sys.platform,
             'Python': ' '.join(sys.version.split()),
             'PyTorch': torch.__version__,
-            "mmengine's collect_env": f'failed ({_in_one_line(error)})',
+            "mmengine's collect_env": f'failed ({in_one_line(error)})',
         }
     return {name: str(value).strip() for name, value in found.items() if name != _RANDOM}
 
@@ -94,7 +91,7 @@ def _compiled_ops() -> str:
     try:
         import_module('mmcv._ext')
     except Exception as error:  # not there, or made for another torch
-        return f'no ({_in_one_line(error)})'
+        return f'no ({in_one_line(error)})'
     return 'yes'
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os.path as osp
 import reprlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
+from mmseg_wce.config_parts import leaf_datasets, nodes
+from mmseg_wce.errors import in_one_line
 from mmseg_wce.recovery import damage
 
 __all__ = [
@@ -23,11 +24,7 @@ __all__ = [
     'check_data',
     'check_losses',
     'check_work_dir',
-    'heads_of',
-    'in_one_line',
-    'leaf_datasets',
     'load_config',
-    'nodes',
 ]
 
 
@@ -79,12 +76,6 @@ def _check_file(path: str, what: str) -> None:
         raise PreflightError(f'{what} {path!r} does not exist (looked in {osp.abspath(".")})')
 
 
-def in_one_line(error: Exception) -> str:
-    """Kind and message of an error, shortened."""
-    words = ' '.join(str(error).split())
-    return f'{type(error).__name__}: {words[:200]}{"..." if len(words) > 200 else ""}'
-
-
 def check_work_dir(path: str) -> None:
     """Raise PreflightError where a file stands in the place of the folder for logs and results."""
     if osp.exists(path) and not osp.isdir(path):
@@ -132,14 +123,6 @@ def _class_weight(class_weight: ClassWeight) -> torch.Tensor:
         raise PreflightError(in_one_line(error).split(': ', 1)[1]) from error
 
 
-def nodes(node: Any) -> Iterator[dict]:
-    """Every dict in a config."""
-    if isinstance(node, dict):
-        yield node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        yield from nodes(child)
-
-
 def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
     """Look whether the local folders and lists that the data loaders read exist and hold files.
 
@@ -163,28 +146,6 @@ def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
 
 def _root(loader: dict) -> str | None:
     return loader['dataset'].get('data_root')
-
-
-def leaf_datasets(dataset: dict) -> Iterator[dict]:
-    """The data sets inside wrappers such as ConcatDataset and RepeatDataset."""
-    if 'datasets' in dataset:
-        for inner in dataset['datasets']:
-            yield from leaf_datasets(inner)
-    elif 'dataset' in dataset:
-        yield from leaf_datasets(dataset['dataset'])
-    else:
-        yield dataset
-
-
-def heads_of(config: Config) -> Iterator[tuple[str, dict]]:
-    """Decode and auxiliary heads, with the place where each stands."""
-    model = config.get('model', {})
-    for name in ('decode_head', 'auxiliary_head'):
-        heads = model.get(name)
-        if isinstance(heads, list | tuple):
-            yield from ((f'model.{name}[{i}]', head) for i, head in enumerate(heads))
-        elif heads:
-            yield f'model.{name}', heads
 
 
 def _check_dataset(dataset: dict, where: str, loaders: list[str], first_files: bool) -> None:

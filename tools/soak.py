@@ -17,8 +17,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmseg_wce.config_parts import heads_of
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
-from mmseg_wce.preflight import heads_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py'

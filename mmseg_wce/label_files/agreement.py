@@ -10,10 +10,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import LabelStatistics, load_statistics
+from mmseg_wce.config_parts import heads_of, leaf_datasets, nodes
 from mmseg_wce.label_files.findings import Finding, Severity
 from mmseg_wce.label_files.listing import is_loading
 from mmseg_wce.label_files.reading import LabelFiles
-from mmseg_wce.preflight import heads_of, leaf_datasets, nodes
 
 __all__ = ['check_classes', 'check_config', 'check_weights']
 

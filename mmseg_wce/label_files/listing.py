@@ -18,8 +18,9 @@ from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import Convention
+from mmseg_wce.config_parts import heads_of, leaf_datasets, nodes
+from mmseg_wce.errors import in_one_line
 from mmseg_wce.label_files.reading import LabelFiles
-from mmseg_wce.preflight import heads_of, in_one_line, leaf_datasets, nodes
 from PIL import Image
 
 __all__ = ['LabelConflict', 'in_folder', 'is_loading', 'of_config', 'of_dataset']

@@ -16,7 +16,7 @@ import numpy as np
 from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg_wce.class_weights import Convention, LabelStatistics
-from mmseg_wce.preflight import in_one_line
+from mmseg_wce.errors import in_one_line
 from PIL import Image, UnidentifiedImageError
 
 __all__ = ['LabelFileError', 'LabelFiles']
