@@ -31,7 +31,7 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
         int64, (C, C).
 
     Raises:
-        ValueError: a label is neither in [0, C) nor ignored.
+        ValueError: a label is neither in [0, C) nor ignored; a prediction that counts is not in [0, C).
 
     Example:
         >>> import torch
@@ -41,7 +41,14 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
                 [1, 1]])
     """
     valid = valid_pixels(label.long(), num_classes, ignore_index)
-    cells = label[valid].long() * num_classes + prediction[valid].long()
+    predicted = prediction[valid].long()
+    if ((predicted < 0) | (predicted >= num_classes)).any():
+        found = predicted.unique().tolist()
+        raise ValueError(
+            f'predictions must be in [0, {num_classes}), got {min(found)} to {max(found)}: '
+            f'has the decode head more classes than the data set?'
+        )
+    cells = label[valid].long() * num_classes + predicted
     return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
 
 

@@ -109,3 +109,12 @@ def test_says_how_it_is_made(name):
 @pytest.mark.parametrize('name', MAIN)
 def test_the_main_ones_show_how_they_are_used(name):
     assert '>>> ' in NAMES[f'mmseg_wce.{name}'].__doc__
+
+
+@pytest.mark.parametrize('name', MAIN)
+def test_is_in_the_reference(root, name):
+    listed = [
+        line.rpartition('.')[2] for line in (root / 'docs/api.md').read_text().splitlines() if line.startswith(':::')
+    ]
+
+    assert name.rpartition('.')[2] in listed

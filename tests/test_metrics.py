@@ -98,6 +98,18 @@ def test_a_label_that_is_no_class_is_refused_and_its_file_named():
         evaluated(ClassIoUMetric(), [sample(torch.zeros_like(label), label)])
 
 
+@pytest.mark.parametrize('wrong', [-1, 4, 300])
+def test_a_prediction_that_is_no_class_is_not_counted_as_another(wrong):
+    prediction, label = torch.tensor([[0, wrong, 1]]), torch.tensor([[0, 0, 1]])
+
+    with pytest.raises(
+        ValueError, match=rf'in \[0, 4\), got {min(0, wrong)} to {max(1, wrong)}: has the decode head more'
+    ):
+        evaluated(ClassIoUMetric(), [sample(prediction, label)])
+    label[0, 1] = 255  # where nothing counts anything may be predicted
+    assert evaluated(ClassIoUMetric(), [sample(prediction, label)])['aAcc'] == 100
+
+
 def test_format_only_writes_predictions_and_counts_nothing(tmp_path):
     metric = ClassIoUMetric(format_only=True, output_dir=str(tmp_path), prefix='x')
 

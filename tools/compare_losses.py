@@ -7,7 +7,9 @@ In every head the losses on pixels are replaced, and nothing else. What is done 
 
 import argparse
 import os
+import re
 import shlex
+import signal
 import sys
 import threading
 import warnings
@@ -19,38 +21,85 @@ from queue import SimpleQueue
 import mmseg_wce  # noqa: F401  (registers the losses, and makes the stack work on today's PyTorch)
 import torch
 from compare.report import write_report
-from compare.runs import BUILT_IN, HARD_PIXELS, NAMES, NON_IGNORE, UNWEIGHTED, Comparison, Run, losses_on_pixels
-from label_arguments import scan_with_progress
+from compare.runs import (
+    BUILT_IN,
+    HARD_PIXELS,
+    NAMES,
+    NON_IGNORE,
+    UNWEIGHTED,
+    Comparison,
+    Run,
+    check_hard_pixels,
+    losses_on_pixels,
+)
+from convert_config import named
+from label_arguments import print_failures, scan_with_progress
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import save_statistics
-from mmseg_wce.label_files import of_config
+from mmseg_wce.errors import in_one_line
+from mmseg_wce.label_files import cores, of_config
 from mmseg_wce.launch import ConfigOptions
-from mmseg_wce.preflight import PreflightError, check_data, load_config
+from mmseg_wce.preflight import PreflightError, check_data, check_work_dir, load_config
+from painting import labels_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from watched import Failed
+from watched import Failed, stop_all
 
 SCHEMES_SHOWN = ('sqrt_inverse_frequency', 'median_frequency', 'effective_number')
 DEFAULT = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES_SHOWN, HARD_PIXELS)
+FIXED = re.compile(r'(randomness|test_evaluator)|model\..*(loss_decode|sampler)')  # keys of a config
 
 console = Console()
 
 
-def prepared(file: Path, args: argparse.Namespace) -> Comparison:
+def prepared(base: str, file: Path, args: argparse.Namespace) -> Comparison:
     """A config that can be compared, and the statistics of its training labels.
 
     Raises:
-        PreflightError: it cannot be trained, or has no loss that could be replaced.
+        PreflightError: it cannot be trained or tested, or has no loss that could be replaced.
     """
     config = load_config(str(file), args.cfg_options)
-    comparison = Comparison(file, config, args.work_dir, args.out, args.words)
+    where = f'config file {str(file)!r}'
+    comparison = Comparison(base, file, config, args.work_dir, args.out, args.words)
     check_data(config, 'train', 'val', 'test')
-    if not losses_on_pixels(config):
-        raise PreflightError(f'config file {str(file)!r} has no softmax loss on pixels')
+    if not isinstance(config.get('model'), dict) or not losses_on_pixels(config):
+        raise PreflightError(f'{where} has no softmax loss on pixels')
+    if HARD_PIXELS in args.losses:
+        check_hard_pixels(config)
+    try:
+        labels_of(config.test_dataloader.dataset)[0]
+    except Exception as error:  # data sets and transforms of others raise anything
+        reason = in_one_line(error)
+        raise PreflightError(
+            f'{where}: test_dataloader has to be of one data set with LoadAnnotations: {reason}'
+        ) from error
     if not comparison.labels.exists():
         statistics = scan_with_progress(of_config(config), 0, console, f'Counting pixels for {file.stem}')
+        print_failures(console, statistics)
         save_statistics(statistics, comparison.labels)
     return comparison
+
+
+def planned(args: argparse.Namespace) -> tuple[list[Comparison], list[Run]]:
+    """What is to be compared, and every training of it, each once.
+
+    Raises:
+        PreflightError, ValueError: nothing of it can be started.
+    """
+    for path in (args.work_dir, args.out):
+        check_work_dir(str(path))
+    fixed = [key for key in args.cfg_options or () if FIXED.match(key)]
+    if fixed:
+        raise PreflightError(f'--cfg-options {fixed[0]}: that is what the comparison sets')
+    files = [pair for name in dict.fromkeys(args.config) for pair in named(name)]
+    stems = [Path(file).stem for _, file in files]
+    if len(set(stems)) < len(stems):
+        raise PreflightError(f'configs of one name share their folders: {", ".join(stems)}')
+    comparisons = [
+        prepared(base if base.startswith('mmseg::') else str(file.resolve()), file, args) for base, file in files
+    ]
+    seeds, losses = dict.fromkeys(args.seeds), dict.fromkeys(args.losses)
+    return comparisons, [Run(c, loss, seed) for seed in seeds for c in comparisons for loss in losses]
 
 
 class _AndWords(ConfigOptions):
@@ -66,11 +115,12 @@ class Slots:
 
     def __init__(self, jobs: int, processes: int) -> None:
         self.processes, self._free = processes, SimpleQueue()
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        gpus = visible.split(',') if visible else [str(i) for i in range(jobs * processes)]
+        threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, cores() // (jobs * processes)))
         for slot in range(jobs):
-            gpus = range(slot * processes, (slot + 1) * processes)
-            threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
-            on_gpus = dict(CUDA_VISIBLE_DEVICES=','.join(map(str, gpus)))
-            self._free.put(on_gpus if torch.cuda.is_available() else dict(OMP_NUM_THREADS=str(threads)))
+            on_gpus = dict(CUDA_VISIBLE_DEVICES=','.join(gpus[slot * processes : (slot + 1) * processes]))
+            self._free.put(on_gpus if torch.cuda.is_available() else dict(OMP_NUM_THREADS=threads))
 
     def run(self, run: Run, progress: Progress, stop: threading.Event) -> None:
         environment = self._free.get()
@@ -107,13 +157,14 @@ def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
                 progress.advance(whole)
         except BaseException:
             stop.set()
+            stop_all()
             raise
     return failures
 
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', type=Path, nargs='+', help='config files')
+    parser.add_argument('config', nargs='+', help="config files; 'mmseg::' and the name of one it ships")
     parser.add_argument(
         '--losses', nargs='+', choices=NAMES, default=list(DEFAULT), metavar='LOSS', help=f'of {", ".join(NAMES)}'
     )
@@ -134,13 +185,12 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 where a training failed, 2 where nothing could be started."""
+    """Exit status: 0, 1 where a training failed, 2 where nothing could be started, 130 where it was interrupted."""
     args = parse_args(arguments)
     warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
     init_default_scope('mmseg')
     try:
-        comparisons = [prepared(file, args) for file in args.config]
-        runs = [Run(c, loss, seed) for seed in args.seeds for c in comparisons for loss in args.losses]
+        comparisons, runs = planned(args)
         to_do = [run for run in runs if not run.is_done()]
     except (PreflightError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
@@ -150,7 +200,12 @@ def main(arguments: list[str] | None = None) -> int:
         to_do = []
     for run in to_do:  # before there are threads: configs are not read by several at once
         run.write_config()
-    failures = train_all(to_do, args.jobs, args.gpus) if to_do else []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a scheduler: the trainings have to end too
+    try:
+        failures = train_all(to_do, args.jobs, args.gpus) if to_do else []
+    except KeyboardInterrupt:
+        console.print('Interrupted. What is done is kept: the same command goes on from there.')
+        return 130
     command = ' '.join(['python tools/compare_losses.py', *map(shlex.quote, arguments or sys.argv[1:])])
     try:
         page = write_report(args.out, comparisons, runs, command)

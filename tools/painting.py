@@ -41,8 +41,13 @@ def frame(axis: Axes) -> None:
 
 def patches(classes: Sequence[str], colors: np.ndarray, order: Sequence[int]) -> list[Patch]:
     """For a legend."""
-    of_classes = [Patch(color=colors[c] / 255, label=classes[c].replace('$', r'\$')) for c in order]
+    of_classes = [Patch(color=colors[c] / 255, label=plain(classes[c])) for c in order]
     return [*of_classes, Patch(facecolor='white', edgecolor='0.6', hatch='////', label='other (ignored)')]
+
+
+def plain(text: str) -> str:
+    """As matplotlib has to get it, which reads formulas between dollars."""
+    return text.replace('$', r'\$')
 
 
 def shrink(path: Path) -> None:

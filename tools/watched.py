@@ -10,6 +10,9 @@ from pathlib import Path
 ITERATION = re.compile(r'(?:Iter|Epoch)\((train|test)\) *(?:\[\d+\])?\[ *(\d+)/ *(\d+)\](?:.*? loss: (\S+))?')
 
 
+_running: set[subprocess.Popen] = set()
+
+
 class Failed(Exception):
     """A tool ended with an error: its last lines."""
 
@@ -24,7 +27,7 @@ def watch(
 
     Args:
         command: of the tool.
-        log_file: for its output.
+        log_file: for its output, which is added to what it holds.
         on_iteration: called with the iteration, of how many, and the loss as it was logged.
         environment: variables beside those of this process.
 
@@ -36,7 +39,7 @@ def watch(
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        log_file.open('w', buffering=1) as log,
+        log_file.open('a', buffering=1) as log,
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -45,15 +48,25 @@ def watch(
             env={**os.environ, **(environment or {})},
         ) as process,
     ):
-        for line in process.stdout:
-            log.write(line)
-            if match := ITERATION.search(line):
-                on_iteration(int(match[2]), int(match[3]), match[4])
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        _running.add(process)
+        try:
+            for line in process.stdout:
+                log.write(line)
+                if match := ITERATION.search(line):
+                    on_iteration(int(match[2]), int(match[3]), match[4])
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            _running.discard(process)
     if process.returncode != 0:
         raise Failed(f'failed, see {log_file}:\n{"".join(log_file.read_text().splitlines(True)[-5:])}')
     return usage.ru_maxrss * 1024 / 1e6
+
+
+def stop_all() -> None:
+    """End what other threads watch; their calls raise :class:`Failed`."""
+    for process in list(_running):
+        process.terminate()
 
 
 def free_port() -> int:

@@ -2,11 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmseg_wce.class_weights import load_statistics, save_statistics
 
 LOSSES = ['built_in_avg_non_ignore', 'unweighted', 'median_frequency']
 OPTIONS = [
@@ -18,14 +21,36 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture
-def compare(import_tool, demo_folder, root):
-    """The tool, for two losses unless others are given; returns its exit status."""
-    tool = import_tool('compare_losses')
+CONFIG = 'configs/demo/fast_scnn_1xb4-400_demo-192x256.py'
 
-    def run(*words: str, losses=('built_in', 'median_frequency'), seeds=('0',)) -> int:
-        config = root / 'configs/demo/fast_scnn_1xb4-400_demo-192x256.py'
-        return tool.main([str(config), '--losses', *losses, '--seeds', *seeds, *words, '--cfg-options', *OPTIONS])
+
+@pytest.fixture
+def tool(import_tool, demo_folder):
+    return import_tool('compare_losses')
+
+
+@pytest.fixture
+def compare(tool, root):
+    """The tool, for two losses unless others are given; returns its exit status."""
+
+    def run(*words: str, losses=('built_in', 'median_frequency'), seeds=('0',), options=OPTIONS) -> int:
+        options = ['--cfg-options', *options] if options else []
+        return tool.main([str(root / CONFIG), '--losses', *losses, '--seeds', *seeds, *words, *options])
+
+    return run
+
+
+@pytest.fixture
+def a_run(tool, root):
+    """Of the same comparison, as the tool would make it."""
+
+    def run(loss: str, seed: int, name: str = CONFIG, options=OPTIONS):
+        from compare.runs import Comparison, Run
+
+        config = Config.fromfile(root / name)
+        config.merge_from_dict({key: int(value) for key, value in (word.split('=') for word in options)})
+        folders = Path('work_dirs/compare'), Path('work_dirs/compare/report')
+        return Run(Comparison(str(root / name), root / name, config, *folders, tuple(options)), loss, seed)
 
     return run
 
@@ -70,17 +95,15 @@ def test_from_config_to_page(compare, demo_folder, capsys):
 
 
 @pytest.mark.parametrize('loss', ['built_in', 'enet', 'hard_pixels'])
-def test_only_the_losses_on_pixels_change(import_tool, demo_folder, root, tmp_path, loss):
+def test_only_the_losses_on_pixels_change(a_run, loss):
     """And nothing else in a config: of three heads, one of them weighted differently."""
-    import_tool('compare_losses')
-    from compare import runs
+    run = a_run(loss, 7, 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py', options=())
+    config = run.comparison.config
+    save_statistics(load_statistics('ade20k'), run.comparison.labels)
 
-    file = root / 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py'
-    config = Config.fromfile(file)
-    run = runs.Run(runs.Comparison(file, config, tmp_path / 'work', tmp_path / 'out'), loss, 7)
     run.write_config()
 
-    found = Config.fromfile(run.work_dir.with_suffix('.py'))
+    found = Config.fromfile(run.config_file)
     assert found.randomness.seed == 7
     heads = [found.model.decode_head, *found.model.auxiliary_head]
     for head, before in zip(heads, [config.model.decode_head, *config.model.auxiliary_head], strict=True):
@@ -98,28 +121,28 @@ def test_only_the_losses_on_pixels_change(import_tool, demo_folder, root, tmp_pa
 def test_goes_on_where_it_stopped(compare, demo_folder, capsys, monkeypatch):
     from compare.runs import Run
 
-    monkeypatch.setattr(Run, '_keep', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        compare(losses=['built_in'])
-    monkeypatch.undo()
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Run, '_keep', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert compare(losses=['built_in']) == 130
+    assert 'the same command goes on from there' in capsys.readouterr().out
     work_dir = demo_folder / WORK / 'built_in-seed0'
     (work_dir / 'iter_2.pth').unlink()
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_1.pth'))
-    monkeypatch.chdir(demo_folder)
 
     assert compare(losses=['built_in']) == 0
 
     log = (work_dir / 'train.log').read_text()
     assert 'resumed epoch' in log
-    assert 'Iter(train) [2/2]' in log
-    assert 'Iter(train) [1/2]' not in log
+    assert log.count('Iter(train) [1/2]') == 1
+    assert log.count('Iter(train) [2/2]') == 2
     result = json.loads((demo_folder / FOLDER / 'built_in-seed0.json').read_text())
     assert result['training']['step'] == [1, 2]  # of both parts
 
 
-def result(loss: str, seed: int, confusion, classes=('sky', 'road', 'flag')) -> dict:
-    return dict(
-        run=dict(config='c.py', options=OPTIONS, loss=loss, seed=seed),
+def write(run, confusion, classes=('sky', 'road', 'flag'), **changes) -> None:
+    """What the tool keeps of a training."""
+    content = dict(
+        run=run.identity(),
         environment=dict(device='CPU', torch='2', python='3', date='2026-01-01'),
         classes=list(classes),
         confusion=np.asarray(confusion).tolist(),
@@ -129,29 +152,26 @@ def result(loss: str, seed: int, confusion, classes=('sky', 'road', 'flag')) -> 
         seconds_per_iteration=0.5,
         megabytes=900,
     )
+    run.result_file.parent.mkdir(parents=True, exist_ok=True)
+    run.result_file.write_text(json.dumps({**content, **changes}))
 
 
-def load_results(import_tool, folder):
-    import_tool('compare_losses')
+def load(*runs):
     from compare.results import load_results
 
-    return load_results(folder)
+    return load_results(runs)
 
 
 BASE = np.array([[90, 10, 0], [0, 50, 0], [5, 4, 1]])
 FLAGS_FOUND = np.array([[85, 10, 5], [0, 50, 0], [1, 1, 8]])
 
 
-def write(folder, *results: dict) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, one in enumerate(results):
-        (folder / f'{i}.json').write_text(json.dumps(one))
+def test_figures_by_hand(a_run):
+    runs = [a_run(loss, seed) for loss in ('enet', 'built_in') for seed in (1, 0)]
+    for run in runs:
+        write(run, BASE if run.loss == 'built_in' else FLAGS_FOUND)
 
-
-def test_figures_by_hand(import_tool, tmp_path):
-    write(tmp_path, *(result('built_in', s, BASE) for s in (0, 1)), *(result('enet', s, FLAGS_FOUND) for s in (1, 0)))
-
-    found = load_results(import_tool, tmp_path)
+    found = load(*runs)
 
     assert list(found.outcomes) == ['built_in', 'enet']
     assert found.share.tolist() == [0.6, 0.3, 0.1]
@@ -161,48 +181,120 @@ def test_figures_by_hand(import_tool, tmp_path):
     np.testing.assert_allclose(base.accuracy[0], [90, 100, 10])
     np.testing.assert_allclose(base.precision[0], [100 * 90 / 95, 100 * 50 / 64, 100])
     np.testing.assert_allclose(base.means['aAcc'], [100 * 141 / 160] * 2)
+    np.testing.assert_allclose(base.mean_iou_of(found.rarest_third), [10, 10])
     np.testing.assert_allclose(found.difference('enet', 'accuracy')[0], [-5, 0, 70])
     assert [name for name, _ in found.always('enet', 'accuracy', +1)] == ['flag']
     assert found.always('enet', 'accuracy', -1) == [('sky', pytest.approx(-5))]
 
 
 @pytest.mark.parametrize(('seeds', 'shared'), [((0, 1), 1), ((1, 2), 0)])
-def test_one_seed_agrees_with_nobody_and_other_seeds_are_not_compared(import_tool, tmp_path, seeds, shared):
-    write(tmp_path, result('built_in', 0, BASE), *(result('enet', seed, FLAGS_FOUND) for seed in seeds))
+def test_one_seed_agrees_with_nobody_and_other_seeds_are_not_compared(a_run, seeds, shared):
+    runs = [a_run('built_in', 0), *(a_run('enet', seed) for seed in seeds)]
+    for run in runs:
+        write(run, FLAGS_FOUND)
 
-    found = load_results(import_tool, tmp_path)
+    found = load(*runs)
 
     assert len(found.difference('enet', 'iou')) == shared
     assert found.always('enet', 'accuracy', +1) == []
 
 
-def test_a_class_that_never_occurs_has_no_figure_and_spoils_no_mean(import_tool, tmp_path):
-    never = np.array([[90, 10, 0], [0, 50, 0], [0, 0, 0]])
-    write(tmp_path, result('built_in', 0, never))
+def test_a_class_that_never_occurs_has_no_figure_and_spoils_no_mean(a_run):
+    write(run := a_run('built_in', 0), [[90, 10, 0], [0, 50, 0], [0, 0, 0]])
 
-    base = load_results(import_tool, tmp_path).base
+    base = load(run).base
 
     assert np.isnan(base.iou[0, 2])
     np.testing.assert_allclose(base.means['mAcc'], [95])
 
 
-def test_names_cannot_do_anything_in_the_page(import_tool, compare, demo_folder):
-    evil = '<script>alert(1)</script>'
-    write(demo_folder / FOLDER, result('built_in', 0, BASE, classes=(evil, '$a$', 'flag')))
+def test_only_what_is_asked_for_is_reported(a_run):
+    write(asked := a_run('built_in', 0), BASE)
+    write(a_run('built_in', 1), BASE)
+
+    assert load(asked).base.seeds == [0]
+
+
+def test_curves_have_the_steps_that_every_seed_has(a_run):
+    write(first := a_run('built_in', 0), BASE)
+    write(second := a_run('built_in', 1), BASE, training=dict(step=[2, 3], loss=[5.0, 6.0]))
+
+    steps, values = load(first, second).base.curve('training', 'loss')
+
+    assert steps.tolist() == [2]
+    assert values.tolist() == [[1.0], [5.0]]
+
+
+@pytest.mark.parametrize('names', [('<script>alert(1)</script>', '$a$', r'$\x$'), ('a', 'b', 'ein & zwei')])
+def test_names_cannot_do_anything_in_the_page(a_run, compare, demo_folder, names):
+    """Nor in pictures; a loss that is not finite or was never logged spoils none either."""
+    run = a_run('built_in', 0)
+    write(
+        run,
+        BASE,
+        names,
+        training=dict(step=[1], loss=[float('nan')]),
+        validation=dict(step=[], mIoU=[], mAcc=[], aAcc=[]),
+    )
+    label = np.zeros((192, 256), np.uint8)
+    for scene in (demo_folder / 'data/demo_scenes/annotations/validation').iterdir():
+        run.predictions.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(run.predictions / scene.name), label)
+
+    assert compare('--report', losses=['built_in']) == 0
+
+    page = (demo_folder / FOLDER).parent.joinpath('report.html').read_text()
+    assert '<script' not in page
+    assert page.count('<img src=') == 6  # no changes, no agreement
+
+
+@pytest.mark.parametrize('classes', [1, 150])
+def test_one_class_and_many(a_run, compare, demo_folder, classes):
+    confusion = np.diag(np.arange(classes) + 1)
+    confusion[:, 0] += 1
+    for loss in ('built_in', 'median_frequency'):
+        names, pixels = [f'class {i}' for i in range(classes)], list(range(1, classes + 1))
+        write(a_run(loss, 0), confusion, names, training_pixels=pixels)
 
     assert compare('--report') == 0
 
     page = (demo_folder / FOLDER).parent.joinpath('report.html').read_text()
-    assert evil not in page
+    assert ('show the 40 rarest' in page) == (classes == 150)
 
 
-def test_result_of_another_training_is_not_taken_for_it(compare, demo_folder, capsys):
-    other = result('built_in', 0, BASE)
-    (demo_folder / FOLDER).mkdir(parents=True)
-    (demo_folder / FOLDER / 'built_in-seed0.json').write_text(json.dumps(other))
+def test_result_of_another_training_is_not_taken_for_it(a_run, compare, capsys):
+    write(a_run('built_in', 0, options=OPTIONS[1:]), BASE)
 
     assert compare() == 2
-    assert "built_in-seed0.json' is of {'config': 'c.py'" in capsys.readouterr().err
+    assert "built_in-seed0.json' is of {'config': 'fast_scnn" in capsys.readouterr().err
+
+
+def test_nor_is_its_work_dir(a_run, compare, capsys):
+    """Its checkpoints would be gone on from."""
+    other = a_run('built_in', 0, options=OPTIONS[1:])
+    save_statistics(load_statistics('ade20k'), other.comparison.labels)
+    other.write_config()
+
+    assert compare('--out', 'elsewhere') == 2
+    assert 'choose another --work-dir' in capsys.readouterr().err
+
+
+def test_an_edited_config_is_another_training(a_run):
+    run, edited = a_run('built_in', 0), a_run('built_in', 0)
+    edited.comparison.config.optim_wrapper.optimizer.lr = 9
+    moved = a_run('built_in', 0)
+    moved.comparison.config.train_dataloader.dataset.data_root = 'elsewhere'
+
+    assert edited.identity() != run.identity() == moved.identity()
+    assert moved.comparison.labels != run.comparison.labels
+
+
+def test_a_cut_result_is_named(a_run, compare, capsys):
+    write(run := a_run('built_in', 0), BASE)
+    run.result_file.write_text(run.result_file.read_text()[:50])
+
+    assert compare() == 2
+    assert "built_in-seed0.json' cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -222,11 +314,59 @@ def test_a_training_that_fails_is_named_and_the_others_go_on(compare, demo_folde
     assert (demo_folder / FOLDER).parent.joinpath('report.html').exists()
 
 
-def test_errors_before_anything_is_trained(compare, import_tool, root, demo_folder, capsys, monkeypatch):
-    assert compare('--report') == 2
-    assert 'no training of fast_scnn_1xb4-400_demo-192x256 is done' in capsys.readouterr().err
-    tool = import_tool('compare_losses')
+@pytest.mark.slow
+def test_two_processes_and_no_checkpoint(compare, demo_folder, capsys):
+    assert compare('--gpus', '2', losses=['built_in']) == 0
+    two = json.loads((demo_folder / FOLDER / 'built_in-seed0.json').read_text())
+    assert np.sum(two['confusion']) == np.sum(
+        [(cv2.imread(str(file), 0) > 0).sum() for file in Path('data/demo_scenes/annotations/validation').iterdir()]
+    )
+    assert two['megabytes'] is None
+
+    options = [*OPTIONS[:3], 'default_hooks.checkpoint.interval=-1', 'default_hooks.checkpoint.save_last=False']
+    assert compare('--out', 'o', '--work-dir', 'w', losses=['built_in'], options=options) == 2
+    assert 'wrote no checkpoint into w' in capsys.readouterr().out
+
+
+WITHOUT_SIZE = 'model = dict(data_preprocessor=dict(size=None))\n'
+SAMPLES = "model = dict(decode_head=dict(sampler=dict(type='OHEMPixelSampler', thresh=0.5, min_kept=10)))\n"
+NO_LABELS = "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))\n"
+
+
+@pytest.mark.parametrize(
+    ('text', 'words', 'message'),
+    [
+        (WITHOUT_SIZE, [], 'hard_pixels needs model.data_preprocessor.size'),
+        (SAMPLES, [], 'model.decode_head has a sampler of its own'),
+        (NO_LABELS, [], 'test_dataloader has to be of one data set'),
+        ('', ['--cfg-options', 'randomness.seed=5'], 'randomness.seed: that is what the comparison sets'),
+        ('', ['--cfg-options', 'model.decode_head.loss_decode.type=X'], 'that is what the comparison sets'),
+        ('', ['--work-dir', 'mine.py'], "'mine.py' is a file"),
+        ('', ['--report'], 'no training of mine is done'),
+        ('', [str(Path('other') / 'mine.py')], 'configs of one name share their folders'),
+    ],
+)
+def test_errors_before_anything_is_trained(tool, root, demo_folder, capsys, text, words, message):
+    (demo_folder / 'other').mkdir()
+    for file in ('mine.py', 'other/mine.py'):
+        (demo_folder / file).write_text(f'_base_ = {str(root / CONFIG)!r}\n{text}')
+
+    assert tool.main(['mine.py', *words]) == 2
+
+    assert message in capsys.readouterr().err
+
+
+def test_words_that_make_no_sense(tool, capsys):
     assert tool.main(['missing.py']) == 2
     assert "config file 'missing.py' does not exist" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         tool.main(['missing.py', '--jobs', '0'])
+
+
+def test_gpus_are_those_that_may_be_used(tool, monkeypatch):
+    monkeypatch.setattr(tool.torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,7')
+
+    slots = tool.Slots(jobs=2, processes=2)
+
+    assert [slots._free.get()['CUDA_VISIBLE_DEVICES'] for _ in range(2)] == ['2,3', '5,7']

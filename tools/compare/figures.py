@@ -1,5 +1,6 @@
 """Pictures of a comparison: what each loss does to the means, to every class, and on the way there."""
 
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -8,8 +9,9 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
+from painting import plain
 
-from compare.results import ConfigResults, agreed_sign
+from compare.results import MOST_NAMED, ConfigResults, agreed_sign
 from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
 
 COLORS = {
@@ -63,17 +65,16 @@ TITLES = dict(mIoU='mean IoU (%)', mAcc='mean class accuracy (%)', aAcc='pixel a
 def draw_classes(path: Path, results: ConfigResults) -> None:
     """IoU, accuracy and precision of every class: mean and standard deviation over the seeds."""
     figure, axes = _figure(3, 1, height=11, sharex=True)
-    places = np.arange(len(results.classes))
+    places = np.arange(len(results.shown))
     shift = 0.8 / len(results.outcomes)
     for axis, key, title in zip(
         axes, ('iou', 'accuracy', 'precision'), ('IoU (%)', 'accuracy = recall (%)', 'precision (%)'), strict=True
     ):
         for k, outcome in enumerate(results.outcomes.values()):
-            values = getattr(outcome, key)[:, results.order]
+            values = getattr(outcome, key)[:, results.shown]
             axis.errorbar(
                 places + (k - (len(results.outcomes) - 1) / 2) * shift,
-                values.mean(0),
-                values.std(0, ddof=1) if len(values) > 1 else None,
+                *_mean_and_spread(values),
                 fmt=MARKERS[outcome.loss],
                 color=COLORS[outcome.loss],
                 markersize=5,
@@ -85,7 +86,7 @@ def draw_classes(path: Path, results: ConfigResults) -> None:
         axis.set_title(title)
         axis.grid(axis='y', color='0.9')
         axis.set_ylim(-2, 102)
-    axes[-1].set_xticks(places, _ticks(results), rotation=30, ha='right')
+    axes[-1].set_xticks(places, _ticks(results), rotation=_turn(results), ha='right')
     axes[-1].set_xlim(-0.5, len(places) - 0.5)
     axes[-1].set_xlabel('classes and their share of the training pixels')
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
@@ -104,8 +105,8 @@ def draw_changes(path: Path, results: ConfigResults) -> bool:
         return False
     figure, axes = _figure(2, 1, height=1.6 + 0.8 * len(losses), sharex=True)
     for axis, key, title in zip(axes, ('iou', 'accuracy'), ('IoU', 'accuracy'), strict=True):
-        changes = [results.difference(loss, key)[:, results.order] for loss in losses]
-        mean = np.array([change.mean(0) for change in changes])
+        changes = [results.difference(loss, key)[:, results.shown] for loss in losses]
+        mean = np.array([_mean_and_spread(change)[0] for change in changes])
         picture = axis.imshow(mean, cmap='RdBu', vmin=-20, vmax=20, aspect='auto')
         for row, change in enumerate(changes):
             for column, (points, agreed) in enumerate(zip(mean[row], agreed_sign(change), strict=True)):
@@ -118,7 +119,7 @@ def draw_changes(path: Path, results: ConfigResults) -> bool:
         axis.set_title(f'{title}, points above {results.base.loss}; bold where every seed agrees')
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-    axes[-1].set_xticks(range(len(results.classes)), _ticks(results), rotation=30, ha='right')
+    axes[-1].set_xticks(range(len(results.shown)), _ticks(results), rotation=_turn(results), ha='right')
     figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.01, extend='both')
     _save(figure, path)
     return True
@@ -129,7 +130,8 @@ def draw_confusions(path: Path, results: ConfigResults) -> None:
     columns = min(4, len(results.outcomes))
     rows = -(-len(results.outcomes) // columns)
     figure, axes = _figure(rows, columns, height=0.6 + 3.3 * rows, squeeze=False)
-    names = [results.classes[c].replace('$', r'\$') for c in results.order]
+    named = len(results.order) <= MOST_NAMED
+    names = [plain(results.classes[c]) for c in results.order] if named else []
     for axis in axes.flat[len(results.outcomes) :]:
         axis.set_visible(False)
     for axis, outcome in zip(axes.flat, results.outcomes.values(), strict=False):
@@ -142,7 +144,7 @@ def draw_confusions(path: Path, results: ConfigResults) -> None:
         axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.tick_params(length=0)
     axes[0, 0].set_ylabel('label')
-    axes[-1, 0].set_xlabel('predicted as')
+    axes[-1, 0].set_xlabel('predicted as' if named else 'predicted as; classes from the most frequent to the rarest')
     figure.colorbar(picture, ax=axes, shrink=0.5, pad=0.01, label="% of the class's pixels")
     _save(figure, path)
 
@@ -157,7 +159,7 @@ def draw_curves(path: Path, results: ConfigResults) -> None:
             axis.plot(steps, values.mean(0), color=COLORS[outcome.loss], label=outcome.loss, linewidth=1.4)
             axis.fill_between(steps, values.min(0), values.max(0), color=COLORS[outcome.loss], alpha=0.12, linewidth=0)
         axis.set_title('training loss, each on its own scale' if key == 'loss' else f'validation, {TITLES[key]}')
-        axis.set_xlabel('iteration')
+        axis.set_xlabel('step of the log')
         axis.grid(color='0.92')
     _logarithmic(axes[0])
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
@@ -182,7 +184,7 @@ def draw_agreement(path: Path, results: ConfigResults) -> bool:
             steps, values = outcome.curve('training', 'loss')
             axis.plot(steps, values[outcome.seeds.index(seed)], color=color, linewidth=width, label=outcome.loss)
         axis.set_title(f'training loss, seed {seed}')
-        axis.set_xlabel('iteration')
+        axis.set_xlabel('step of the log')
         _logarithmic(axis)
         axis.grid(color='0.92')
     axes[0, 0].legend()
@@ -191,13 +193,28 @@ def draw_agreement(path: Path, results: ConfigResults) -> bool:
 
 
 def _logarithmic(axis) -> None:
+    """Unless nothing is drawn that has a logarithm."""
+    drawn = np.concatenate([[], *(line.get_ydata() for line in axis.lines)])
+    if not (drawn > 0).any():
+        return
     axis.set_yscale('log')
     axis.yaxis.set_major_formatter('{x:g}')
     axis.yaxis.set_minor_formatter('{x:g}')
 
 
 def _ticks(results: ConfigResults) -> list[str]:
-    return [f'{results.classes[c]}  {100 * results.share[c]:.2g} %'.replace('$', r'\$') for c in results.order]
+    return [f'{plain(results.classes[c])}  {100 * results.share[c]:.2g} %' for c in results.shown]
+
+
+def _turn(results: ConfigResults) -> int:
+    return 30 if len(results.shown) <= 15 else 90
+
+
+def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Over the seeds that have a value: a class that is never predicted has no precision."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)  # no seed has one
+        return np.nanmean(values, 0), np.nanstd(values, 0, ddof=1) if len(values) > 1 else None
 
 
 def _figure(rows: int, columns: int, height: float, **options):

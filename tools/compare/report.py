@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
 from compare.results import ConfigResults, agreed_sign, load_results
-from compare.runs import Comparison, Run
+from compare.runs import NON_IGNORE, UNWEIGHTED, Comparison, Run
 from compare.scenes import draw_scenes, keep_predictions, scenes
 
 TEMPLATE = Path(__file__).with_name('report.html.j2')
@@ -28,16 +28,14 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
         The page.
 
     Raises:
-        ValueError: no training is done.
+        ValueError: no training is done, or the result of one cannot be read.
     """
     sections = []
     for comparison in comparisons:
-        folder = out / comparison.name
-        try:
-            results = load_results(folder)
-        except ValueError:
+        folder, of_it = out / comparison.name, [run for run in runs if run.comparison is comparison]
+        if not any(run.result_file.exists() for run in of_it):
             continue
-        of_it = [run for run in runs if run.comparison is comparison]
+        results = load_results(of_it)
         sections.append(
             dict(results=results, rows=_rows(results), pictures=_pictures(folder, comparison, of_it, results))
         )
@@ -86,12 +84,27 @@ def _rows(results: ConfigResults) -> list[dict]:
         for key, values in outcome.means.items():
             difference = None if is_base else results.difference(loss, key)
             row[key] = dict(mean=values.mean(), spread=_spread(values), difference=_difference(difference))
+        row['rarest'] = outcome.mean_iou_of(results.rarest_third).mean()
         row['better'] = [] if is_base else results.always(loss, 'iou', +1)
         row['worse'] = [] if is_base else results.always(loss, 'iou', -1)
         row['seconds'] = _median(run['seconds_per_iteration'] for run in outcome.runs)
         row['megabytes'] = _median(run['megabytes'] for run in outcome.runs)
         rows.append(row)
     return rows
+
+
+def _agreement(results: ConfigResults) -> dict | None:
+    """Largest difference of the training loss, relative, between mmseg's and ours: at the first point, at any."""
+    if not {NON_IGNORE, UNWEIGHTED} <= results.outcomes.keys():
+        return None
+    theirs, ours = (results.outcomes[loss] for loss in (NON_IGNORE, UNWEIGHTED))
+    seeds = [seed for seed in theirs.seeds if seed in ours.seeds]
+    (steps, a), (_, b) = (outcome.curve('training', 'loss') for outcome in (theirs, ours))
+    if not seeds or a.shape[1:] != b.shape[1:] or not len(steps):
+        return None
+    a, b = (values[[o.seeds.index(seed) for seed in seeds]] for o, values in ((theirs, a), (ours, b)))
+    difference = np.abs(a - b) / np.abs(a)
+    return dict(step=int(steps[0]), first=float(difference[:, 0].max()), most=float(difference.max()))
 
 
 def _spread(values: np.ndarray) -> float | None:

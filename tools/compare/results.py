@@ -1,14 +1,15 @@
 """What the trainings of a comparison came to: figures of every loss over its seeds."""
 
-import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from compare.runs import BUILT_IN, NAMES
+from compare.runs import BUILT_IN, NAMES, Run, read_json
+
+MOST_NAMED = 40
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,15 @@ class Outcome:
             aAcc=_percent(hit, self.confusion.sum((1, 2))),
         )
 
+    def mean_iou_of(self, classes: np.ndarray) -> np.ndarray:
+        """(S,), in percent."""
+        return np.nanmean(self.iou[:, classes], 1)
+
     def curve(self, part: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps (T,) and values (S, T) of 'training' or 'validation'."""
-        return np.array(self.runs[0][part]['step']), np.array([run[part][key] for run in self.runs])
+        """Steps (T,) that every seed has, and values (S, T), of 'training' or 'validation'."""
+        of_runs = [dict(zip(run[part]['step'], run[part][key], strict=True)) for run in self.runs]
+        steps = [step for step in of_runs[0] if all(step in values for values in of_runs)]
+        return np.array(steps), np.array([[values[step] for step in steps] for values in of_runs])
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,16 @@ class ConfigResults:
     def order(self) -> np.ndarray:
         """Classes, most frequent first."""
         return np.argsort(-self.share, kind='stable')
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Classes of pictures that name each: all, or so many of the rarest as can be read; most frequent first."""
+        return self.order[-MOST_NAMED:]
+
+    @property
+    def rarest_third(self) -> np.ndarray:
+        """Classes."""
+        return self.order[-max(1, len(self.classes) // 3) :]
 
     @property
     def base(self) -> Outcome:
@@ -118,22 +135,23 @@ def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return 100 * part / whole
 
 
-def load_results(folder: Path) -> ConfigResults:
-    """Of the config whose results lie in a folder.
+def load_results(runs: Sequence[Run]) -> ConfigResults:
+    """Of those trainings of one config that are done.
 
     Raises:
-        ValueError: there are none.
+        ValueError: none is; a file is cut, or none of this tool.
     """
     by_loss: dict[str, dict[int, dict]] = defaultdict(dict)
-    for file in sorted(folder.glob('*.json')):
-        content = json.loads(file.read_text())
-        by_loss[content['run']['loss']][content['run']['seed']] = content
+    for run in runs:
+        if run.result_file.exists():
+            by_loss[run.loss][run.seed] = read_json(run.result_file)
     if not by_loss:
-        raise ValueError(f'no training of {folder.name} is done')
+        raise ValueError(f'no training of {runs[0].comparison.name} is done')
     outcomes = {
         loss: Outcome(loss, sorted(by_loss[loss]), [by_loss[loss][seed] for seed in sorted(by_loss[loss])])
         for loss in NAMES
         if loss in by_loss
     }
+    content = next(iter(outcomes.values())).runs[0]
     pixels = np.array(content['training_pixels'])
-    return ConfigResults(folder.name, content['classes'], pixels / pixels.sum(), outcomes)
+    return ConfigResults(runs[0].comparison.name, content['classes'], pixels / pixels.sum(), outcomes)

@@ -1,5 +1,6 @@
 """The trainings of a comparison: their configs over the given one, their commands, and what is kept of them."""
 
+import hashlib
 import json
 import platform
 import statistics
@@ -7,16 +8,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from convert_config import ALREADY_OURS, OURS, Loss, header, losses
+from config_losses import ALREADY_OURS, OURS, Loss, header, losses
 from mmengine.config import Config
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.registry import MODELS
 from mmseg_wce.class_weights import SCHEMES, load_statistics
 from mmseg_wce.class_weights.statistics_file import write_json
+from mmseg_wce.config_parts import nodes
+from mmseg_wce.preflight import PreflightError
 from mmseg_wce.recovery import checkpoints_in
-from watched import free_port, watch
+from watched import Failed, free_port, watch
 
 TOOLS = Path(__file__).resolve().parent.parent
 BUILT_IN, NON_IGNORE, UNWEIGHTED, HARD_PIXELS = 'built_in', 'built_in_avg_non_ignore', 'unweighted', 'hard_pixels'
@@ -24,6 +29,7 @@ NAMES = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES, HARD_PIXELS)
 """Losses that can be compared: mmseg's, and ours without weights, by each scheme, and on hard pixels."""
 # As in mmseg's configs with OHEM: pixels whose class has less than this probability, and at least a fifth of the crop.
 HARD_BELOW, HARD_SHARE = 0.7, 0.2
+MEANS = ('mIoU', 'mAcc', 'aAcc')
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,15 @@ class Comparison:
     """A config, and where its trainings and their results go.
 
     Attributes:
-        file: config file.
+        base: what ``_base_`` calls the config.
+        file: of the config.
         config: what it says, with the options of the command line.
         trainings: folder for the work dirs of all configs.
         results: folder for what is kept of all configs.
         words: of ``--cfg-options`` on the command line.
     """
 
+    base: str
     file: Path
     config: Config
     trainings: Path
@@ -50,8 +58,13 @@ class Comparison:
 
     @property
     def labels(self) -> Path:
-        """Statistics of the training labels."""
-        return self.trainings / self.name / 'labels.json'
+        """Statistics of the training labels, of this data set."""
+        return self.trainings / self.name / f'labels-{_digest(self.config.train_dataloader.dataset)}.json'
+
+    @cached_property
+    def digest(self) -> str:
+        """Of what the config says, wherever the data lie."""
+        return _digest(_without(self.config.to_dict(), 'data_root', 'work_dir'))
 
 
 @dataclass(frozen=True)
@@ -80,8 +93,13 @@ class Run:
         return self.work_dir / 'predictions'
 
     @property
-    def _config_file(self) -> Path:
+    def config_file(self) -> Path:
         return self.work_dir.with_suffix('.py')  # mmengine writes one of its own into the work dir
+
+    @property
+    def _started(self) -> Path:
+        """Says which training the work dir is of, and the most memory it needed so far."""
+        return self.work_dir / 'run.json'
 
     @property
     def _confusion(self) -> Path:
@@ -90,36 +108,41 @@ class Run:
     def identity(self) -> dict:
         """What makes it another training."""
         comparison = self.comparison
-        return dict(config=comparison.file.name, options=list(comparison.words), loss=self.loss, seed=self.seed)
+        named = dict(config=comparison.file.name, options=list(comparison.words), digest=comparison.digest)
+        return dict(named, loss=self.loss, seed=self.seed)
 
     def is_done(self) -> bool:
         """Whether its result is there.
 
         Raises:
-            ValueError: what is there is the result of another training.
+            ValueError: what is there is no result, or that of another training; or the work dir is another training's.
         """
-        if not self.result_file.exists():
-            return False
-        found, wanted = json.loads(self.result_file.read_text())['run'], self.identity()
-        if found != wanted:
-            raise ValueError(f'{str(self.result_file)!r} is of {found}, not of {wanted}: choose another --out')
-        return True
+        for file, option in ((self.result_file, '--out'), (self._started, '--work-dir')):
+            if file.exists() and (found := read_json(file).get('run')) != self.identity():
+                raise ValueError(f'{str(file)!r} is of {found}, not of {self.identity()}: choose another {option}')
+        return self.result_file.exists()
 
     def write_config(self) -> None:
         """Over the given one: the losses on pixels, the seed, and a metric that hands out every class."""
         base = self.comparison.config
-        lines = header(str(self.comparison.file.resolve()), base)
+        lines = header(self.comparison.base, base)
         for loss in losses_on_pixels(base):
             kept = {key: loss.settings[key] for key in ('loss_weight', 'loss_name') if key in loss.settings}
             lines.append(f'{loss.place} = {dict(self._loss_settings(), **kept)!r}')
             if self.loss == HARD_PIXELS:
                 height, width = base.model.data_preprocessor.size
                 sampler = dict(type='OHEMPixelSampler', thresh=HARD_BELOW, min_kept=int(HARD_SHARE * height * width))
-                lines.append(f'{loss.place.partition(".loss_decode")[0]}.sampler = {sampler!r}')
+                lines.append(f'{_head_of(loss)}.sampler = {sampler!r}')
+        ignored = [node['ignore_index'] for node in nodes(base.test_evaluator) if 'ignore_index' in node]
         metric = dict(type='ClassIoUMetric', iou_metrics=['mIoU'], confusion_file=str(self._confusion.resolve()))
-        lines += [f'test_evaluator = {dict(_delete_=True, **metric)!r}', f'randomness = dict(seed={self.seed})']
-        self._config_file.parent.mkdir(parents=True, exist_ok=True)
-        self._config_file.write_text('\n'.join(lines) + '\n')
+        if ignored:
+            metric['ignore_index'] = ignored[0]
+        lines.append(f'test_evaluator = {dict(_delete_=True, **metric)!r}')
+        lines.append(f'randomness = dict(seed={self.seed})')
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        self.config_file.write_text('\n'.join(lines) + '\n')
+        if not self._started.exists():
+            write_json(self._started, dict(run=self.identity(), megabytes=0))
 
     def _loss_settings(self) -> dict:
         if self.loss in (BUILT_IN, NON_IGNORE):
@@ -149,33 +172,42 @@ class Run:
             if processes > 1:
                 start = [str(TOOLS / 'dist_run.sh'), f'{tool}.py', str(processes)]
             variables = dict(environment, PYTHON=sys.executable, PORT=str(free_port()))
-            command = [*start, str(self._config_file), *arguments, *common]
+            command = [*start, str(self.config_file), *arguments, *common]
             return watch(command, self.work_dir / f'{tool}.log', partial(on_iteration, tool), variables)
 
-        resume = ['--resume'] if checkpoints_in(str(self.work_dir)).usable else []
+        hook = self.comparison.config.get('default_hooks', {}).get('checkpoint')
+        resume = ['--resume'] if checkpoints_in(str(self.work_dir), hook).usable else []
         megabytes = run('train', *resume)
-        run('test', checkpoints_in(str(self.work_dir)).usable, '--out', str(self.predictions))
-        self._keep(megabytes)
+        started = read_json(self._started)
+        write_json(self._started, dict(started, megabytes=max(megabytes, started['megabytes'])))
+        checkpoint = checkpoints_in(str(self.work_dir), hook).usable
+        if checkpoint is None:
+            raise Failed(
+                f'{self.work_dir}: the training wrote no checkpoint: is there a CheckpointHook with save_last?'
+            )
+        run('test', checkpoint, '--out', str(self.predictions))
+        self._keep(processes)
 
-    def _keep(self, megabytes: float) -> None:
+    def _keep(self, processes: int) -> None:
         lines = [
             json.loads(line)
             for file in sorted(self.work_dir.glob('*/vis_data/scalars.json'))
             for line in file.read_text().splitlines()
         ]
         training = {line['step']: line for line in lines if 'loss' in line}  # of a step done twice, the last
-        validation = {line['step']: line for line in lines if 'mIoU' in line}
+        validation = {line['step']: means for line in lines if (means := _means(line))}
         times = [line['time'] for line in training.values()]
         of_gpu = [line['memory'] for line in training.values() if 'memory' in line]
+        of_process = round(read_json(self._started)['megabytes']) if processes == 1 else None
         content = dict(
             run=self.identity(),
             environment=_environment(),
-            **json.loads(self._confusion.read_text()),
+            **read_json(self._confusion),
             training_pixels=load_statistics(self.comparison.labels).pixels.tolist(),
             training=_columns(training, 'loss'),
-            validation=_columns(validation, 'mIoU', 'mAcc', 'aAcc'),
+            validation=_columns(validation, *MEANS),
             seconds_per_iteration=statistics.median(times) if times else None,
-            megabytes=max(of_gpu) if of_gpu else round(megabytes),
+            megabytes=max(of_gpu) if of_gpu else of_process,
         )
         write_json(self.result_file, content, indent=None)
 
@@ -183,6 +215,59 @@ class Run:
 def losses_on_pixels(config: Config) -> list[Loss]:
     """Those that a comparison replaces: mmseg's softmax losses, and ours."""
     return [loss for loss in losses(config) if not loss.stays or loss.stays == ALREADY_OURS]
+
+
+def check_hard_pixels(config: Config) -> None:
+    """Raise PreflightError where a sampler would do nothing, or take another's place."""
+    if config.model.get('data_preprocessor', {}).get('size') is None:
+        raise PreflightError(f'{HARD_PIXELS} needs model.data_preprocessor.size, the size of the crops')
+    for loss in losses_on_pixels(config):
+        place = _head_of(loss)
+        head = _at(config, place)
+        kind = head.type if isinstance(head.type, type) else MODELS.get(head.type)
+        if kind is None or kind.loss_by_feat is not BaseDecodeHead.loss_by_feat:
+            raise PreflightError(f'{place} ({head.type}) samples no pixels: leave {HARD_PIXELS} out of --losses')
+        if head.get('sampler') is not None:
+            raise PreflightError(f'{place} has a sampler of its own, as all rows have then: leave {HARD_PIXELS} out')
+
+
+def read_json(file: Path) -> dict:
+    """Raises ValueError, with its name, where a file is cut or none of ours."""
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f'{str(file)!r} cannot be read: {error}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{str(file)!r} is none of this tool')
+    return content
+
+
+def _head_of(loss: Loss) -> str:
+    return loss.place.partition('.loss_decode')[0]
+
+
+def _at(config: Config, place: str) -> Config:
+    """The part that stands at a place such as ``model.auxiliary_head[0]``."""
+    part = config
+    for name in place.replace('[', '.').replace(']', '').split('.'):
+        part = part[int(name)] if isinstance(part, list | tuple) else part[name]
+    return part
+
+
+def _without(part: object, *names: str) -> object:
+    if isinstance(part, dict):
+        return {key: _without(value, *names) for key, value in part.items() if key not in names}
+    return [_without(value, *names) for value in part] if isinstance(part, list | tuple) else part
+
+
+def _digest(part: object) -> str:
+    return hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _means(line: dict) -> dict[str, float]:
+    """Those of a validation, whatever prefix its metric has; empty for another line."""
+    found = {key.split('/')[-1]: value for key, value in line.items()}
+    return {name: found[name] for name in MEANS} if found.keys() >= set(MEANS) else {}
 
 
 def _columns(lines: dict[int, dict], *names: str) -> dict[str, list]:

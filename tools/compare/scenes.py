@@ -13,7 +13,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
-from painting import IGNORED, STYLE, colors_of, frame, labels_of, patches, show_labels, shrink
+from painting import IGNORED, STYLE, colors_of, frame, labels_of, patches, plain, show_labels, shrink
 
 from compare.results import ConfigResults
 from compare.runs import Comparison, Run
@@ -120,7 +120,7 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
     for row, scene in zip(axes, chosen, strict=True):
         part = scene.window if zoomed else (slice(None), slice(None))
         row[0].imshow(cv2.imread(scene.image)[..., ::-1][part])
-        row[0].set_ylabel(results.classes[scene.rare])
+        row[0].set_ylabel(plain(results.classes[scene.rare]))
         for axis, labels in zip(row[1:], [scene.label, *(_prediction(run, scene) for run in runs)], strict=True):
             show_labels(axis, labels[part], scene.label[part] == IGNORED, colors)
         for axis in row:
