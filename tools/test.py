@@ -1,6 +1,7 @@
 """Test a segmentor: mmseg's tools/test.py with its arguments, on GPUs and on CPU."""
 
 import argparse
+import os
 import sys
 
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
@@ -37,6 +38,7 @@ def build_config(args: argparse.Namespace) -> Config:
         config.tta_model.module = config.model
         config.model = config.tta_model
     if args.out:
+        os.makedirs(args.out, exist_ok=True)  # mmseg's rank 0 does, perhaps after another one writes
         config.test_evaluator.update(output_dir=args.out, keep_results=True)
     check_data(config, 'test')
     return config
