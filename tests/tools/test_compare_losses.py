@@ -325,7 +325,7 @@ def test_two_processes_and_no_checkpoint(compare, demo_folder, capsys):
 
     options = [*OPTIONS[:3], 'default_hooks.checkpoint.interval=-1', 'default_hooks.checkpoint.save_last=False']
     assert compare('--out', 'o', '--work-dir', 'w', losses=['built_in'], options=options) == 2
-    assert 'wrote no checkpoint into w' in capsys.readouterr().out
+    assert 'wrote no checkpoint' in capsys.readouterr().out
 
 
 WITHOUT_SIZE = 'model = dict(data_preprocessor=dict(size=None))\n'
