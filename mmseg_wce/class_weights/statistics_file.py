@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from mmseg_wce.class_weights.reading import read_file
 from mmseg_wce.class_weights.statistics import Convention, LabelStatistics, Tally
+from mmseg_wce.json_files import write_json
 
-__all__ = ['SHIPPED', 'from_json', 'load_statistics', 'save_statistics', 'to_json', 'write_json']
+__all__ = ['SHIPPED', 'from_json', 'load_statistics', 'save_statistics', 'to_json']
 
 SHIPPED: dict[str, Path] = {'ade20k': Path(__file__).with_name('ade20k.json')}
 """Statistics that need no data set, by name."""
@@ -54,20 +55,6 @@ def from_json(content: dict[str, Any]) -> LabelStatistics:
     if any(c.shape != (len(statistics.classes),) or (c < 0).any() for c in counts):
         raise ValueError(f'its counts do not fit its {len(statistics.classes)} classes')
     return statistics
-
-
-def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:
-    """Write a file; what was there stays until the new one is complete.
-
-    Args:
-        path: of the file; its folder is made where it is missing.
-        content: what JSON can hold.
-        indent: spaces; None for one line.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + '.new')
-    new.write_text(json.dumps(content, indent=indent))
-    os.replace(new, path)
 
 
 def save_statistics(statistics: LabelStatistics, path: str | os.PathLike) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.class_weights.statistics_file import from_json, to_json, write_json
+from mmseg_wce.class_weights.statistics_file import from_json, to_json
+from mmseg_wce.json_files import write_json
 from mmseg_wce.label_files.reading import LabelFiles
 from torch.utils.data import DataLoader, Dataset, Subset
 

@@ -17,8 +17,8 @@ from mmengine.config import Config
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg_wce.class_weights import SCHEMES, load_statistics
-from mmseg_wce.class_weights.statistics_file import write_json
 from mmseg_wce.config_parts import nodes
+from mmseg_wce.json_files import write_json
 from mmseg_wce.preflight import PreflightError
 from mmseg_wce.recovery import checkpoints_in
 from watched import Failed, free_port, watch
