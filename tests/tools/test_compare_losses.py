@@ -248,6 +248,18 @@ def test_names_cannot_do_anything_in_the_page(a_run, compare, demo_folder, names
     assert page.count('<img src=') == 6  # no changes, no agreement
 
 
+def test_the_page_says_where_and_how_far_both_agree(a_run, compare, demo_folder):
+    losses = 'built_in_avg_non_ignore', 'unweighted'
+    for loss, first in zip(losses, (2.0, 2.002), strict=True):
+        write(a_run(loss, 0), BASE, training=dict(step=[1, 2], loss=[first, 1.0]))
+
+    assert compare('--report', losses=losses) == 0
+
+    page = (demo_folder / FOLDER).parent.joinpath('report.html').read_text()
+    assert 'CPU, 2, 3, 2026-01-01' in page
+    assert 'differ by 0.001 of their value' in page
+
+
 @pytest.mark.parametrize('classes', [1, 150])
 def test_one_class_and_many(a_run, compare, demo_folder, classes):
     confusion = np.diag(np.arange(classes) + 1)

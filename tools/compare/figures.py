@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from painting import plain
 
-from compare.results import MOST_NAMED, ConfigResults, agreed_sign
+from compare.results import MOST_NAMED, ConfigResults, agreed_sign, shared_seeds
 from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
 
 COLORS = {
@@ -26,6 +26,7 @@ COLORS = {
     HARD_PIXELS: '#e8a317',
 }
 MARKERS = dict(zip(COLORS, 'oovs^DPX*', strict=True))
+TITLES = dict(mIoU='mean IoU (%)', mAcc='mean class accuracy (%)', aAcc='pixel accuracy (%)')
 STYLE = {
     'font.size': 11,
     'font.family': 'DejaVu Sans',
@@ -57,9 +58,6 @@ def draw_means(path: Path, results: ConfigResults) -> None:
     axes[0].set_yticks(rows, list(results.outcomes))
     axes[0].invert_yaxis()
     _save(figure, path)
-
-
-TITLES = dict(mIoU='mean IoU (%)', mAcc='mean class accuracy (%)', aAcc='pixel accuracy (%)')
 
 
 def draw_classes(path: Path, results: ConfigResults) -> None:
@@ -175,7 +173,7 @@ def draw_agreement(path: Path, results: ConfigResults) -> bool:
     if not {NON_IGNORE, UNWEIGHTED} <= results.outcomes.keys():
         return False
     theirs, ours = results.outcomes[NON_IGNORE], results.outcomes[UNWEIGHTED]
-    seeds = [seed for seed in theirs.seeds if seed in ours.seeds]
+    seeds = shared_seeds(theirs, ours)
     if not seeds:
         return False
     figure, axes = _figure(1, len(seeds), height=3.4, sharey=True, squeeze=False)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
-from compare.results import ConfigResults, agreed_sign, load_results
+from compare.results import ConfigResults, agreed_sign, load_results, shared_seeds
 from compare.runs import NON_IGNORE, UNWEIGHTED, Comparison, Run
 from compare.scenes import draw_scenes, keep_predictions, scenes
 
@@ -36,12 +36,14 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
         if not any(run.result_file.exists() for run in of_it):
             continue
         results = load_results(of_it)
-        sections.append(
-            dict(results=results, rows=_rows(results), pictures=_pictures(folder, comparison, of_it, results))
-        )
+        environments = {', '.join(run['environment'].values()) for o in results.outcomes.values() for run in o.runs}
+        facts = dict(rows=_rows(results), environments=sorted(environments), agreement=_agreement(results))
+        sections.append(dict(facts, results=results, pictures=_pictures(folder, comparison, of_it, results)))
     if not sections:
         raise ValueError(f'no training of {", ".join(c.name for c in comparisons)} is done')
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True, undefined=StrictUndefined
+    )
     page = out / 'report.html'
     page.write_text(
         environment.get_template(TEMPLATE.name).render(
@@ -98,11 +100,11 @@ def _agreement(results: ConfigResults) -> dict | None:
     if not {NON_IGNORE, UNWEIGHTED} <= results.outcomes.keys():
         return None
     theirs, ours = (results.outcomes[loss] for loss in (NON_IGNORE, UNWEIGHTED))
-    seeds = [seed for seed in theirs.seeds if seed in ours.seeds]
+    seeds = shared_seeds(theirs, ours)
     (steps, a), (_, b) = (outcome.curve('training', 'loss') for outcome in (theirs, ours))
     if not seeds or a.shape[1:] != b.shape[1:] or not len(steps):
         return None
-    a, b = (values[[o.seeds.index(seed) for seed in seeds]] for o, values in ((theirs, a), (ours, b)))
+    a, b = theirs.of(seeds, a), ours.of(seeds, b)
     difference = np.abs(a - b) / np.abs(a)
     return dict(step=int(steps[0]), first=float(difference[:, 0].max()), most=float(difference.max()))
 

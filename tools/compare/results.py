@@ -26,6 +26,10 @@ class Outcome:
     seeds: list[int]
     runs: list[dict]
 
+    def of(self, seeds: Sequence[int], values: np.ndarray) -> np.ndarray:
+        """Those rows of values (S, ...) that are of the given seeds."""
+        return values[[self.seeds.index(seed) for seed in seeds]]
+
     @cached_property
     def confusion(self) -> np.ndarray:
         """(S, C, C): pixels of each class (row) that were predicted as each class (column)."""
@@ -107,9 +111,8 @@ class ConfigResults:
     def difference(self, loss: str, figure: str) -> np.ndarray:
         """(S', ...): of a figure of an outcome to that of the base, of each seed that both were trained from."""
         outcome, base = self.outcomes[loss], self.base
-        seeds = [seed for seed in outcome.seeds if seed in base.seeds]
-        a, b = (_figure(o, figure)[[o.seeds.index(seed) for seed in seeds]] for o in (outcome, base))
-        return a - b
+        seeds = shared_seeds(outcome, base)
+        return outcome.of(seeds, _figure(outcome, figure)) - base.of(seeds, _figure(base, figure))
 
     def always(self, loss: str, figure: str, sign: int) -> list[tuple[str, float]]:
         """Classes whose figure is higher (or lower) than the base's from every seed, and by how much, most first."""
@@ -117,6 +120,11 @@ class ConfigResults:
         agreed = agreed_sign(difference)
         mean = difference.mean(0) if len(difference) else np.zeros(len(self.classes))
         return [(self.classes[c], mean[c]) for c in np.argsort(-sign * mean) if agreed[c] == sign]
+
+
+def shared_seeds(a: Outcome, b: Outcome) -> list[int]:
+    """From which both were trained."""
+    return [seed for seed in a.seeds if seed in b.seeds]
 
 
 def agreed_sign(differences: np.ndarray) -> np.ndarray:
