@@ -108,6 +108,8 @@ def draw_changes(path: Path, results: ConfigResults) -> bool:
         picture = axis.imshow(mean, cmap='RdBu', vmin=-20, vmax=20, aspect='auto')
         for row, change in enumerate(changes):
             for column, (points, agreed) in enumerate(zip(mean[row], agreed_sign(change), strict=True)):
+                if np.isnan(points):  # no seed has a value
+                    continue
                 ink = 'white' if abs(points) > 13 else '0.1' if agreed else '0.4'
                 weight = 'bold' if agreed else 'normal'
                 axis.text(
