@@ -9,6 +9,7 @@ from pathlib import Path
 
 import triton
 from mmseg_wce.kernels import triton as kernels
+from mmseg_wce.kernels import triton_programs as programs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -36,7 +37,7 @@ def compiled(kernel, dtype: str, capability: int, warps: int, constants: dict) -
         tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
         usage = subprocess.run([tool, '-res-usage', file.name], capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf'{what}:(\d+)', usage)[1]) for what in ('REG', 'STACK'))
-    fine = kernel is kernels._measure_finely or constants.get('FINE', False)
+    fine = kernel is programs.measure_finely or constants.get('FINE', False)
     return dict(kernel=kernel.__name__, fine=fine, dtype=dtype, registers=registers, stack=stack)
 
 
@@ -52,16 +53,16 @@ def main(capability: int) -> None:
             backward |= dict(PRECISION='tf32' if dtype == 'bf16' else 'ieee', FINE=False)
             few_channels = dict(CHANNELS=16)
             for kernel, warps, constants in (
-                (kernels._measure, 4, same),
-                (kernels._measure, 4, resized | dict(ROWS=2, CHANNELS=tiles.lanes // 2)),
-                (kernels._measure, 4, resized | dict(ROWS=4, CHANNELS=tiles.lanes // 4)),
-                (kernels._measure, 4, resized | dict(ROWS=8, CHANNELS=tiles.lanes // 8)),
-                (kernels._measure_finely, 4, common),
-                (kernels._differentiate_same_size, 4, same),
-                (kernels._differentiate_resized, kernels.backward_warps(tiles.channels, tiles.columns), backward),
-                (kernels._differentiate_resized, kernels.backward_warps(16, tiles.columns), backward | few_channels),
+                (programs.measure, 4, same),
+                (programs.measure, 4, resized | dict(ROWS=2, CHANNELS=tiles.lanes // 2)),
+                (programs.measure, 4, resized | dict(ROWS=4, CHANNELS=tiles.lanes // 4)),
+                (programs.measure, 4, resized | dict(ROWS=8, CHANNELS=tiles.lanes // 8)),
+                (programs.measure_finely, 4, common),
+                (programs.differentiate_same_size, 4, same),
+                (programs.differentiate_resized, kernels.backward_warps(tiles.channels, tiles.columns), backward),
+                (programs.differentiate_resized, kernels.backward_warps(16, tiles.columns), backward | few_channels),
                 (
-                    kernels._differentiate_resized,
+                    programs.differentiate_resized,
                     kernels.backward_warps(16, tiles.columns),
                     backward | few_channels | dict(FINE=True),
                 ),
