@@ -212,7 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    console.print(f'Report: {page}, and its pictures beside it', markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f'Report: {page}, and beside it its pictures and summary.md', markup=False, highlight=False, soft_wrap=True
+    )
     return 1 if failures else 0
 
 

@@ -260,6 +260,23 @@ def test_the_page_says_where_and_how_far_both_agree(a_run, compare, demo_folder)
     assert 'differ by 0.001 of their value' in page
 
 
+def test_summary_by_hand(a_run, compare, demo_folder):
+    for loss, seed, confusion in (('built_in', 0, BASE), ('enet', 0, FLAGS_FOUND), ('enet', 1, FLAGS_FOUND)):
+        write(a_run(loss, seed), confusion)
+    write(a_run('built_in', 1), FLAGS_FOUND)
+    for seed in (0, 1):
+        write(a_run('hard_pixels', seed), [[80, 20, 0], [0, 50, 0], [10, 0, 0]])
+
+    assert compare('--report', losses=('built_in', 'enet', 'hard_pixels'), seeds=('0', '1')) == 0
+
+    lines = (demo_folder / FOLDER).parent.joinpath('summary.md').read_text().splitlines()
+    assert lines[-3:] == [
+        '| `built_in` | 2 | 65.5 ± 10.8 | 77.5 ± 15.3 | 88.8 ± 0.9 | 31.7 |',
+        '| `enet` | 2 | 73.2 ± 0.0, +7.6 | 88.3 ± 0.0, +10.8 | 89.4 ± 0.0, +0.6 | 53.3 |',
+        '| `hard_pixels` | 2 | 48.1 ± 0.0, **-17.5** | 60.0 ± 0.0, **-17.5** | 81.2 ± 0.0, **-7.5** | 0.0 |',
+    ]
+
+
 @pytest.mark.parametrize('classes', [1, 150])
 def test_one_class_and_many(a_run, compare, demo_folder, classes):
     confusion = np.diag(np.arange(classes) + 1)

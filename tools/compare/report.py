@@ -1,4 +1,4 @@
-"""A comparison as one page that needs no other file, and its pictures as PNG files beside it."""
+"""A comparison as one page that needs no other file; its pictures as PNG files, its table in Markdown beside it."""
 
 import base64
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from marked_tables import markdown
 
 from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
 from compare.results import ConfigResults, agreed_sign, load_results, shared_seeds
@@ -16,7 +17,7 @@ TEMPLATE = Path(__file__).with_name('report.html.j2')
 
 
 def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Run], command: str) -> Path:
-    """Write the pictures of every config, and the page over all of them.
+    """Write the pictures of every config, the page over all of them, and ``summary.md``.
 
     Args:
         out: folder of the results.
@@ -50,6 +51,8 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
             sections=sections, base=sections[0]['results'].base.loss, command=command
         )
     )
+    parts = [[f'## {section["results"].name}', '', *_table(section['rows']), ''] for section in sections]
+    (out / 'summary.md').write_text('\n'.join(line for part in parts for line in part))
     return page
 
 
@@ -93,6 +96,23 @@ def _rows(results: ConfigResults) -> list[dict]:
         row['megabytes'] = _median(run['megabytes'] for run in outcome.runs)
         rows.append(row)
     return rows
+
+
+def _table(rows: list[dict]) -> list[str]:
+    """The means in Markdown, with their spread and the difference to the first row."""
+    lines = []
+    for row in rows:
+        cells = [f'`{row["loss"]}`', str(len(row['seeds']))]
+        for key in ('mIoU', 'mAcc', 'aAcc'):
+            cell, spread, difference = f'{row[key]["mean"]:.1f}', row[key]['spread'], row[key]['difference']
+            if spread is not None:
+                cell += f' ± {spread:.1f}'
+            if difference is not None:
+                points = f'{difference["mean"]:+.1f}'
+                cell += f', **{points}**' if difference['agree'] else f', {points}'
+            cells.append(cell)
+        lines.append([*cells, f'{row["rarest"]:.1f}'])
+    return markdown(['loss', 'seeds', 'mIoU', 'mAcc', 'aAcc', 'IoU, rarest third'], lines)
 
 
 def _agreement(results: ConfigResults) -> dict | None:
