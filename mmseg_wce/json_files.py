@@ -1,4 +1,4 @@
-"""Writing JSON files that are never seen half."""
+"""JSON files that are never seen half, and errors that name them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ['write_json']
+__all__ = ['read_json', 'write_json']
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file holds.
+
+    Raises:
+        ValueError: it is cut, or holds no object; the file is named.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f'{str(file)!r} cannot be read: {error}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{str(file)!r} holds no JSON object')
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:

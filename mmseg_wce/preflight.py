@@ -76,10 +76,10 @@ def _check_file(path: str, what: str) -> None:
         raise PreflightError(f'{what} {path!r} does not exist (looked in {osp.abspath(".")})')
 
 
-def check_work_dir(path: str) -> None:
+def check_work_dir(path: str, option: str = '--work-dir') -> None:
     """Raise PreflightError where a file stands in the place of the folder for logs and results."""
     if osp.exists(path) and not osp.isdir(path):
-        raise PreflightError(f'--work-dir {path!r} is a file, not a folder')
+        raise PreflightError(f'{option} {path!r} is a file, not a folder')
 
 
 def check_amp() -> None:

@@ -32,7 +32,7 @@ from compare.runs import (
     check_hard_pixels,
     losses_on_pixels,
 )
-from convert_config import named
+from convert_config import check_style, named
 from label_arguments import print_failures, scan_with_progress
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import save_statistics
@@ -60,10 +60,11 @@ def prepared(base: str, file: Path, args: argparse.Namespace) -> Comparison:
     """
     config = load_config(str(file), args.cfg_options)
     where = f'config file {str(file)!r}'
-    comparison = Comparison(base, file, config, args.work_dir, args.out, args.words)
+    comparison = Comparison(base, file, config, args.work_dir, args.out, args.words, args.gpus)
     check_data(config, 'train', 'val', 'test')
     if not isinstance(config.get('model'), dict) or not losses_on_pixels(config):
         raise PreflightError(f'{where} has no softmax loss on pixels')
+    check_style(file)
     if HARD_PIXELS in args.losses:
         check_hard_pixels(config)
     try:
@@ -86,8 +87,8 @@ def planned(args: argparse.Namespace) -> tuple[list[Comparison], list[Run]]:
     Raises:
         PreflightError, ValueError: nothing of it can be started.
     """
-    for path in (args.work_dir, args.out):
-        check_work_dir(str(path))
+    check_work_dir(str(args.work_dir))
+    check_work_dir(str(args.out), '--out')
     fixed = [key for key in args.cfg_options or () if FIXED.match(key)]
     if fixed:
         raise PreflightError(f'--cfg-options {fixed[0]}: that is what the comparison sets')
@@ -114,7 +115,7 @@ class Slots:
     """Places for trainings at the same time: each its own GPUs, or its share of the CPU."""
 
     def __init__(self, jobs: int, processes: int) -> None:
-        self.processes, self._free = processes, SimpleQueue()
+        self._free = SimpleQueue()
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')
         gpus = visible.split(',') if visible else [str(i) for i in range(jobs * processes)]
         threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, cores() // (jobs * processes)))
@@ -131,7 +132,7 @@ class Slots:
                 def show(tool: str, iteration: int, total: int, loss: str | None) -> None:
                     progress.update(task, completed=iteration, total=total, loss=f'loss {loss}' if loss else tool)
 
-                run.train_and_test(self.processes, environment, show)
+                run.train_and_test(environment, show)
         finally:
             progress.remove_task(task)
             self._free.put(environment)
@@ -150,9 +151,8 @@ def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
         try:
             for future in as_completed(futures):
                 if error := future.exception():
-                    if not isinstance(error, Failed):
-                        raise error
-                    failures.append(f'{futures[future].name}: {error}')
+                    what = str(error) if isinstance(error, Failed) else in_one_line(error)
+                    failures.append(f'{futures[future].name}: {what}')
                     console.print(failures[-1], markup=False, highlight=False, soft_wrap=True)
                 progress.advance(whole)
         except BaseException:
@@ -185,7 +185,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 where a training failed, 2 where nothing could be started, 130 where it was interrupted."""
+    """Exit status: 0, 1 where a training failed, 2 where none is done in the end, 130 where it was interrupted."""
     args = parse_args(arguments)
     warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
     init_default_scope('mmseg')
@@ -206,7 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print('Interrupted. What is done is kept: the same command goes on from there.')
         return 130
-    command = ' '.join(['python tools/compare_losses.py', *map(shlex.quote, arguments or sys.argv[1:])])
+    words = [word for word in arguments or sys.argv[1:] if word != '--report']
+    command = ' '.join(['python tools/compare_losses.py', *map(shlex.quote, words)])
     try:
         page = write_report(args.out, comparisons, runs, command)
     except ValueError as error:

@@ -74,8 +74,7 @@ def convert(base: str, file: Path, out: Path) -> list[Loss]:
     where = f'config file {str(file)!r}'
     if not isinstance(config.get('model'), dict):
         raise PreflightError(f'{where} has no model')
-    if Config._is_lazy_import(str(file)):
-        raise PreflightError(f'{where} is of the new style (imports, read_base()): change its losses there')
+    check_style(file)
     if not isinstance(config.get('custom_imports', {}), dict):
         raise PreflightError(f'{where}: custom_imports must be dict(imports=[...])')
     _import_what_can_be(config)
@@ -96,6 +95,14 @@ def convert(base: str, file: Path, out: Path) -> list[Loss]:
     finally:
         draft.unlink(missing_ok=True)
     return found
+
+
+def check_style(file: Path) -> None:
+    """Raise PreflightError where a config is one that no file with ``_base_`` can inherit from."""
+    if Config._is_lazy_import(str(file)):
+        raise PreflightError(
+            f'config file {str(file)!r} is of the new style (imports, read_base()): change its losses there'
+        )
 
 
 def _import_what_can_be(config: Config) -> None:

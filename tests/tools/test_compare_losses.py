@@ -1,13 +1,17 @@
 """A comparison on generated scenes, from configs to page; its figures against those that mmseg printed."""
 
+import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
+from filelock import FileLock
 from mmengine.config import Config
 from mmseg_wce.class_weights import load_statistics, save_statistics
 
@@ -105,6 +109,7 @@ def test_only_the_losses_on_pixels_change(a_run, loss):
 
     found = Config.fromfile(run.config_file)
     assert found.randomness.seed == 7
+    assert found.default_hooks.logger == dict(config.default_hooks.logger, log_metric_by_epoch=False)
     heads = [found.model.decode_head, *found.model.auxiliary_head]
     for head, before in zip(heads, [config.model.decode_head, *config.model.auxiliary_head], strict=True):
         settings = head.pop('loss_decode')
@@ -143,7 +148,7 @@ def write(run, confusion, classes=('sky', 'road', 'flag'), **changes) -> None:
     """What the tool keeps of a training."""
     content = dict(
         run=run.identity(),
-        environment=dict(device='CPU', torch='2', python='3', date='2026-01-01'),
+        environment=dict(device='CPU', torch='2', date='2026-01-01'),
         classes=list(classes),
         confusion=np.asarray(confusion).tolist(),
         training_pixels=[600, 300, 100],
@@ -228,36 +233,35 @@ def test_curves_have_the_steps_that_every_seed_has(a_run):
 @pytest.mark.parametrize('names', [('<script>alert(1)</script>', '$a$', r'$\x$'), ('a', 'b', 'ein & zwei')])
 def test_names_cannot_do_anything_in_the_page(a_run, compare, demo_folder, names):
     """Nor in pictures; a loss that is not finite or was never logged spoils none either."""
-    run = a_run('built_in', 0)
-    write(
-        run,
-        BASE,
-        names,
-        training=dict(step=[1], loss=[float('nan')]),
-        validation=dict(step=[], mIoU=[], mAcc=[], aAcc=[]),
-    )
-    label = np.zeros((192, 256), np.uint8)
-    for scene in (demo_folder / 'data/demo_scenes/annotations/validation').iterdir():
-        run.predictions.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(run.predictions / scene.name), label)
+    odd = dict(training=dict(step=[1], loss=[float('nan')]), validation=dict(step=[], mIoU=[], mAcc=[], aAcc=[]))
+    runs = [a_run(loss, seed) for loss in ('built_in', 'enet') for seed in (0, 1)]
+    for run in runs:
+        write(run, BASE if run.loss == 'built_in' else FLAGS_FOUND, names, **odd)
+        run.predictions.mkdir(parents=True)
+        for scene in (demo_folder / 'data/demo_scenes/annotations/validation').iterdir():
+            cv2.imwrite(str(run.predictions / scene.name), np.zeros((192, 256), np.uint8))
 
-    assert compare('--report', losses=['built_in']) == 0
+    assert compare('--report', losses=['built_in', 'enet'], seeds=('0', '1')) == 0
 
     page = (demo_folder / FOLDER).parent.joinpath('report.html').read_text()
     assert '<script' not in page
-    assert page.count('<img src=') == 6  # no changes, no agreement
+    for name in (names[0], names[2]):  # worse, and better, from both seeds
+        assert page.count(f'{html.escape(name)}&nbsp;<small>') == 1
+    assert page.count('<img src=') == 7  # no agreement
 
 
 def test_the_page_says_where_and_how_far_both_agree(a_run, compare, demo_folder):
     losses = 'built_in_avg_non_ignore', 'unweighted'
-    for loss, first in zip(losses, (2.0, 2.002), strict=True):
-        write(a_run(loss, 0), BASE, training=dict(step=[1, 2], loss=[first, 1.0]))
+    write(a_run(losses[0], 0), BASE, training=dict(step=[2, 3, 4], loss=[2.0, 1.0, 1.0]))
+    write(a_run(losses[1], 0), BASE, training=dict(step=[1, 2, 3], loss=[9.0, 2.002, 1.05]))
 
-    assert compare('--report', losses=losses) == 0
+    assert compare('--report', losses=losses, seeds=('0', '1')) == 0
 
     page = (demo_folder / FOLDER).parent.joinpath('report.html').read_text()
-    assert 'CPU, 2, 3, 2026-01-01' in page
-    assert 'differ by 0.001 of their value' in page
+    assert '2 of 4 trainings are done' in page
+    assert re.search(r'device CPU;\s+torch 2;\s+date 2026-01-01\.', page)
+    assert re.search(r'differ by 0.001 of their value at\s+step 2, .* by at most 0.05 at any', page)
+    assert '--report' not in page  # who types its command means to train
 
 
 def test_summary_by_hand(a_run, compare, demo_folder):
@@ -318,6 +322,78 @@ def test_an_edited_config_is_another_training(a_run):
     assert moved.comparison.labels != run.comparison.labels
 
 
+def test_so_is_one_with_other_batches(a_run):
+    run, wider = a_run('built_in', 0), a_run('built_in', 0)
+
+    wider = replace(wider, comparison=replace(wider.comparison, processes=2))
+
+    assert wider.identity() != run.identity()
+
+
+def test_trainings_on_other_labels_are_not_compared(a_run, compare, capsys):
+    write(a_run('built_in', 0), BASE)
+    write(a_run('median_frequency', 0), BASE, training_pixels=[600, 300, 101])
+
+    assert compare('--report') == 2
+    assert 'trained on different labels: ' in capsys.readouterr().err
+
+
+def checkpoint(run, step: int) -> Path:
+    path = run.work_dir / f'iter_{step}.pth'
+    run.work_dir.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(meta=dict(iter=step, epoch=0)), path)
+    (run.work_dir / 'last_checkpoint').write_text(str(path))
+    return path
+
+
+def test_only_the_last_weights_are_tested(a_run):
+    from watched import Failed
+
+    run = a_run('built_in', 0)
+    checkpoint(run, 1)
+    with pytest.raises(Failed, match='is of iteration 1, not of 2'):
+        run._last_checkpoint(None)
+    last = checkpoint(run, 2)
+    assert run._last_checkpoint(None) == str(last)
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(Failed, match='it is damaged'):
+        run._last_checkpoint(None)
+
+
+def test_a_line_that_was_cut_costs_no_training(tool):
+    from compare.runs import _whole_lines
+
+    assert list(_whole_lines('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 2, "loss": 1.0}\n')) == [
+        {'step': 1, 'loss': 2.0},
+        {'step': 2, 'loss': 1.0},
+    ]
+
+
+def test_two_do_not_train_the_same(a_run):
+    from watched import Failed
+
+    run = a_run('built_in', 0)
+    run.work_dir.mkdir(parents=True)
+
+    with FileLock(run.work_dir / 'lock'), pytest.raises(Failed, match='another process is training it'):
+        run.train_and_test({}, print)
+
+
+def test_whatever_stops_one_training_leaves_the_others(a_run, compare, capsys, monkeypatch):
+    def train(run, *_):
+        if run.loss == 'built_in':
+            raise OSError('No space left on device')
+        write(run, BASE)
+
+    monkeypatch.setattr('compare.runs.Run.train_and_test', train)
+
+    assert compare() == 1
+
+    output = capsys.readouterr().out
+    assert 'built_in-seed0: OSError: No space left on device' in output
+    assert 'Report: ' in output
+
+
 def test_a_cut_result_is_named(a_run, compare, capsys):
     write(run := a_run('built_in', 0), BASE)
     run.result_file.write_text(run.result_file.read_text()[:50])
@@ -370,7 +446,8 @@ NO_LABELS = "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageF
         (NO_LABELS, [], 'test_dataloader has to be of one data set'),
         ('', ['--cfg-options', 'randomness.seed=5'], 'randomness.seed: that is what the comparison sets'),
         ('', ['--cfg-options', 'model.decode_head.loss_decode.type=X'], 'that is what the comparison sets'),
-        ('', ['--work-dir', 'mine.py'], "'mine.py' is a file"),
+        ('', ['--work-dir', 'mine.py'], "--work-dir 'mine.py' is a file"),
+        ('', ['--out', 'mine.py'], "--out 'mine.py' is a file"),
         ('', ['--report'], 'no training of mine is done'),
         ('', [str(Path('other') / 'mine.py')], 'configs of one name share their folders'),
     ],
@@ -383,6 +460,16 @@ def test_errors_before_anything_is_trained(tool, root, demo_folder, capsys, text
     assert tool.main(['mine.py', *words]) == 2
 
     assert message in capsys.readouterr().err
+
+
+def test_a_config_that_cannot_be_inherited_from(tool, root, demo_folder, capsys):
+    imports = 'from mmengine.config import read_base\nwith read_base():\n    from .parts import *\n'
+    (demo_folder / 'parts.py').write_text(Config.fromfile(root / CONFIG).pretty_text)
+    (demo_folder / 'mine.py').write_text(imports)
+
+    assert tool.main(['mine.py']) == 2
+
+    assert "'mine.py' is of the new style" in capsys.readouterr().err
 
 
 def test_words_that_make_no_sense(tool, capsys):

@@ -37,8 +37,8 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
         if not any(run.result_file.exists() for run in of_it):
             continue
         results = load_results(of_it)
-        environments = {', '.join(run['environment'].values()) for o in results.outcomes.values() for run in o.runs}
-        facts = dict(rows=_rows(results), environments=sorted(environments), agreement=_agreement(results))
+        facts = dict(rows=_rows(results), environment=_environment(results), agreement=_agreement(results))
+        facts['done'] = dict(runs=sum(len(outcome.runs) for outcome in results.outcomes.values()), of=len(of_it))
         sections.append(dict(facts, results=results, pictures=_pictures(folder, comparison, of_it, results)))
     if not sections:
         raise ValueError(f'no training of {", ".join(c.name for c in comparisons)} is done')
@@ -46,11 +46,7 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True, undefined=StrictUndefined
     )
     page = out / 'report.html'
-    page.write_text(
-        environment.get_template(TEMPLATE.name).render(
-            sections=sections, base=sections[0]['results'].base.loss, command=command
-        )
-    )
+    page.write_text(environment.get_template(TEMPLATE.name).render(sections=sections, command=command))
     parts = [[f'## {section["results"].name}', '', *_table(section['rows']), ''] for section in sections]
     (out / 'summary.md').write_text('\n'.join(line for part in parts for line in part))
     return page
@@ -92,8 +88,8 @@ def _rows(results: ConfigResults) -> list[dict]:
         row['rarest'] = outcome.mean_iou_of(results.rarest_third).mean()
         row['better'] = [] if is_base else results.always(loss, 'iou', +1)
         row['worse'] = [] if is_base else results.always(loss, 'iou', -1)
-        row['seconds'] = _median(run['seconds_per_iteration'] for run in outcome.runs)
-        row['megabytes'] = _median(run['megabytes'] for run in outcome.runs)
+        row['seconds'] = _least(run['seconds_per_iteration'] for run in outcome.runs)
+        row['megabytes'] = _least(run['megabytes'] for run in outcome.runs)
         rows.append(row)
     return rows
 
@@ -121,12 +117,13 @@ def _agreement(results: ConfigResults) -> dict | None:
         return None
     theirs, ours = (results.outcomes[loss] for loss in (NON_IGNORE, UNWEIGHTED))
     seeds = shared_seeds(theirs, ours)
-    (steps, a), (_, b) = (outcome.curve('training', 'loss') for outcome in (theirs, ours))
-    if not seeds or a.shape[1:] != b.shape[1:] or not len(steps):
+    (steps, a), (others, b) = (outcome.curve('training', 'loss') for outcome in (theirs, ours))
+    both, of_a, of_b = np.intersect1d(steps, others, return_indices=True)
+    if not seeds or not len(both):
         return None
-    a, b = theirs.of(seeds, a), ours.of(seeds, b)
+    a, b = theirs.of(seeds, a)[:, of_a], ours.of(seeds, b)[:, of_b]
     difference = np.abs(a - b) / np.abs(a)
-    return dict(step=int(steps[0]), first=float(difference[:, 0].max()), most=float(difference.max()))
+    return dict(step=int(both[0]), first=float(difference[:, 0].max()), most=float(difference.max()))
 
 
 def _spread(values: np.ndarray) -> float | None:
@@ -141,6 +138,15 @@ def _difference(values: np.ndarray | None) -> dict | None:
     return dict(mean=values.mean(), agree=bool(agreed_sign(values)))
 
 
-def _median(values) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
+def _least(values) -> float | None:
+    """What else a machine does makes a training slower and larger, and never the reverse."""
+    return min((value for value in values if value is not None), default=None)
+
+
+def _environment(results: ConfigResults) -> dict[str, list[str]]:
+    """Device, versions and days of all trainings."""
+    found: dict[str, set[str]] = {}
+    for run in (run for outcome in results.outcomes.values() for run in outcome.runs):
+        for name, value in run['environment'].items():
+            found.setdefault(name, set()).add(value)
+    return {name: sorted(values) for name, values in found.items()}

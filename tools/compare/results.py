@@ -4,10 +4,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from mmseg_wce.json_files import read_json
 
-from compare.runs import BUILT_IN, NAMES, Run, read_json
+from compare.runs import BUILT_IN, NAMES, Run
 
 MOST_NAMED = 40
 
@@ -147,14 +149,18 @@ def load_results(runs: Sequence[Run]) -> ConfigResults:
     """Of those trainings of one config that are done.
 
     Raises:
-        ValueError: none is; a file is cut, or none of this tool.
+        ValueError: none is; a file is cut, or none of this tool; they were trained on different labels.
     """
+    labels: dict[str, Path] = {}
     by_loss: dict[str, dict[int, dict]] = defaultdict(dict)
     for run in runs:
         if run.result_file.exists():
-            by_loss[run.loss][run.seed] = read_json(run.result_file)
+            found = by_loss[run.loss][run.seed] = read_json(run.result_file)
+            labels.setdefault(str((found['classes'], found['training_pixels'])), run.result_file)
     if not by_loss:
         raise ValueError(f'no training of {runs[0].comparison.name} is done')
+    if len(labels) > 1:
+        raise ValueError(f'trained on different labels: {" and ".join(map(str, labels.values()))}')
     outcomes = {
         loss: Outcome(loss, sorted(by_loss[loss]), [by_loss[loss][seed] for seed in sorted(by_loss[loss])])
         for loss in NAMES

@@ -5,20 +5,24 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
 
+import mmseg
+import mmseg_wce
 import torch
 from config_losses import ALREADY_OURS, OURS, Loss, header, losses
+from filelock import FileLock, Timeout
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg_wce.class_weights import SCHEMES, load_statistics
 from mmseg_wce.config_parts import nodes
-from mmseg_wce.json_files import write_json
+from mmseg_wce.json_files import read_json, write_json
 from mmseg_wce.preflight import PreflightError
 from mmseg_wce.recovery import checkpoints_in
 from watched import Failed, free_port, watch
@@ -30,6 +34,7 @@ NAMES = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES, HARD_PIXELS)
 # As in mmseg's configs with OHEM: pixels whose class has less than this probability, and at least a fifth of the crop.
 HARD_BELOW, HARD_SHARE = 0.7, 0.2
 MEANS = ('mIoU', 'mAcc', 'aAcc')
+_MEBIBYTE = 2**20 / 1e6  # which mmengine logs as MB
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Comparison:
         trainings: folder for the work dirs of all configs.
         results: folder for what is kept of all configs.
         words: of ``--cfg-options`` on the command line.
+        processes: of each training; every one has batches of its own.
     """
 
     base: str
@@ -51,6 +57,7 @@ class Comparison:
     trainings: Path
     results: Path
     words: tuple[str, ...] = ()
+    processes: int = 1
 
     @property
     def name(self) -> str:
@@ -109,7 +116,7 @@ class Run:
         """What makes it another training."""
         comparison = self.comparison
         named = dict(config=comparison.file.name, options=list(comparison.words), digest=comparison.digest)
-        return dict(named, loss=self.loss, seed=self.seed)
+        return dict(named, processes=comparison.processes, loss=self.loss, seed=self.seed)
 
     def is_done(self) -> bool:
         """Whether its result is there.
@@ -139,6 +146,9 @@ class Run:
             metric['ignore_index'] = ignored[0]
         lines.append(f'test_evaluator = {dict(_delete_=True, **metric)!r}')
         lines.append(f'randomness = dict(seed={self.seed})')
+        logger = base.get('default_hooks', {}).get('logger') or dict(type='LoggerHook')
+        # by epoch, all validations of a training by iterations would be of epoch 0
+        lines.append(f'default_hooks = {dict(logger=dict(logger, log_metric_by_epoch=False))!r}')
         self.work_dir.mkdir(parents=True, exist_ok=True)
         self.config_file.write_text('\n'.join(lines) + '\n')
         if not self._started.exists():
@@ -152,17 +162,25 @@ class Run:
             return dict(type=OURS, class_weight=dict(statistics=labels, scheme=self.loss))
         return dict(type=OURS)
 
-    def train_and_test(self, processes: int, environment: dict[str, str], on_iteration: Callable) -> None:
+    def train_and_test(self, environment: dict[str, str], on_iteration: Callable) -> None:
         """Go on from the last checkpoint, if there is one; then test, and keep the result.
 
         Args:
-            processes: 1, or so many by the launcher.
-            environment: variables for them.
+            environment: variables for the processes.
             on_iteration: called with 'train' or 'test', the iteration, of how many, and the loss.
 
         Raises:
-            Failed: of the training or the test.
+            Failed: of the training or the test, or another process is at it.
         """
+        try:
+            with FileLock(self.work_dir / 'lock', timeout=0):
+                if not self.is_done():
+                    self._train_and_test(environment, on_iteration)
+        except Timeout as error:
+            raise Failed(f'{self.work_dir}: another process is training it') from error
+
+    def _train_and_test(self, environment: dict[str, str], on_iteration: Callable) -> None:
+        processes = self.comparison.processes
         common = ['--work-dir', str(self.work_dir)]
         if self.comparison.words:
             common += ['--cfg-options', *self.comparison.words]
@@ -180,34 +198,47 @@ class Run:
         megabytes = run('train', *resume)
         started = read_json(self._started)
         write_json(self._started, dict(started, megabytes=max(megabytes, started['megabytes'])))
-        checkpoint = checkpoints_in(str(self.work_dir), hook).usable
-        if checkpoint is None:
+        run('test', self._last_checkpoint(hook), '--out', str(self.predictions))
+        self._keep(environment)
+
+    def _last_checkpoint(self, hook: dict | None) -> str:
+        """Of the end of the training, and no other."""
+        found = checkpoints_in(str(self.work_dir), hook)
+        for path, why in found.damaged.items():
+            raise Failed(f'checkpoint {path}: {why}')
+        if found.usable is None:
             raise Failed(
                 f'{self.work_dir}: the training wrote no checkpoint: is there a CheckpointHook with save_last?'
             )
-        run('test', checkpoint, '--out', str(self.predictions))
-        self._keep(processes)
+        last = self.comparison.config.train_cfg.get('max_iters')
+        if last is not None and Path(found.usable).is_file():  # a sharded one is a folder
+            step = CheckpointLoader.load_checkpoint(found.usable, map_location='cpu')['meta']['iter']
+            if step != last:
+                raise Failed(
+                    f'{found.usable} is of iteration {step}, not of {last}: is there a CheckpointHook with save_last?'
+                )
+        return found.usable
 
-    def _keep(self, processes: int) -> None:
+    def _keep(self, environment: dict[str, str]) -> None:
         lines = [
-            json.loads(line)
+            line
             for file in sorted(self.work_dir.glob('*/vis_data/scalars.json'))
-            for line in file.read_text().splitlines()
+            for line in _whole_lines(file.read_text())
         ]
         training = {line['step']: line for line in lines if 'loss' in line}  # of a step done twice, the last
         validation = {line['step']: means for line in lines if (means := _means(line))}
         times = [line['time'] for line in training.values()]
         of_gpu = [line['memory'] for line in training.values() if 'memory' in line]
-        of_process = round(read_json(self._started)['megabytes']) if processes == 1 else None
+        of_process = round(read_json(self._started)['megabytes']) if self.comparison.processes == 1 else None
         content = dict(
             run=self.identity(),
-            environment=_environment(),
+            environment=_environment(environment),
             **read_json(self._confusion),
             training_pixels=load_statistics(self.comparison.labels).pixels.tolist(),
             training=_columns(training, 'loss'),
             validation=_columns(validation, *MEANS),
             seconds_per_iteration=statistics.median(times) if times else None,
-            megabytes=max(of_gpu) if of_gpu else of_process,
+            megabytes=round(max(of_gpu) * _MEBIBYTE) if of_gpu else of_process,
         )
         write_json(self.result_file, content, indent=None)
 
@@ -229,17 +260,6 @@ def check_hard_pixels(config: Config) -> None:
             raise PreflightError(f'{place} ({head.type}) samples no pixels: leave {HARD_PIXELS} out of --losses')
         if head.get('sampler') is not None:
             raise PreflightError(f'{place} has a sampler of its own, as all rows have then: leave {HARD_PIXELS} out')
-
-
-def read_json(file: Path) -> dict:
-    """Raises ValueError, with its name, where a file is cut or none of ours."""
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f'{str(file)!r} cannot be read: {error}') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{str(file)!r} is none of this tool')
-    return content
 
 
 def _head_of(loss: Loss) -> str:
@@ -275,6 +295,22 @@ def _columns(lines: dict[int, dict], *names: str) -> dict[str, list]:
     return dict(step=steps, **{name: [lines[step][name] for step in steps] for name in names})
 
 
-def _environment() -> dict[str, str]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
-    return dict(device=device, torch=torch.__version__, python=platform.python_version(), date=str(date.today()))
+def _whole_lines(text: str) -> Iterator[dict]:
+    """A training that was killed leaves half a line."""
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _environment(variables: dict[str, str]) -> dict[str, str]:
+    of_cpu = dict(device='CPU', threads=variables.get('OMP_NUM_THREADS', '1'))
+    return dict(
+        dict(device=torch.cuda.get_device_name()) if torch.cuda.is_available() else of_cpu,
+        torch=torch.__version__,
+        mmseg=mmseg.__version__,
+        mmseg_wce=mmseg_wce.__version__,
+        Python=platform.python_version(),
+        date=str(date.today()),
+    )
