@@ -1,4 +1,4 @@
-# `make help` lists the targets. Needs Python 3.10 to 3.12 (3.11 is what CI runs) and make; nothing else.
+# `make help` lists the targets. Needs Python 3.10 to 3.12 and make; nothing else.
 SHELL := /bin/sh
 STACK ?= lite
 STACKS := lite full onedl

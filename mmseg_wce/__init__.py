@@ -1,6 +1,6 @@
 """Exact weighted cross-entropy for semantic segmentation.
 
-Importing this package registers the loss, the hooks and the data sets with mmseg where mmseg is installed. Without it,
+Importing this package registers the loss, hooks, data sets and metric with mmseg where mmseg is installed. Without it,
 :mod:`mmseg_wce.functional` and :mod:`mmseg_wce.kernels` work alone and nothing is registered.
 """
 
