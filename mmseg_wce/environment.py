@@ -79,12 +79,9 @@ def _registered() -> str:
 
 def _installed(name: str) -> str:
     """Name and version of every distribution that has this import name."""
-    versions = [(d, _answer(partial(metadata.version, d))) for d in _DISTRIBUTIONS[name] if _is_installed(d)]
-    return ', '.join(f'{distribution} {version}' for distribution, version in versions) or 'not installed'
-
-
-def _is_installed(distribution: str) -> bool:
-    return any(metadata.distributions(name=distribution))
+    found = ((d, installed) for d in _DISTRIBUTIONS[name] for installed in metadata.distributions(name=d))
+    versions = [f'{d} {_answer(partial(getattr, installed, "version"))}' for d, installed in found]
+    return ', '.join(dict.fromkeys(versions)) or 'not installed'
 
 
 def _compiled_ops() -> str:

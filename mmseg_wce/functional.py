@@ -173,6 +173,12 @@ def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothin
 
     Returns:
         (C,): the class weights, or ones without them; None without smoothing.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.functional import smoothing_weight
+        >>> smoothing_weight(torch.zeros(2, 3, 4, 4), None, label_smoothing=0.1)
+        tensor([1., 1., 1.])
     """
     if label_smoothing == 0:
         return None

@@ -181,6 +181,10 @@ def raise_pending(wait: bool = True) -> None:
 
     Raises:
         ValueError: a target of an earlier call held a label outside [0, C) that was not ignored.
+
+    Example:
+        >>> from mmseg_wce.labels import raise_pending
+        >>> raise_pending()  # at the end of a training loop of one's own
     """
     while _pending:
         oldest = _pending[0]

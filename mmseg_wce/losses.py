@@ -118,6 +118,15 @@ class ObservedPixels:
         class_weight: (C,) float32, or None.
         num_classes: C.
         ignore_index: the label that does not count.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.losses import WeightedCrossEntropyLoss
+        >>> loss = WeightedCrossEntropyLoss()
+        >>> loss.observer = lambda pixels: print(pixels.label.tolist(), pixels.correct.tolist())
+        >>> logits = torch.tensor([[2.0, 0.0]]).expand(3, 2).requires_grad_()
+        >>> _ = loss(logits, torch.tensor([0, 1, 255]))
+        [0, 1, 255] [True, False, False]
     """
 
     label: Tensor

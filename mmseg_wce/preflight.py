@@ -77,7 +77,12 @@ def _check_file(path: str, what: str) -> None:
 
 
 def check_work_dir(path: str, option: str = '--work-dir') -> None:
-    """Raise PreflightError where a file stands in the place of the folder for logs and results."""
+    """Raise PreflightError where a file stands in the place of a folder for logs or results.
+
+    Args:
+        path: of the folder, which need not be there.
+        option: of the command line that names it.
+    """
     if osp.exists(path) and not osp.isdir(path):
         raise PreflightError(f'{option} {path!r} is a file, not a folder')
 

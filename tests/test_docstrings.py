@@ -30,10 +30,13 @@ NAMES = public_names()
 MAIN = [
     'functional.weighted_cross_entropy',
     'functional.normalizer',
+    'functional.smoothing_weight',
     'kernels.op.pixel_nll',
     'labels.valid_pixels',
     'labels.explain',
+    'labels.raise_pending',
     'losses.WeightedCrossEntropyLoss',
+    'losses.ObservedPixels',
     'fusion.FusedLossHook',
     'fusion.fuse_decode_heads',
     'hooks.label_check.LabelCheckHook',

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from mmseg.registry import DATASETS
+from mmseg_wce.label_files.listing import is_loading
 from PIL import Image
 
 IGNORED = 255
@@ -15,7 +16,7 @@ STYLE = {'font.family': 'DejaVu Sans', 'hatch.color': '0.75', 'hatch.linewidth':
 
 def labels_of(dataset: dict):
     """The data set with label maps as the loss gets them, (H, W), through the config's own ``LoadAnnotations``."""
-    load = next(step for step in dataset.pipeline if step.type == 'LoadAnnotations')
+    load = next(step for step in dataset.pipeline if is_loading(step.type))
     return DATASETS.build({**dataset, 'pipeline': [load]})
 
 
