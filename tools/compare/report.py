@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from marked_tables import markdown
+from painting import shrink
 
 from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
 from compare.results import ConfigResults, agreed_sign, load_results, shared_seeds
@@ -59,6 +60,7 @@ def _pictures(folder: Path, comparison: Comparison, runs: Sequence[Run], results
     def add(name: str, draw, *arguments) -> None:
         path = folder / f'{name}.png'
         if draw(path, *arguments) is not False:
+            shrink(path)
             drawn[name] = 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
 
     add('means', draw_means, results)
@@ -86,6 +88,7 @@ def _rows(results: ConfigResults) -> list[dict]:
             difference = None if is_base else results.difference(loss, key)
             row[key] = dict(mean=values.mean(), spread=_spread(values), difference=_difference(difference))
         row['rarest'] = outcome.mean_iou_of(results.rarest_third).mean()
+        row['shared'] = 0 if is_base else len(shared_seeds(outcome, results.base))
         row['better'] = [] if is_base else results.always(loss, 'iou', +1)
         row['worse'] = [] if is_base else results.always(loss, 'iou', -1)
         row['seconds'] = _least(run['seconds_per_iteration'] for run in outcome.runs)

@@ -13,12 +13,13 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
-from painting import IGNORED, STYLE, colors_of, frame, labels_of, patches, plain, show_labels, shrink
+from painting import IGNORED, STYLE, colors_of, frame, labels_of, patches, plain, show_labels
 
 from compare.results import ConfigResults
 from compare.runs import Comparison, Run
 
 RAREST = 4
+WIDEST = 3.2  # inches of an image
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,11 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
     plt.rcParams.update({**STYLE, 'font.size': 9})
     columns = 2 + len(runs)
     ratio = 1 if zoomed else chosen[0].label.shape[0] / chosen[0].label.shape[1]
+    width = min(16 / columns, WIDEST)
     figure, axes = plt.subplots(
         len(chosen),
         columns,
-        figsize=(16, 0.9 + 16 / columns * ratio * len(chosen)),
+        figsize=(columns * width, 0.9 + width * ratio * len(chosen)),
         squeeze=False,
         layout='constrained',
     )
@@ -136,7 +138,6 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
     figure.legend(handles=handles, loc='outside lower center', ncols=12, frameon=False, handlelength=1.2)
     figure.savefig(path, dpi=110, facecolor='white')
     plt.close(figure)
-    shrink(path)
     return True
 
 
