@@ -110,7 +110,7 @@ def draw_changes(path: Path, results: ConfigResults) -> bool:
             for column, (points, agreed) in enumerate(zip(mean[row], agreed_sign(change), strict=True)):
                 if np.isnan(points):  # no seed has a value
                     continue
-                ink = 'white' if abs(points) > 13 else '0.1' if agreed else '0.4'
+                ink = 'white' if abs(points) > 11 else '0.1' if agreed or abs(points) > 5 else '0.4'
                 weight = 'bold' if agreed else 'normal'
                 axis.text(
                     column, row, f'{points:+.1f}', ha='center', va='center', fontsize=10, weight=weight, color=ink
