@@ -151,6 +151,8 @@ def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
         try:
             for future in as_completed(futures):
                 if error := future.exception():
+                    if not isinstance(error, Exception):
+                        raise error
                     what = str(error) if isinstance(error, Failed) else in_one_line(error)
                     failures.append(f'{futures[future].name}: {what}')
                     console.print(failures[-1], markup=False, highlight=False, soft_wrap=True)

@@ -212,7 +212,7 @@ class Run:
             )
         last = self.comparison.config.train_cfg.get('max_iters')
         if last is not None and Path(found.usable).is_file():  # a sharded one is a folder
-            step = CheckpointLoader.load_checkpoint(found.usable, map_location='cpu')['meta']['iter']
+            step = CheckpointLoader.load_checkpoint(found.usable, 'cpu', logger='silent')['meta']['iter']
             if step != last:
                 raise Failed(
                     f'{found.usable} is of iteration {step}, not of {last}: is there a CheckpointHook with save_last?'
