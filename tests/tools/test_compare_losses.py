@@ -122,7 +122,7 @@ def test_only_the_losses_on_pixels_change(a_run, loss):
     assert found.model == config.model
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_goes_on_where_it_stopped(compare, demo_folder, capsys, monkeypatch):
     from compare.runs import Run
 
