@@ -20,6 +20,7 @@ from queue import SimpleQueue
 
 import mmseg_wce  # noqa: F401  (registers the losses, and makes the stack work on today's PyTorch)
 import torch
+from base_configs import check_style, named
 from compare.report import write_report
 from compare.runs import (
     BUILT_IN,
@@ -32,7 +33,6 @@ from compare.runs import (
     check_hard_pixels,
     losses_on_pixels,
 )
-from convert_config import check_style, named
 from label_arguments import print_failures, scan_with_progress
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import save_statistics

@@ -92,20 +92,3 @@ def _stays(head: ConfigDict, loss: ConfigDict) -> str:
 
 def _one_channel(head: ConfigDict) -> str:
     return 'one channel is no softmax' if (head.get('out_channels') or head.get('num_classes')) == 1 else ''
-
-
-def header(base: str, config: Config) -> list[str]:
-    """First lines of a config over another, whose ``model`` the next ones change."""
-    imports = config.get('custom_imports', {})
-    names = [name for name in imported(imports) if name != 'mmseg_wce']
-    options = ''.join(f', {key}={value!r}' for key, value in imports.items() if key != 'imports')
-    return [
-        f'_base_ = {base!r}',
-        f'custom_imports = dict(imports={[*names, "mmseg_wce"]!r}{options})',
-        'model = _base_.model',
-    ]
-
-
-def imported(imports: ConfigDict) -> list[str]:
-    names = imports.get('imports', [])
-    return [names] if isinstance(names, str) else list(names)

@@ -9,19 +9,16 @@ import os
 import sys
 import warnings
 from collections import Counter
-from fnmatch import fnmatch
 from pathlib import Path
 
-import mmseg
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
-from config_losses import OURS, Loss, header, imported, losses
+from base_configs import check_style, header, imported, named
+from config_losses import OURS, Loss, losses
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 from mmseg_wce.preflight import PreflightError, load_config
 from rich.console import Console
 from rich.progress import track
-
-SHIPPED = Path(mmseg.__file__).parent / '.mim/configs'
 
 
 def converted(base: str, config: Config, found: list[Loss]) -> str:
@@ -32,18 +29,6 @@ def converted(base: str, config: Config, found: list[Loss]) -> str:
             by_default = loss.type == "mmseg's default"
             lines.append(f'{loss.place} = dict(type={OURS!r})' if by_default else f'{loss.place}.type = {OURS!r}')
     return '\n'.join(lines) + '\n'
-
-
-def named(pattern: str) -> list[tuple[str, Path]]:
-    """Configs by their name for ``_base_`` and their file; those of mmseg by a pattern, ``.py`` or not."""
-    if not pattern.startswith('mmseg::'):
-        return [(pattern, Path(pattern))]
-    wanted = pattern.removeprefix('mmseg::')
-    names = sorted(path.relative_to(SHIPPED).as_posix() for path in SHIPPED.glob('[!_]*/*.py'))
-    found = [name for name in names if wanted in (name, name.removesuffix('.py')) or fnmatch(name, wanted)]
-    if not found:
-        raise PreflightError(f'mmseg ships no config {wanted!r} (looked in {SHIPPED})')
-    return [(f'mmseg::{name}', SHIPPED / name) for name in found]
 
 
 def planned(patterns: list[str], out: Path) -> list[tuple[str, Path, Path]]:
@@ -95,14 +80,6 @@ def convert(base: str, file: Path, out: Path) -> list[Loss]:
     finally:
         draft.unlink(missing_ok=True)
     return found
-
-
-def check_style(file: Path) -> None:
-    """Raise PreflightError where a config is one that no file with ``_base_`` can inherit from."""
-    if Config._is_lazy_import(str(file)):
-        raise PreflightError(
-            f'config file {str(file)!r} is of the new style (imports, read_base()): change its losses there'
-        )
 
 
 def _import_what_can_be(config: Config) -> None:

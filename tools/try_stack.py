@@ -17,7 +17,8 @@ from pathlib import Path
 import mmseg
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 import torch
-from convert_config import SHIPPED, convert
+from base_configs import SHIPPED
+from convert_config import convert
 from marked_tables import Table, markdown, record
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm

@@ -1,5 +1,7 @@
 from functools import cache
+from pathlib import Path
 
+import mmseg
 import pytest
 from mmengine.config import Config, utils
 from mmengine.registry import init_default_scope
@@ -8,6 +10,7 @@ from mmseg_wce.head_losses import _Fused
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 
 OURS = 'WeightedCrossEntropyLoss'
+SHIPPED = Path(mmseg.__file__).parent / '.mim/configs'
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_two_heads(tool, tmp_path, capsys):
 def test_lists_and_losses_that_stay(tool, name, before, after):
     assert tool.main([f'mmseg::{name}.py', '--out', 'mine.py']) == 0
 
-    old, new = Config.fromfile(tool.SHIPPED / f'{name}.py'), Config.fromfile('mine.py')
+    old, new = Config.fromfile(SHIPPED / f'{name}.py'), Config.fromfile('mine.py')
     assert types(old.model) == before
     assert types(new.model) == after
 
@@ -89,9 +92,9 @@ def differences(old, new, place=''):
 
 
 @pytest.mark.heavy
-def test_every_ade20k_config_of_mmseg(tool, root, tmp_path, capsys, monkeypatch):
+def test_every_ade20k_config_of_mmseg(tool, import_tool, root, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(utils, 'load', cache(utils.load))  # mmengine reads every index of models for every config
-    names = sorted(name for name, _ in tool.named('mmseg::*ade20k*'))
+    names = sorted(name for name, _ in import_tool('base_configs').named('mmseg::*ade20k*'))
 
     assert tool.main(['mmseg::*ade20k*', '--out', 'converted']) == 0
 
@@ -101,7 +104,7 @@ def test_every_ade20k_config_of_mmseg(tool, root, tmp_path, capsys, monkeypatch)
     assert f'{len(written)} of {len(names)} configs written' in summary
     replaced = 0
     for name in names:
-        file = tool.SHIPPED / name.removeprefix('mmseg::')
+        file = SHIPPED / name.removeprefix('mmseg::')
         old = Config.fromfile(file, import_custom_modules=False)
         if file.name not in written:
             assert f'nothing to replace in {name}' in summary
@@ -136,7 +139,7 @@ def test_a_sample_trains_converted_and_fused(tool, import_tool, tmp_path, monkey
         return value(self, loss, *args, **options)
 
     monkeypatch.setattr(_Fused, 'value', watched)
-    tool.convert(f'mmseg::{file.relative_to(tool.SHIPPED)}', file, tmp_path / 'mine.py')
+    tool.convert(f'mmseg::{file.relative_to(SHIPPED)}', file, tmp_path / 'mine.py')
 
     trial.an_iteration(Config.fromfile(tmp_path / 'mine.py'), size=64, fuse=True)
 
@@ -146,7 +149,7 @@ def test_a_sample_trains_converted_and_fused(tool, import_tool, tmp_path, monkey
 def test_upernet_convnext(tool, import_tool, tmp_path):
     pytest.importorskip('mmpretrain.models', reason='mmpretrain is not installed', exc_type=ImportError)
     name = 'convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'
-    tool.convert(f'mmseg::{name}', tool.SHIPPED / name, tmp_path / 'mine.py')
+    tool.convert(f'mmseg::{name}', SHIPPED / name, tmp_path / 'mine.py')
 
     config = Config.fromfile(tmp_path / 'mine.py')  # imports mmpretrain.models and mmseg_wce
     import_tool('try_stack').an_iteration(config, size=64, fuse=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 import mmseg
 import mmseg_wce
 import torch
-from config_losses import ALREADY_OURS, OURS, Loss, header, losses
+from base_configs import header
+from config_losses import ALREADY_OURS, OURS, Loss, losses
 from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
