@@ -188,12 +188,28 @@ def test_figures_by_hand(a_run):
     np.testing.assert_allclose(base.means['aAcc'], [100 * 141 / 160] * 2)
     np.testing.assert_allclose(base.mean_iou_of(found.rarest_third), [10, 10])
     np.testing.assert_allclose(found.difference('enet', 'accuracy')[0], [-5, 0, 70])
-    assert [name for name, _ in found.always('enet', 'accuracy', +1)] == ['flag']
-    assert found.always('enet', 'accuracy', -1) == [('sky', pytest.approx(-5))]
+    assert [name for name, _ in found.classes_apart('enet', 'accuracy', +1)] == ['flag']
+    assert found.classes_apart('enet', 'accuracy', -1) == [('sky', pytest.approx(-5))]
+
+
+def test_apart_is_what_is_beyond_every_training_without_weights(a_run):
+    """Flags are found in all of one loss and in one without weights; road is worse than in any."""
+    runs = [a_run(loss, seed) for loss in ('built_in', 'unweighted', 'enet') for seed in (0, 1)]
+    road_worse = FLAGS_FOUND - [[0, 0, 0], [-5, 5, 0], [0, 0, 0]]
+    for run in runs:
+        write(run, road_worse if run.loss == 'enet' else BASE)
+    assert load(*runs).apart('enet', 'accuracy').tolist() == [-1, -1, 1]
+
+    write(a_run('unweighted', 1), FLAGS_FOUND)
+
+    found = load(*runs)
+    assert found.apart('enet', 'accuracy').tolist() == [0, -1, 0]
+    assert found.apart('enet', 'mAcc') == 0
+    assert found.apart('unweighted', 'accuracy').tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(('seeds', 'shared'), [((0, 1), 1), ((1, 2), 0)])
-def test_one_seed_agrees_with_nobody_and_other_seeds_are_not_compared(a_run, seeds, shared):
+def test_one_training_is_apart_from_nothing_and_other_seeds_are_not_compared(a_run, seeds, shared):
     runs = [a_run('built_in', 0), *(a_run('enet', seed) for seed in seeds)]
     for run in runs:
         write(run, FLAGS_FOUND)
@@ -201,7 +217,7 @@ def test_one_seed_agrees_with_nobody_and_other_seeds_are_not_compared(a_run, see
     found = load(*runs)
 
     assert len(found.difference('enet', 'iou')) == shared
-    assert found.always('enet', 'accuracy', +1) == []
+    assert found.classes_apart('enet', 'accuracy', +1) == []
 
 
 def test_a_class_that_never_occurs_has_no_figure_and_spoils_no_mean(a_run):
@@ -245,7 +261,7 @@ def test_names_cannot_do_anything_in_the_page(a_run, compare, demo_folder, names
 
     page = (demo_folder / FOLDER).parent.joinpath('report.html').read_text()
     assert '<script' not in page
-    for name in (names[0], names[2]):  # worse, and better, from both seeds
+    for name in (names[0], names[2]):  # worse, and better, in both trainings
         assert page.count(f'{html.escape(name)}&nbsp;<small>') == 1
     assert page.count('<img src=') == 7  # no agreement
 
@@ -279,6 +295,26 @@ def test_summary_by_hand(a_run, compare, demo_folder):
         '| `enet` | 2 | 73.2 ± 0.0, +7.6 | 88.3 ± 0.0, +10.8 | 89.4 ± 0.0, +0.6 | 53.3 |',
         '| `hard_pixels` | 2 | 48.1 ± 0.0, **-17.5** | 60.0 ± 0.0, **-17.5** | 81.2 ± 0.0, **-7.5** | 0.0 |',
     ]
+
+
+def test_what_is_published_is_of_todays_configs_and_says_what_was_found(tool, root, import_tool):
+    from compare.report import _rows, _table
+    from compare.runs import Comparison, Run
+
+    published, every = root / 'docs/comparison', []
+    read_table = import_tool('marked_tables').read_table
+    for name in ('fast_scnn_1xb8-2k_camvid-176x240', 'fpn_r18_1xb8-2k_camvid-176x240'):
+        config = root / f'configs/camvid/{name}.py'
+        comparison = Comparison('', config, Config.fromfile(config), Path('nowhere'), published)
+        runs = [Run(comparison, loss, seed) for loss in tool.DEFAULT for seed in (0, 1, 2)]
+
+        assert all(run.is_done() for run in runs)  # raises where the config has changed
+
+        every += [run.result_file for run in runs]
+        table = _table(_rows(load(*runs)))
+        assert '\n'.join([f'## {name}', '', *table, '']) in (published / 'summary.md').read_text()
+        assert read_table(root / 'docs/comparison.md', name) == table
+    assert sorted(published.glob('*/*.json')) == sorted(every)
 
 
 @pytest.mark.parametrize('classes', [1, 150])

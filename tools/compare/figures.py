@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from painting import plain
 
-from compare.results import MOST_NAMED, ConfigResults, agreed_sign, shared_seeds
+from compare.results import MOST_NAMED, ConfigResults, shared_seeds
 from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
 
 COLORS = {
@@ -92,7 +92,7 @@ def draw_classes(path: Path, results: ConfigResults) -> None:
 
 
 def draw_changes(path: Path, results: ConfigResults) -> bool:
-    """What became better and worse, in points; bold where every seed agrees.
+    """What became better and worse, in points; bold where all trainings are apart from those without weights.
 
     Returns:
         Whether there is anything to compare.
@@ -106,17 +106,18 @@ def draw_changes(path: Path, results: ConfigResults) -> bool:
         changes = [results.difference(loss, key)[:, results.shown] for loss in losses]
         mean = np.array([_mean_and_spread(change)[0] for change in changes])
         picture = axis.imshow(mean, cmap='RdBu', vmin=-20, vmax=20, aspect='auto')
-        for row, change in enumerate(changes):
-            for column, (points, agreed) in enumerate(zip(mean[row], agreed_sign(change), strict=True)):
+        for row, loss in enumerate(losses):
+            apart = results.apart(loss, key)[results.shown]
+            for column, (points, sure) in enumerate(zip(mean[row], apart, strict=True)):
                 if np.isnan(points):  # no seed has a value
                     continue
-                ink = 'white' if abs(points) > 11 else '0.1' if agreed or abs(points) > 5 else '0.4'
-                weight = 'bold' if agreed else 'normal'
+                ink = 'white' if abs(points) > 11 else '0.1' if sure or abs(points) > 5 else '0.4'
+                weight = 'bold' if sure else 'normal'
                 axis.text(
                     column, row, f'{points:+.1f}', ha='center', va='center', fontsize=10, weight=weight, color=ink
                 )
         axis.set_yticks(range(len(losses)), losses)
-        axis.set_title(f'{title}, points above {results.base.loss}; bold where every seed agrees')
+        axis.set_title(f'{title}, points above {results.base.loss}; bold: beyond every training without weights')
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     axes[-1].set_xticks(range(len(results.shown)), _ticks(results), rotation=_turn(results), ha='right')

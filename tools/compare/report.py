@@ -10,7 +10,7 @@ from marked_tables import markdown
 from painting import shrink
 
 from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
-from compare.results import ConfigResults, agreed_sign, load_results, shared_seeds
+from compare.results import ConfigResults, load_results, shared_seeds
 from compare.runs import NON_IGNORE, UNWEIGHTED, Comparison, Run
 from compare.scenes import draw_scenes, keep_predictions, scenes
 
@@ -86,11 +86,11 @@ def _rows(results: ConfigResults) -> list[dict]:
         row = dict(loss=loss, seeds=outcome.seeds, is_base=is_base)
         for key, values in outcome.means.items():
             difference = None if is_base else results.difference(loss, key)
-            row[key] = dict(mean=values.mean(), spread=_spread(values), difference=_difference(difference))
+            row[key] = dict(mean=values.mean(), spread=_spread(values), difference=_mean(difference))
+            row[key]['apart'] = bool(results.apart(loss, key))
         row['rarest'] = outcome.mean_iou_of(results.rarest_third).mean()
-        row['shared'] = 0 if is_base else len(shared_seeds(outcome, results.base))
-        row['better'] = [] if is_base else results.always(loss, 'iou', +1)
-        row['worse'] = [] if is_base else results.always(loss, 'iou', -1)
+        row['better'] = results.classes_apart(loss, 'iou', +1)
+        row['worse'] = results.classes_apart(loss, 'iou', -1)
         row['seconds'] = _least(run['seconds_per_iteration'] for run in outcome.runs)
         row['megabytes'] = _least(run['megabytes'] for run in outcome.runs)
         rows.append(row)
@@ -107,8 +107,8 @@ def _table(rows: list[dict]) -> list[str]:
             if spread is not None:
                 cell += f' ± {spread:.1f}'
             if difference is not None:
-                points = f'{difference["mean"]:+.1f}'
-                cell += f', **{points}**' if difference['agree'] else f', {points}'
+                points = f'{difference:+.1f}'
+                cell += f', **{points}**' if row[key]['apart'] else f', {points}'
             cells.append(cell)
         lines.append([*cells, f'{row["rarest"]:.1f}'])
     return markdown(['loss', 'seeds', 'mIoU', 'mAcc', 'aAcc', 'IoU, rarest third'], lines)
@@ -134,11 +134,9 @@ def _spread(values: np.ndarray) -> float | None:
     return values.std(ddof=1) if len(values) > 1 else None
 
 
-def _difference(values: np.ndarray | None) -> dict | None:
-    """To the base, of the same seeds; whether all agree on its sign."""
-    if values is None or len(values) == 0:
-        return None
-    return dict(mean=values.mean(), agree=bool(agreed_sign(values)))
+def _mean(differences: np.ndarray | None) -> float | None:
+    """Of differences to the base, where there are any."""
+    return None if differences is None or len(differences) == 0 else differences.mean()
 
 
 def _least(values) -> float | None:

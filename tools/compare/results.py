@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from mmseg_wce.json_files import read_json
 
-from compare.runs import BUILT_IN, NAMES, Run
+from compare.runs import BUILT_IN, NAMES, NON_IGNORE, UNWEIGHTED, Run
 
+WITHOUT_WEIGHTS = (BUILT_IN, NON_IGNORE, UNWEIGHTED)
 MOST_NAMED = 40
 
 
@@ -116,24 +117,28 @@ class ConfigResults:
         seeds = shared_seeds(outcome, base)
         return outcome.of(seeds, _figure(outcome, figure)) - base.of(seeds, _figure(base, figure))
 
-    def always(self, loss: str, figure: str, sign: int) -> list[tuple[str, float]]:
-        """Classes whose figure is higher (or lower) than the base's from every seed, and by how much, most first."""
-        difference = self.difference(loss, figure)
-        agreed = agreed_sign(difference)
-        mean = difference.mean(0) if len(difference) else np.zeros(len(self.classes))
-        return [(self.classes[c], mean[c]) for c in np.argsort(-sign * mean) if agreed[c] == sign]
+    def apart(self, loss: str, figure: str) -> np.ndarray:
+        """1 where every training is above all those without weights, -1 where every one is below, else 0.
+
+        Those without weights are up to three losses that hardly differ: how far their trainings spread is noise. Of a
+        loss with three trainings one figure in 110 would be apart from nine by chance, and one in 10 from three.
+        """
+        without = [_figure(self.outcomes[name], figure) for name in WITHOUT_WEIGHTS if name in self.outcomes]
+        band, values = np.concatenate(without or [_figure(self.base, figure)]), _figure(self.outcomes[loss], figure)
+        if loss in (*WITHOUT_WEIGHTS, self.base.loss) or len(values) < 2 or len(band) < 2:
+            return np.zeros(values.shape[1:], int)
+        return (values.min(0) > band.max(0)).astype(int) - (values.max(0) < band.min(0))
+
+    def classes_apart(self, loss: str, figure: str, sign: int) -> list[tuple[str, float]]:
+        """Those above all trainings without weights (or below), and their difference to the base, most first."""
+        difference, apart = self.difference(loss, figure), self.apart(loss, figure)
+        mean = difference.mean(0) if len(difference) else np.full(len(self.classes), np.nan)
+        return [(self.classes[c], mean[c]) for c in np.argsort(-sign * mean) if apart[c] == sign]
 
 
 def shared_seeds(a: Outcome, b: Outcome) -> list[int]:
     """From which both were trained."""
     return [seed for seed in a.seeds if seed in b.seeds]
-
-
-def agreed_sign(differences: np.ndarray) -> np.ndarray:
-    """-1 or 1 where all seeds, the first axis, agree on the sign, and there are several; else 0."""
-    if len(differences) < 2:
-        return np.zeros(differences.shape[1:], int)
-    return (differences > 0).all(0).astype(int) - (differences < 0).all(0)
 
 
 def _figure(outcome: Outcome, figure: str) -> np.ndarray:
