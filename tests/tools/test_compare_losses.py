@@ -179,6 +179,7 @@ def test_figures_by_hand(a_run):
     found = load(*runs)
 
     assert list(found.outcomes) == ['built_in', 'enet']
+    assert found.outcomes['enet'].last_validation.tolist() == [1, 1]
     assert found.share.tolist() == [0.6, 0.3, 0.1]
     base = found.outcomes['built_in']
     assert base.seeds == [0, 1]
@@ -188,36 +189,61 @@ def test_figures_by_hand(a_run):
     np.testing.assert_allclose(base.means['aAcc'], [100 * 141 / 160] * 2)
     np.testing.assert_allclose(base.mean_iou_of(found.rarest_third), [10, 10])
     np.testing.assert_allclose(found.difference('enet', 'accuracy')[0], [-5, 0, 70])
-    assert [name for name, _ in found.classes_apart('enet', 'accuracy', +1)] == ['flag']
-    assert found.classes_apart('enet', 'accuracy', -1) == [('sky', pytest.approx(-5))]
 
 
 def test_apart_is_what_is_beyond_every_training_without_weights(a_run):
-    """Flags are found in all of one loss and in one without weights; road is worse than in any."""
-    runs = [a_run(loss, seed) for loss in ('built_in', 'unweighted', 'enet') for seed in (0, 1)]
-    road_worse = FLAGS_FOUND - [[0, 0, 0], [-5, 5, 0], [0, 0, 0]]
+    """Flags are found by all of one loss, and by one training of any that has no weights; road is worse than in any."""
+    losses = 'built_in', 'built_in_avg_non_ignore', 'unweighted', 'enet', 'hard_pixels'
+    runs = [a_run(loss, seed) for loss in losses for seed in (0, 1, 2)]
+    road_worse = np.add(FLAGS_FOUND, [[0, 0, 0], [5, -5, 0], [0, 0, 0]])
     for run in runs:
-        write(run, road_worse if run.loss == 'enet' else BASE)
-    assert load(*runs).apart('enet', 'accuracy').tolist() == [-1, -1, 1]
-
-    write(a_run('unweighted', 1), FLAGS_FOUND)
-
+        write(run, road_worse if run.loss in ('enet', 'hard_pixels') else BASE)
     found = load(*runs)
-    assert found.apart('enet', 'accuracy').tolist() == [0, -1, 0]
-    assert found.apart('enet', 'mAcc') == 0
-    assert found.apart('unweighted', 'accuracy').tolist() == [0, 0, 0]
+    assert found.apart('enet', 'accuracy').tolist() == [-1, -1, 1]
+    assert found.classes_apart('enet', 'accuracy', +1) == [('flag', pytest.approx(70))]
+    assert [name for name, _ in found.classes_apart('enet', 'accuracy', -1)] == ['road', 'sky']
+    assert found.apart('enet', 'mAcc') == 1
+
+    for loss in losses[:3]:
+        write(a_run(loss, 1), FLAGS_FOUND)
+        found = load(*runs)
+        assert found.apart('enet', 'accuracy').tolist() == [0, -1, 0]
+        assert found.apart('enet', 'mAcc') == 0
+        assert found.apart(loss, 'accuracy').tolist() == [0, 0, 0]
+        write(a_run(loss, 1), BASE)
 
 
-@pytest.mark.parametrize(('seeds', 'shared'), [((0, 1), 1), ((1, 2), 0)])
-def test_one_training_is_apart_from_nothing_and_other_seeds_are_not_compared(a_run, seeds, shared):
-    runs = [a_run('built_in', 0), *(a_run('enet', seed) for seed in seeds)]
+@pytest.mark.parametrize(('without', 'apart'), [([], 0), (['built_in'], 0), (['built_in', 'unweighted'], 1)])
+def test_few_trainings_are_apart_from_nothing(a_run, without, apart):
+    """Three are from three in one of ten figures by chance, from six in one of 42."""
+    runs = [a_run(loss, seed) for loss in (*without, 'enet', 'median_frequency') for seed in (0, 1, 2)]
     for run in runs:
-        write(run, FLAGS_FOUND)
+        write(run, BASE if run.loss in without else FLAGS_FOUND if run.loss == 'enet' else BASE[::-1])
+
+    assert load(*runs).apart('enet', 'accuracy').tolist() == [-apart, 0, apart]
+
+
+def test_a_figure_that_a_training_lacks_is_apart_from_nothing(a_run):
+    runs = [a_run(loss, seed) for loss in ('built_in', 'unweighted', 'enet') for seed in (0, 1, 2)]
+    for run in runs:
+        write(run, FLAGS_FOUND if run.loss == 'enet' else BASE)
+    write(runs[0], [[90, 10, 0], [0, 50, 0], [5, 5, 0]])  # flag is never predicted
+
+    assert load(*runs).apart('enet', 'precision')[2] == 0
+    assert load(*runs).apart('enet', 'accuracy')[2] == 1
+
+
+@pytest.mark.parametrize(('seeds', 'shared'), [((7, 8, 9), 1), ((8, 9, 10), 0)])
+def test_other_seeds_are_not_compared(a_run, seeds, shared):
+    runs = [*(a_run('built_in', seed) for seed in range(8)), *(a_run('enet', seed) for seed in seeds)]
+    for run in runs:
+        write(run, FLAGS_FOUND if run.loss == 'enet' else BASE)
 
     found = load(*runs)
 
     assert len(found.difference('enet', 'iou')) == shared
-    assert found.classes_apart('enet', 'accuracy', +1) == []
+    assert found.apart('enet', 'accuracy').tolist() == [-1, 0, 1]
+    assert [name for name, _ in found.classes_apart('enet', 'accuracy', +1)] == ['flag'] * shared
 
 
 def test_a_class_that_never_occurs_has_no_figure_and_spoils_no_mean(a_run):
@@ -250,19 +276,21 @@ def test_curves_have_the_steps_that_every_seed_has(a_run):
 def test_names_cannot_do_anything_in_the_page(a_run, compare, demo_folder, names):
     """Nor in pictures; a loss that is not finite or was never logged spoils none either."""
     odd = dict(training=dict(step=[1], loss=[float('nan')]), validation=dict(step=[], mIoU=[], mAcc=[], aAcc=[]))
-    runs = [a_run(loss, seed) for loss in ('built_in', 'enet') for seed in (0, 1)]
+    losses, seeds = ('built_in', 'unweighted', 'enet'), ('0', '1', '2')
+    runs = [a_run(loss, int(seed)) for loss in losses for seed in seeds]
     for run in runs:
-        write(run, BASE if run.loss == 'built_in' else FLAGS_FOUND, names, **odd)
+        write(run, FLAGS_FOUND if run.loss == 'enet' else BASE, names, **odd)
         run.predictions.mkdir(parents=True)
         for scene in (demo_folder / 'data/demo_scenes/annotations/validation').iterdir():
             cv2.imwrite(str(run.predictions / scene.name), np.zeros((192, 256), np.uint8))
 
-    assert compare('--report', losses=['built_in', 'enet'], seeds=('0', '1')) == 0
+    assert compare('--report', losses=losses, seeds=seeds) == 0
 
     page = (demo_folder / FOLDER).parent.joinpath('report.html').read_text()
     assert '<script' not in page
-    for name in (names[0], names[2]):  # worse, and better, in both trainings
+    for name in (names[0], names[2]):  # worse, and better, in all trainings
         assert page.count(f'{html.escape(name)}&nbsp;<small>') == 1
+    assert page.count('class="apart">+') == 3  # all means
     assert page.count('<img src=') == 7  # no agreement
 
 
@@ -281,20 +309,26 @@ def test_the_page_says_where_and_how_far_both_agree(a_run, compare, demo_folder)
 
 
 def test_summary_by_hand(a_run, compare, demo_folder):
-    for loss, seed, confusion in (('built_in', 0, BASE), ('enet', 0, FLAGS_FOUND), ('enet', 1, FLAGS_FOUND)):
-        write(a_run(loss, seed), confusion)
-    write(a_run('built_in', 1), FLAGS_FOUND)
-    for seed in (0, 1):
-        write(a_run('hard_pixels', seed), [[80, 20, 0], [0, 50, 0], [10, 0, 0]])
+    losses, never_flags = ('built_in', 'unweighted', 'enet', 'hard_pixels'), [[80, 20, 0], [0, 50, 0], [10, 0, 0]]
+    validated = dict(step=[1, 2], mIoU=[9.0, 60.0], mAcc=[0.0, 0.0], aAcc=[0.0, 0.0])
+    for seed in (0, 1, 2):
+        write(a_run('built_in', seed), BASE if seed < 2 else FLAGS_FOUND)
+        write(a_run('unweighted', seed), BASE)
+        write(a_run('enet', seed), FLAGS_FOUND, validation=validated)
+        write(a_run('hard_pixels', seed), never_flags)
 
-    assert compare('--report', losses=('built_in', 'enet', 'hard_pixels'), seeds=('0', '1')) == 0
+    assert compare('--report', losses=losses, seeds=('0', '1', '2')) == 0
 
-    lines = (demo_folder / FOLDER).parent.joinpath('summary.md').read_text().splitlines()
-    assert lines[-3:] == [
-        '| `built_in` | 2 | 65.5 ± 10.8 | 77.5 ± 15.3 | 88.8 ± 0.9 | 31.7 |',
-        '| `enet` | 2 | 73.2 ± 0.0, +7.6 | 88.3 ± 0.0, +10.8 | 89.4 ± 0.0, +0.6 | 53.3 |',
-        '| `hard_pixels` | 2 | 48.1 ± 0.0, **-17.5** | 60.0 ± 0.0, **-17.5** | 81.2 ± 0.0, **-7.5** | 0.0 |',
+    text = (demo_folder / FOLDER).parent.joinpath('summary.md').read_text()
+    assert [line for line in text.splitlines() if re.match(r'\| `\w+` \| 3', line)] == [
+        '| `built_in` | 3 | 63.0 ± 8.8 | 73.9 ± 12.5 | 88.5 ± 0.7 | 24.4 | 1.0 |',
+        '| `unweighted` | 3 | 57.9 ± 0.0, -5.1 | 66.7 ± 0.0, -7.2 | 88.1 ± 0.0, -0.4 | 10.0 | 1.0 |',
+        '| `enet` | 3 | 73.2 ± 0.0, +10.1 | 88.3 ± 0.0, +14.4 | 89.4 ± 0.0, +0.8 | 53.3 | **60.0** |',
+        '| `hard_pixels` | 3 | 48.1 ± 0.0, **-15.0** | 60.0 ± 0.0, **-13.9** | 81.2 ± 0.0, **-7.3** | 0.0 | 1.0 |',
     ]
+    assert '| flag | 10 % | 33.3 | 10.0 | 80.0 | 0.0 |' in text.split('### Accuracy')[1]
+    assert '| flag | 10 % |  |' not in text
+    assert re.search(r'\| flag \| 10 % \| [\d.]+ \| 100.0 \| 61.5 \| \|', text.split('### Precision')[1])
 
 
 def test_what_is_published_is_of_todays_configs_and_says_what_was_found(tool, root, import_tool):

@@ -48,7 +48,12 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
     )
     page = out / 'report.html'
     page.write_text(environment.get_template(TEMPLATE.name).render(sections=sections, command=command))
-    parts = [[f'## {section["results"].name}', '', *_table(section['rows']), ''] for section in sections]
+    parts = []
+    for section in sections:
+        results = section['results']
+        parts.append([f'## {results.name}', '', *_table(section['rows']), ''])
+        for figure, title in (('iou', 'IoU'), ('accuracy', 'Accuracy, which is recall'), ('precision', 'Precision')):
+            parts.append([f'### {title} of {results.name}', '', *_class_table(results, figure), ''])
     (out / 'summary.md').write_text('\n'.join(line for part in parts for line in part))
     return page
 
@@ -88,6 +93,9 @@ def _rows(results: ConfigResults) -> list[dict]:
             difference = None if is_base else results.difference(loss, key)
             row[key] = dict(mean=values.mean(), spread=_spread(values), difference=_mean(difference))
             row[key]['apart'] = bool(results.apart(loss, key))
+        validated = outcome.last_validation.mean()
+        row['validation'] = '' if np.isnan(validated) else f'{validated:.1f}'
+        row['validation_apart'] = bool(results.apart(loss, 'last_validation'))
         row['rarest'] = outcome.mean_iou_of(results.rarest_third).mean()
         row['better'] = results.classes_apart(loss, 'iou', +1)
         row['worse'] = results.classes_apart(loss, 'iou', -1)
@@ -110,8 +118,20 @@ def _table(rows: list[dict]) -> list[str]:
                 points = f'{difference:+.1f}'
                 cell += f', **{points}**' if row[key]['apart'] else f', {points}'
             cells.append(cell)
-        lines.append([*cells, f'{row["rarest"]:.1f}'])
-    return markdown(['loss', 'seeds', 'mIoU', 'mAcc', 'aAcc', 'IoU, rarest third'], lines)
+        cells.append(f'{row["rarest"]:.1f}')
+        cells.append(f'**{row["validation"]}**' if row['validation_apart'] else row['validation'])
+        lines.append(cells)
+    return markdown(['loss', 'seeds', 'mIoU', 'mAcc', 'aAcc', 'IoU, rarest third', 'mIoU, validation'], lines)
+
+
+def _class_table(results: ConfigResults, figure: str) -> list[str]:
+    """A figure of every class, most frequent first, and every loss, in Markdown: its mean over the seeds."""
+    means = [getattr(outcome, figure).mean(0) for outcome in results.outcomes.values()]
+    lines = []
+    for c in results.order:
+        cells = ['' if np.isnan(mean[c]) else f'{mean[c]:.1f}' for mean in means]
+        lines.append([results.classes[c].replace('|', '\\|'), f'{100 * results.share[c]:.2g} %', *cells])
+    return markdown(['class', 'of the training pixels', *(f'`{loss}`' for loss in results.outcomes)], lines)
 
 
 def _agreement(results: ConfigResults) -> dict | None:

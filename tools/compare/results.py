@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from compare.runs import BUILT_IN, NAMES, NON_IGNORE, UNWEIGHTED, Run
 
 WITHOUT_WEIGHTS = (BUILT_IN, NON_IGNORE, UNWEIGHTED)
 MOST_NAMED = 40
+MOST_BY_CHANCE = 1 / 20
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Outcome:
         """(S,), in percent."""
         return np.nanmean(self.iou[:, classes], 1)
 
+    @property
+    def last_validation(self) -> np.ndarray:
+        """(S,): mean IoU of the last validation, in percent; NaN where there was none."""
+        return np.array([(run['validation']['mIoU'] or [np.nan])[-1] for run in self.runs])
+
     def curve(self, part: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps (T,) that every seed has, and values (S, T), of 'training' or 'validation'."""
         of_runs = [dict(zip(run[part]['step'], run[part][key], strict=True)) for run in self.runs]
@@ -120,19 +127,25 @@ class ConfigResults:
     def apart(self, loss: str, figure: str) -> np.ndarray:
         """1 where every training is above all those without weights, -1 where every one is below, else 0.
 
-        Those without weights are up to three losses that hardly differ: how far their trainings spread is noise. Of a
-        loss with three trainings one figure in 110 would be apart from nine by chance, and one in 10 from three.
+        Those without weights are of up to three losses that differ in what they divide by. 0 also where a training has
+        no value, and everywhere if so few trainings would be apart by chance in more than one of 20 figures: of the
+        C(n + m, n) ways to choose n of n + m trainings two are apart, which is one in 110 for 3 and 9, one in 10 for 3
+        and 3.
         """
         without = [_figure(self.outcomes[name], figure) for name in WITHOUT_WEIGHTS if name in self.outcomes]
-        band, values = np.concatenate(without or [_figure(self.base, figure)]), _figure(self.outcomes[loss], figure)
-        if loss in (*WITHOUT_WEIGHTS, self.base.loss) or len(values) < 2 or len(band) < 2:
+        values = _figure(self.outcomes[loss], figure)
+        number = sum(map(len, without))
+        if loss in WITHOUT_WEIGHTS or 2 / comb(len(values) + number, number) > MOST_BY_CHANCE:
             return np.zeros(values.shape[1:], int)
+        band = np.concatenate(without)
         return (values.min(0) > band.max(0)).astype(int) - (values.max(0) < band.min(0))
 
     def classes_apart(self, loss: str, figure: str, sign: int) -> list[tuple[str, float]]:
         """Those above all trainings without weights (or below), and their difference to the base, most first."""
         difference, apart = self.difference(loss, figure), self.apart(loss, figure)
-        mean = difference.mean(0) if len(difference) else np.full(len(self.classes), np.nan)
+        if not len(difference):
+            return []
+        mean = difference.mean(0)
         return [(self.classes[c], mean[c]) for c in np.argsort(-sign * mean) if apart[c] == sign]
 
 
