@@ -69,10 +69,11 @@ def scenes(comparison: Comparison, pixels: Sequence[float]) -> list[Scene]:
 
 
 def _window(region: np.ndarray) -> tuple[slice, slice]:
-    """A square around the largest connected part, with some of what is beside it."""
+    """A square on the largest connected part, with some of what is beside it; the middle of what is very long."""
     _, _, parts, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
     left, top, width, height, _ = max(parts[1:], key=lambda part: part[cv2.CC_STAT_AREA])
-    side = int(min(max(2 * max(width, height), 64), *region.shape))
+    most = max(64, min(region.shape) // 2)
+    side = int(min(max(2 * max(width, height), 64), most, *region.shape))
     y = int(np.clip(top + height / 2 - side / 2, 0, region.shape[0] - side))
     x = int(np.clip(left + width / 2 - side / 2, 0, region.shape[1] - side))
     return slice(y, y + side), slice(x, x + side)
