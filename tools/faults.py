@@ -211,7 +211,7 @@ class Laboratory:
         """Without the folders of this machine and the wording of PyTorch's errors."""
         for root in (self.folder, ROOT):
             said = said.replace(f'{root}/', '')
-        return re.sub(r'\((\S+ bytes); .*?\)', r'(\1; ...)', said).replace('|', '\\|')
+        return re.sub(r'\((\S+ bytes); .*?\)', r'(\1; ...)', said)
 
     def killed_at_random(self, times: int, tick: Callable[[], None]) -> Outcome:
         """One after the other on the way to the same end, as often as it takes."""

@@ -18,9 +18,10 @@ def record(file: Path, measured: dict, tables: Callable[[dict], list[Table]]) ->
 
 
 def markdown(header: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """The lines of a table."""
+    """The lines of a table; a bar within a cell ends none."""
     every = [header, ['---'] * len(header), *rows]
-    return ['|' + ''.join(f' {cell} |' if cell else ' |' for cell in row) for row in every]
+    cells = [[cell.replace('|', r'\|') for cell in row] for row in every]
+    return ['|' + ''.join(f' {cell} |' if cell else ' |' for cell in row) for row in cells]
 
 
 def replace_table(page: Path, name: str, lines: list[str]) -> None:

@@ -48,13 +48,13 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
     )
     page = out / 'report.html'
     page.write_text(environment.get_template(TEMPLATE.name).render(sections=sections, command=command))
-    parts = []
+    lines = []
     for section in sections:
         results = section['results']
-        parts.append([f'## {results.name}', '', *_table(section['rows']), ''])
+        lines += [f'## {results.name}', '', *_table(section['rows']), '']
         for figure, title in (('iou', 'IoU'), ('accuracy', 'Accuracy, which is recall'), ('precision', 'Precision')):
-            parts.append([f'### {title} of {results.name}', '', *_class_table(results, figure), ''])
-    (out / 'summary.md').write_text('\n'.join(line for part in parts for line in part))
+            lines += [f'### {title} of {results.name}', '', *_class_table(results, figure), '']
+    (out / 'summary.md').write_text('\n'.join(lines))
     return page
 
 
@@ -90,9 +90,9 @@ def _rows(results: ConfigResults) -> list[dict]:
         is_base = loss == results.base.loss
         row = dict(loss=loss, seeds=outcome.seeds, is_base=is_base)
         for key, values in outcome.means.items():
-            difference = None if is_base else results.difference(loss, key)
-            row[key] = dict(mean=values.mean(), spread=_spread(values), difference=_mean(difference))
-            row[key]['apart'] = bool(results.apart(loss, key))
+            differences = results.difference(loss, key)
+            row[key] = dict(mean=values.mean(), spread=_spread(values), apart=bool(results.apart(loss, key)))
+            row[key]['difference'] = None if is_base or not len(differences) else differences.mean()
         validated = outcome.last_validation.mean()
         row['validation'] = '' if np.isnan(validated) else f'{validated:.1f}'
         row['validation_apart'] = bool(results.apart(loss, 'last_validation'))
@@ -130,7 +130,7 @@ def _class_table(results: ConfigResults, figure: str) -> list[str]:
     lines = []
     for c in results.order:
         cells = ['' if np.isnan(mean[c]) else f'{mean[c]:.1f}' for mean in means]
-        lines.append([results.classes[c].replace('|', '\\|'), f'{100 * results.share[c]:.2g} %', *cells])
+        lines.append([results.classes[c], f'{100 * results.share[c]:.2g} %', *cells])
     return markdown(['class', 'of the training pixels', *(f'`{loss}`' for loss in results.outcomes)], lines)
 
 
@@ -152,11 +152,6 @@ def _agreement(results: ConfigResults) -> dict | None:
 def _spread(values: np.ndarray) -> float | None:
     """Standard deviation over seeds."""
     return values.std(ddof=1) if len(values) > 1 else None
-
-
-def _mean(differences: np.ndarray | None) -> float | None:
-    """Of differences to the base, where there are any."""
-    return None if differences is None or len(differences) == 0 else differences.mean()
 
 
 def _least(values) -> float | None:
