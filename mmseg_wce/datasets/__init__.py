@@ -1,6 +1,7 @@
-"""Data sets in ADE20K convention, registered with mmseg."""
+"""Data sets in ADE20K convention and a transform of labels, registered with mmseg."""
 
 from mmseg_wce.datasets.camvid import CamVidDataset
 from mmseg_wce.datasets.demo_scenes import DemoScenesDataset
+from mmseg_wce.datasets.transforms import MapLabels
 
-__all__ = ['CamVidDataset', 'DemoScenesDataset']
+__all__ = ['CamVidDataset', 'DemoScenesDataset', 'MapLabels']
