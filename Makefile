@@ -40,7 +40,8 @@ test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 test-plain: $(PLAIN_VENV)/.complete  ## run what works without mmseg, and a recipe for transformers
-	$(PLAIN_VENV)/bin/python -m pytest -m 'not slow' tests/test_functional.py tests/test_recipes.py $(ARGS)
+	$(PLAIN_VENV)/bin/python -m pytest -m 'not slow' tests/test_functional.py tests/test_binary.py \
+		tests/test_recipes.py $(ARGS)
 
 coverage: $(STAMP)  ## run the tests and report which lines of mmseg_wce/ they reach; fails below 95 %
 	$(BIN)/python -m coverage erase

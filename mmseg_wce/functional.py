@@ -5,32 +5,34 @@ loss = sum_i w[y_i] * nll_i / sum_i w[y_i]      over the pixels i with y_i != ig
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import Literal
-
 import torch
-from mmseg_wce.kernels import check_shapes, pixel_nll
-from mmseg_wce.labels import valid_pixels
+from mmseg_wce.arguments import (
+    NORMALIZERS,
+    REDUCTIONS,
+    Normalizer,
+    Reduction,
+    check_class_weight_tensor,
+    check_logits_and_target,
+    check_options,
+)
+from mmseg_wce.binary import binary_normalizer, check_binary_inputs, weighted_binary_cross_entropy
+from mmseg_wce.kernels import pixel_nll
+from mmseg_wce.reduction import label_weights, normalizing_sum, reduce_loss, weight_pixels
 from torch import Tensor
 
 __all__ = [
     'NORMALIZERS',
     'REDUCTIONS',
+    'binary_normalizer',
+    'check_binary_inputs',
     'check_inputs',
     'normalizer',
     'smoothing_weight',
+    'weighted_binary_cross_entropy',
     'weighted_cross_entropy',
 ]
 
-Reduction = Literal['mean', 'sum', 'none']
-Normalizer = Literal['class_weight', 'valid', 'all']
 Pixels = tuple[Tensor, Tensor, Tensor]  # nll, smooth, correct
-REDUCTIONS: tuple[Reduction, ...] = ('mean', 'sum', 'none')
-NORMALIZERS: tuple[Normalizer, ...] = ('class_weight', 'valid', 'all')
-
-_LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LARGEST_TABLE = 1 << 16
-_MMSEG_EPS = torch.finfo(torch.float32).eps  # what mmseg divides by for avg_factor=0
 
 
 def check_inputs(logits: Tensor, target: Tensor, class_weight: Tensor | None) -> None:
@@ -41,126 +43,27 @@ def check_inputs(logits: Tensor, target: Tensor, class_weight: Tensor | None) ->
         target: (N, H, W), (N, ...) or (N,), any integer dtype.
         class_weight: (C,), floating point, or None.
     """
-    _check_logits_and_target(logits, target)
-    _check_class_weight(class_weight, logits)
-
-
-def _check_logits_and_target(logits: Tensor, target: Tensor) -> None:
-    for name, value in (('logits', logits), ('target', target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f'{name} must be a tensor, got {type(value).__name__}')
-    both = f'logits {tuple(logits.shape)} {logits.dtype}, target {tuple(target.shape)} {target.dtype}'
-    if logits.dtype not in _LOGITS_DTYPES:
-        raise TypeError(f'logits must be float16, bfloat16, float32 or float64: got {both}')
-    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
-        raise TypeError(f'target must hold class indices in an integer dtype, not {target.dtype}: got {both}')
-    if logits.device != target.device:
-        raise ValueError(f'logits are on {logits.device}, target is on {target.device}: got {both}')
-    if logits.dim() < 2:
-        raise ValueError(f'logits must be (N, C) or (N, C, ...): got {both}')
-    if target.dim() != logits.dim() - 1:
-        raise ValueError(
-            f'target must be (N, ...) for logits (N, C, ...), one dimension less: got {both}{_hint(target)}'
-        )
-    if target.shape[0] != logits.shape[0]:
-        raise ValueError(f'logits and target differ in batch size: got {both}')
+    check_logits_and_target(logits, target)
+    both = f'logits {tuple(logits.shape)}, target {tuple(target.shape)}'
     if logits.shape[1] < 2:
         raise ValueError(
             f'a softmax over {logits.shape[1]} channel(s) is constant and has no gradient: got {both}. For a binary '
-            "task use two channels (out_channels=2), or one channel with mmseg's CrossEntropyLoss(use_sigmoid=True)"
+            'task use two channels (out_channels=2), or one channel with use_sigmoid=True in the loss '
+            '(functional.weighted_binary_cross_entropy)'
         )
-    check_shapes(logits, target)
-
-
-def _hint(target: Tensor) -> str:
-    if target.dim() != 4:
-        return ''
-    for dim in (1, -1):
-        if target.shape[dim] == 1:
-            return f'. Remove the channel dimension: target.squeeze({dim})'
-    if target.shape[-1] in (3, 4) or target.shape[1] in (3, 4):
-        return (
-            '. The labels have colour channels: they were read from RGB masks or from palette PNGs that the reader '
-            'expanded (OpenCV does). Store the class index in a single-channel PNG'
-        )
-    return ''
-
-
-def _check_class_weight(class_weight: Tensor | None, logits: Tensor) -> None:
-    if class_weight is None:
-        return
-    if not isinstance(class_weight, Tensor):
-        raise TypeError(f'class_weight must be a tensor, got {type(class_weight).__name__}')
-    if not class_weight.is_floating_point():
-        raise TypeError(f'class_weight must be a floating-point tensor, got {class_weight.dtype}')
-    if class_weight.shape != (logits.shape[1],):
+    check_class_weight_tensor(class_weight, logits)
+    if class_weight is not None and class_weight.shape != (logits.shape[1],):
         raise ValueError(
             f'class_weight must hold one weight for each of the {logits.shape[1]} channels of logits '
             f'{tuple(logits.shape)}: got shape {tuple(class_weight.shape)}'
         )
-    if class_weight.device != logits.device:
-        raise ValueError(f'class_weight is on {class_weight.device}, logits are on {logits.device}')
 
 
-def _check_options(
-    reduction: str, normalize_by: str, label_smoothing: float, avg_factor: float | Tensor | None, ignore_index: int
-) -> None:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f'reduction must be one of {REDUCTIONS}, got {reduction!r}')
-    if normalize_by not in NORMALIZERS:
-        raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
+def _check_smoothing(label_smoothing: float) -> None:
     if not isinstance(label_smoothing, (int, float, torch.SymFloat)):
         raise TypeError(f'label_smoothing must be a number, got {label_smoothing!r}')
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f'label_smoothing must be between 0 and 1, got {label_smoothing}')
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, Integral, torch.SymInt)):
-        raise TypeError(f'ignore_index must be an int, got {ignore_index!r}')
-    if avg_factor is None:
-        return
-    if reduction == 'sum':
-        raise ValueError("avg_factor can not be used with reduction='sum'")
-    if isinstance(avg_factor, Tensor):
-        if avg_factor.numel() != 1:
-            raise ValueError(f'avg_factor must be one number, got a tensor of shape {tuple(avg_factor.shape)}')
-    elif not 0 <= avg_factor < torch.inf:
-        raise ValueError(f'avg_factor must be finite and not negative, got {avg_factor}')
-
-
-def _broadcast_pixel_weight(pixel_weight: Tensor, target: Tensor) -> Tensor:
-    if not isinstance(pixel_weight, Tensor):
-        raise TypeError(f'pixel_weight must be a tensor, got {type(pixel_weight).__name__}')
-    if pixel_weight.device != target.device:
-        raise ValueError(f'pixel_weight is on {pixel_weight.device}, target is on {target.device}')
-    fits = pixel_weight.dim() == target.dim() and all(
-        p in (1, t) for p, t in zip(pixel_weight.shape, target.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f'pixel_weight must have the shape of the target {tuple(target.shape)}, got {tuple(pixel_weight.shape)}'
-        )
-    if pixel_weight.is_complex():
-        raise TypeError(f'pixel_weight must be real, got {pixel_weight.dtype}')
-    return pixel_weight.expand(target.shape)
-
-
-def _labels(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Target as int64, where it counts, and the class weight of every pixel's label: 0 where it does not count."""
-    target, num_classes = target.long(), logits.shape[1]
-    valid = valid_pixels(target, num_classes, ignore_index)
-    if class_weight is None:
-        return target, valid, None
-    weight = class_weight.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    if target.device.type == 'cpu' and 0 <= ignore_index <= _LARGEST_TABLE:
-        # what passed valid_pixels on CPU is a class or ignore_index: one look-up, no index tensor of its own
-        weight = torch.nn.functional.pad(weight, (0, max(ignore_index + 1 - num_classes, 0)))
-        index = target
-    else:
-        weight = torch.nn.functional.pad(weight, (0, 1))
-        index = torch.where(valid, target, num_classes)
-    label_weight = weight.index_select(0, index.flatten()).view(target.shape)
-    return target, valid, label_weight * valid if 0 <= ignore_index < num_classes else label_weight
 
 
 def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothing: float) -> Tensor | None:
@@ -199,14 +102,6 @@ def _per_pixel(
     return loss
 
 
-def _sum_of(normalize_by: str, label_weight: Tensor | None, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    if normalize_by == 'all':
-        return torch.full((), valid.numel(), dtype=dtype, device=valid.device)
-    if normalize_by == 'valid' or label_weight is None:
-        return valid.count_nonzero().to(dtype)
-    return label_weight.sum()
-
-
 def normalizer(
     logits: Tensor,
     target: Tensor,
@@ -239,9 +134,10 @@ def normalizer(
         [2.75, 3.0, 4.0]
     """
     check_inputs(logits, target, class_weight)
-    _check_options('mean', normalize_by, 0.0, None, ignore_index)
-    _, valid, label_weight = _labels(logits, target, class_weight, ignore_index)
-    return _sum_of(normalize_by, label_weight, valid, torch.promote_types(logits.dtype, torch.float32))
+    check_options('mean', normalize_by, None, ignore_index)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    _, valid, label_weight = label_weights(target, logits.shape[1], class_weight, ignore_index, dtype)
+    return normalizing_sum(normalize_by, label_weight, valid, dtype)
 
 
 def weighted_cross_entropy(
@@ -316,8 +212,10 @@ def weighted_cross_entropy(
         1.5824
     """
     check_inputs(logits, target, class_weight)
-    _check_options(reduction, normalize_by, label_smoothing, avg_factor, ignore_index)
-    target, valid, label_weight = _labels(logits, target, class_weight, ignore_index)
+    check_options(reduction, normalize_by, avg_factor, ignore_index)
+    _check_smoothing(label_smoothing)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    target, valid, label_weight = label_weights(target, logits.shape[1], class_weight, ignore_index, dtype)
     if pixels is None:
         weight = smoothing_weight(logits, class_weight, label_smoothing)
         pixels = pixel_nll(
@@ -325,18 +223,5 @@ def weighted_cross_entropy(
         )
     nll, smooth, _ = pixels
     loss = _per_pixel(nll, smooth, label_weight, label_smoothing, logits.shape[1])
-    if pixel_weight is not None:
-        loss = loss * _broadcast_pixel_weight(pixel_weight, target).to(loss.dtype)
-    if pixel_weight is not None or target.is_cuda:  # 0 * NaN; and on CUDA a refused label's NaN is still here
-        loss = torch.where(valid, loss, 0)
-    if reduction == 'none':
-        return loss
-    if reduction == 'sum':
-        return loss.sum()
-    if avg_factor is None:
-        # x / inf is a zero that stays connected to the graph, and unlike x * 0 it does not hide a NaN
-        denominator, instead_of_zero = _sum_of(normalize_by, label_weight, valid, loss.dtype), torch.inf
-    else:
-        denominator = torch.as_tensor(avg_factor, dtype=loss.dtype, device=loss.device).reshape(())
-        instead_of_zero = _MMSEG_EPS
-    return loss.sum() / torch.where(denominator == 0, instead_of_zero, denominator)
+    loss = weight_pixels(loss, pixel_weight, target, valid)
+    return reduce_loss(loss, reduction, avg_factor, lambda: normalizing_sum(normalize_by, label_weight, valid, dtype))

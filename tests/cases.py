@@ -65,6 +65,39 @@ class Case:
 
 
 @dataclass(frozen=True)
+class BinaryCase(Case):
+    """One weighted binary cross-entropy: one channel, where labels are 0 and 1, or C channels."""
+
+    def _repr_pretty_(self, printer, cycle) -> None:
+        printer.text(f'{self.recipe}.binary_case()')
+
+    def one_hot(self) -> Tensor:
+        """Label of every element, (N, C, ...); 0 where ignored."""
+        labels = torch.arange(max(self.logits.shape[1], 2)).view(-1, *[1] * (self.target.dim() - 1))
+        found = (self.target.long().unsqueeze(1) == labels) & self.valid.unsqueeze(1)
+        return found[:, -self.logits.shape[1] :]
+
+    def oracle(self, logits: Tensor, reduction: str) -> Tensor:
+        """``F.binary_cross_entropy_with_logits`` on upsampled logits, of the elements of valid pixels."""
+        z = self.resized(logits)
+        one_hot, valid = self.one_hot().to(z.dtype), self.valid.unsqueeze(1)
+        pos_weight, background = None, 1.0
+        if self.class_weight is not None:
+            *first, last = self.class_weight.to(z.dtype)
+            pos_weight = self.class_weight.to(z.dtype).view(-1, *[1] * (z.dim() - 2))
+            if z.shape[1] == 1:
+                pos_weight, background = last, first[0] if first else 1.0
+        loss = F.binary_cross_entropy_with_logits(z, one_hot, pos_weight=pos_weight, reduction='none')
+        loss = torch.where(valid, torch.where(one_hot == 0, background * loss, loss), 0)
+        if reduction == 'none':
+            return loss.squeeze(1) if z.shape[1] == 1 else loss
+        return loss.sum() / (1 if reduction == 'sum' else z.shape[1] * self.valid.sum())
+
+    def options(self) -> dict:
+        return dict(class_weight=self.class_weight, ignore_index=self.ignore_index, align_corners=self.align_corners)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a :class:`Case` is made of, in numbers that print and shrink."""
 
@@ -82,36 +115,48 @@ class Recipe:
     layout: str = 'contiguous'
     label_smoothing: float = 0.0
     align_corners: bool = False
+    one_weight: bool = False  # for all channels, or of label 1 of one channel
 
     def case(self) -> Case:
+        """A softmax cross-entropy."""
+        return self._made(Case)
+
+    def binary_case(self) -> BinaryCase:
+        """A binary cross-entropy."""
+        return self._made(BinaryCase)
+
+    def _made(self, kind: type[Case]) -> Case:
+        labels = max(self.classes, 2)
         generator = torch.Generator().manual_seed(self.seed)
         logits = torch.randn(self.batch, self.classes, *self.size, generator=generator, dtype=torch.float64)
         logits = (logits * self.scale).to(getattr(torch, self.dtype))
-        target = torch.randint(0, self.classes, (self.batch, *self.target_size), generator=generator)
+        target = torch.randint(0, labels, (self.batch, *self.target_size), generator=generator)
         target[torch.rand(target.shape, generator=generator) < self.ignored] = self.ignore_index
         weight = None
         if self.special_weight is not None:
-            weight = torch.rand(self.classes, generator=generator) + 0.05
+            weight = torch.rand(labels, generator=generator) + 0.05
             weight[self.special_weight[0]] *= self.special_weight[1]
+            weight = weight[:1] if self.one_weight else weight
         if self.layout == 'strided':
             logits = torch.stack([logits, logits], -1)[..., 0]
             target = torch.stack([target, target], -1)[..., 0]
         elif self.layout == 'channels_last' and logits.dim() == 4:
             logits = logits.to(memory_format=torch.channels_last)
         target = target.to(getattr(torch, self.integer))
-        return Case(self, logits, target, weight, self.ignore_index, self.label_smoothing, self.align_corners)
+        return kind(self, logits, target, weight, self.ignore_index, self.label_smoothing, self.align_corners)
 
 
 @st.composite
-def cases(draw, dtypes=(torch.float64,), resize=True, scale=(0.1, 1.0, 20.0), all_ignored=True) -> Case:
+def recipes(draw, dtypes, resize, scale, all_ignored, fewest_channels) -> Recipe:
     """Shapes, dtypes, ignored fractions (0, some, all), weights with zeros, smoothing, any layout in memory."""
-    classes = draw(st.integers(2, 7))
+    classes = draw(st.integers(fewest_channels, 7))
+    labels = max(classes, 2)
     size = tuple(draw(st.lists(st.integers(1, 7), min_size=0, max_size=3)))
     target_size = size
     if resize and len(size) == 2 and draw(st.booleans()):
         target_size = tuple(draw(st.lists(st.integers(1, 13), min_size=2, max_size=2)))
-    ignore_index = draw(st.sampled_from((255, -1, -100, 0, classes - 1)))
-    weights = st.tuples(st.integers(0, classes - 1), st.sampled_from((0.0, 1.0, 100.0)))
+    ignore_index = draw(st.sampled_from((255, -1, -100, 0, labels - 1)))
+    weights = st.tuples(st.integers(0, labels - 1), st.sampled_from((0.0, 1.0, 100.0)))
     return Recipe(
         seed=draw(st.integers(0, 2**31)),
         batch=draw(st.integers(1, 3)),
@@ -127,7 +172,20 @@ def cases(draw, dtypes=(torch.float64,), resize=True, scale=(0.1, 1.0, 20.0), al
         layout=draw(st.sampled_from(('contiguous', 'strided', 'channels_last'))),
         label_smoothing=draw(st.sampled_from((0.0, 0.0, 0.1, 1.0))),
         align_corners=draw(st.booleans()),
-    ).case()
+        one_weight=fewest_channels == 1 and draw(st.booleans()),
+    )
+
+
+def cases(dtypes=(torch.float64,), resize=True, scale=(0.1, 1.0, 20.0), all_ignored=True) -> st.SearchStrategy[Case]:
+    """Softmax cross-entropies of two channels and more."""
+    return recipes(dtypes, resize, scale, all_ignored, 2).map(Recipe.case)
+
+
+def binary_cases(
+    dtypes=(torch.float64,), resize=True, scale=(0.1, 1.0, 20.0), all_ignored=True
+) -> st.SearchStrategy[BinaryCase]:
+    """Binary cross-entropies of one channel and more."""
+    return recipes(dtypes, resize, scale, all_ignored, 1).map(Recipe.binary_case)
 
 
 def _name(dtype: torch.dtype) -> str:

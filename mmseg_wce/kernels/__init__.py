@@ -1,5 +1,6 @@
-"""The one operation on logits that every weighted cross-entropy is made of. Knows neither mmseg nor mmengine."""
+"""The operations on logits that every cross-entropy here is made of. Knows neither mmseg nor mmengine."""
 
+from mmseg_wce.kernels.binary import pixel_bce
 from mmseg_wce.kernels.op import check_shapes, pixel_nll
 
-__all__ = ['check_shapes', 'pixel_nll']
+__all__ = ['check_shapes', 'pixel_bce', 'pixel_nll']

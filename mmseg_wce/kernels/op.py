@@ -228,11 +228,11 @@ def pixel_nll(
     if target.dtype != torch.int64:
         raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
     backend = chosen_backend(backend, logits.device, logits.dtype)
-    if backend == 'reference' or _is_transformed():
+    if backend == 'reference' or is_transformed():
         return reference.pixel_nll(
             logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
         )
-    _refuse_forward_mode(logits)
+    refuse_forward_mode(logits, 'pixel_nll', "use torch.func.jvp, or backend='reference'")
     shape = target.shape
     if logits.shape[2:] == shape[1:]:
         logits, target = _as_images(logits, target)
@@ -265,17 +265,15 @@ def check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None
         raise ValueError(f'smoothing_weight {tuple(smoothing_weight.shape)} has not one weight per class of {both}')
 
 
-def _is_transformed() -> bool:
-    """Inside ``torch.func``: operations registered with torch.library have no rules there, plain PyTorch has."""
+def is_transformed() -> bool:
+    """Return whether a transform of ``torch.func`` is active: operations of torch.library have no rules for it."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _refuse_forward_mode(logits: Tensor) -> None:
-    """An operation of torch.library drops tangents without a word."""
+def refuse_forward_mode(logits: Tensor, name: str, instead: str) -> None:
+    """Raise NotImplementedError for a dual tensor: an operation of torch.library drops its tangent silently."""
     if not torch.compiler.is_compiling() and forward_ad.unpack_dual(logits).tangent is not None:
-        raise NotImplementedError(
-            "pixel_nll has no forward-mode derivative: use torch.func.jvp, or backend='reference'"
-        )
+        raise NotImplementedError(f'{name} has no forward-mode derivative: {instead}')
 
 
 def _as_images(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,143 @@
+"""Check the arguments of the losses on logits, once, before anything is computed."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Literal
+
+import torch
+from mmseg_wce.kernels import check_shapes
+from torch import Tensor
+
+__all__ = [
+    'NORMALIZERS',
+    'REDUCTIONS',
+    'Normalizer',
+    'Reduction',
+    'broadcast_pixel_weight',
+    'check_class_weight_tensor',
+    'check_logits_and_target',
+    'check_options',
+]
+
+Reduction = Literal['mean', 'sum', 'none']
+Normalizer = Literal['class_weight', 'valid', 'all']
+REDUCTIONS: tuple[Reduction, ...] = ('mean', 'sum', 'none')
+NORMALIZERS: tuple[Normalizer, ...] = ('class_weight', 'valid', 'all')
+
+_LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_logits_and_target(logits: Tensor, target: Tensor) -> None:
+    """Raise TypeError or ValueError where kinds, shapes, dtypes or devices do not fit; reads no values.
+
+    Args:
+        logits: (N, C, h, w), (N, C, ...) or (N, C), floating point.
+        target: (N, H, W), (N, ...) or (N,), any integer dtype.
+    """
+    for name, value in (('logits', logits), ('target', target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f'{name} must be a tensor, got {type(value).__name__}')
+    both = f'logits {tuple(logits.shape)} {logits.dtype}, target {tuple(target.shape)} {target.dtype}'
+    if logits.dtype not in _LOGITS_DTYPES:
+        raise TypeError(f'logits must be float16, bfloat16, float32 or float64: got {both}')
+    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
+        raise TypeError(f'target must hold class indices in an integer dtype, not {target.dtype}: got {both}')
+    if logits.device != target.device:
+        raise ValueError(f'logits are on {logits.device}, target is on {target.device}: got {both}')
+    if logits.dim() < 2:
+        raise ValueError(f'logits must be (N, C) or (N, C, ...): got {both}')
+    if target.dim() != logits.dim() - 1:
+        raise ValueError(
+            f'target must be (N, ...) for logits (N, C, ...), one dimension less: got {both}{_hint(target)}'
+        )
+    if target.shape[0] != logits.shape[0]:
+        raise ValueError(f'logits and target differ in batch size: got {both}')
+    check_shapes(logits, target)
+
+
+def _hint(target: Tensor) -> str:
+    if target.dim() != 4:
+        return ''
+    for dim in (1, -1):
+        if target.shape[dim] == 1:
+            return f'. Remove the channel dimension: target.squeeze({dim})'
+    if target.shape[-1] in (3, 4) or target.shape[1] in (3, 4):
+        return (
+            '. The labels have colour channels: they were read from RGB masks or from palette PNGs that the reader '
+            'expanded (OpenCV does). Store the class index in a single-channel PNG'
+        )
+    return ''
+
+
+def check_class_weight_tensor(class_weight: Tensor | None, logits: Tensor) -> None:
+    """Raise TypeError or ValueError unless class weights are a floating-point tensor beside the logits, or None.
+
+    Args:
+        class_weight: of any shape, which the losses check.
+        logits: (N, C, ...).
+    """
+    if class_weight is None:
+        return
+    if not isinstance(class_weight, Tensor):
+        raise TypeError(f'class_weight must be a tensor, got {type(class_weight).__name__}')
+    if not class_weight.is_floating_point():
+        raise TypeError(f'class_weight must be a floating-point tensor, got {class_weight.dtype}')
+    if class_weight.device != logits.device:
+        raise ValueError(f'class_weight is on {class_weight.device}, logits are on {logits.device}')
+
+
+def check_options(reduction: str, normalize_by: str, avg_factor: float | Tensor | None, ignore_index: int) -> None:
+    """Raise TypeError or ValueError for an option out of range.
+
+    Args:
+        reduction: one of ``REDUCTIONS``.
+        normalize_by: one of ``NORMALIZERS``.
+        avg_factor: a finite number that is not negative, or a tensor of one element, whose value is not read; or None.
+        ignore_index: an integer.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction must be one of {REDUCTIONS}, got {reduction!r}')
+    if normalize_by not in NORMALIZERS:
+        raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, Integral, torch.SymInt)):
+        raise TypeError(f'ignore_index must be an int, got {ignore_index!r}')
+    if avg_factor is None:
+        return
+    if reduction == 'sum':
+        raise ValueError("avg_factor can not be used with reduction='sum'")
+    if isinstance(avg_factor, Tensor):
+        if avg_factor.numel() != 1:
+            raise ValueError(f'avg_factor must be one number, got a tensor of shape {tuple(avg_factor.shape)}')
+    elif not 0 <= avg_factor < torch.inf:
+        raise ValueError(f'avg_factor must be finite and not negative, got {avg_factor}')
+
+
+def broadcast_pixel_weight(pixel_weight: Tensor, target: Tensor) -> Tensor:
+    """Return the weights of pixels in the shape of the target.
+
+    Args:
+        pixel_weight: as many dimensions as the target, each of its size or 1.
+        target: (N, ...).
+
+    Returns:
+        (N, ...), a view.
+
+    Raises:
+        TypeError: it is no tensor of real numbers.
+        ValueError: its shape or device does not fit.
+    """
+    if not isinstance(pixel_weight, Tensor):
+        raise TypeError(f'pixel_weight must be a tensor, got {type(pixel_weight).__name__}')
+    if pixel_weight.device != target.device:
+        raise ValueError(f'pixel_weight is on {pixel_weight.device}, target is on {target.device}')
+    fits = pixel_weight.dim() == target.dim() and all(
+        p in (1, t) for p, t in zip(pixel_weight.shape, target.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f'pixel_weight must have the shape of the target {tuple(target.shape)}, got {tuple(pixel_weight.shape)}'
+        )
+    if pixel_weight.is_complex():
+        raise TypeError(f'pixel_weight must be real, got {pixel_weight.dtype}')
+    return pixel_weight.expand(target.shape)

@@ -1,0 +1,308 @@
+"""Binary cross-entropy of every channel, summed over the channels, without full-size logits.
+
+The channels are independent of each other: both sweeps take a few at a time, upsample them, reduce them to maps of one
+number per pixel, and discard them. The backward computes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmseg_wce.kernels.op import check_shapes, is_transformed, refuse_forward_mode
+from torch import Tensor
+
+__all__ = ['element_loss', 'pixel_bce', 'positive_elements', 'resized']
+
+# Bytes of one tensor of the channels in work: on CPU what runs fastest, on accelerators large enough to hide launches.
+_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES_ON_ACCELERATORS = 64 << 20
+# F.softplus is linear above its threshold. Its default, 20, is an error of 2e-9, which float64 shows.
+_LINEAR_ABOVE = 40.0
+# A logit of -inf is interpolated as this fraction of the lowest finite number, and results below a millionth of it are
+# -inf again: 0 * -inf is NaN.
+_MASKED = 0.25
+_STILL_MASKED = 1e-6
+
+
+def positive_elements(target: Tensor, num_channels: int, first: int = 0, number: int | None = None) -> Tensor:
+    """Return whether a channel is the label's, bool (N, number, ...): the one-hot target of these channels.
+
+    Args:
+        target: (N, ...), int64.
+        num_channels: C of the logits. The only channel of one is that of label 1.
+        first: first of the channels that are asked for.
+        number: how many; all by default.
+    """
+    label = 1 if num_channels == 1 else first
+    number = num_channels if number is None else number
+    labels = torch.arange(label, label + number, device=target.device)
+    return target.unsqueeze(1) == labels.view(-1, *[1] * (target.dim() - 1))
+
+
+def resized(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
+    """Upsample (N, k, h, w) to ``size``, in float32 at least; a class at -inf stays so where it has a weight.
+
+    Args:
+        logits: (N, k, h, w), or (N, k, ...) of the size already.
+        size: (H, W), or (...).
+        align_corners: as in :func:`torch.nn.functional.interpolate`.
+
+    Returns:
+        (N, k, H, W) or (N, k, ...).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logits.shape[2:] == size:
+        return logits
+    if 0 in size or logits.shape[0] == 0:  # F.interpolate refuses empty sizes
+        return logits.flatten()[:0].reshape(*logits.shape[:2], *size)
+    lowest = _MASKED * torch.finfo(logits.dtype).min
+    z = F.interpolate(logits.clamp(min=lowest), size=size, mode='bilinear', align_corners=align_corners)
+    return z.masked_fill_(z < _STILL_MASKED * lowest, -torch.inf)
+
+
+def _softplus(z: Tensor) -> Tensor:
+    return F.softplus(z, threshold=_LINEAR_ABOVE)
+
+
+def element_loss(z: Tensor, positive: Tensor) -> Tensor:
+    """Binary cross-entropy of every element.
+
+    Args:
+        z: full-size logits (N, C, ...), float32 or float64.
+        positive: :func:`positive_elements`.
+
+    Returns:
+        (N, C, ...).
+    """
+    return _softplus(torch.where(positive, -z, z))
+
+
+def _chunks(logits: Tensor, target: Tensor, align_corners: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield a few channels at a time: which they are, their full-size logits, and which are the label's."""
+    budget = _CHUNK_BYTES if logits.device.type == 'cpu' else _CHUNK_BYTES_ON_ACCELERATORS
+    bytes_each = target.numel() * torch.promote_types(logits.dtype, torch.float32).itemsize
+    num_channels, step = logits.shape[1], max(1, budget // bytes_each)
+    for first in range(0, num_channels, step):
+        channels = slice(first, min(first + step, num_channels))
+        positive = positive_elements(target, num_channels, first, channels.stop - first)
+        yield channels, resized(logits[:, channels], target.shape[1:], align_corners), positive
+
+
+def _own(z: Tensor, target: Tensor, num_channels: int, first: int) -> Tensor:
+    """Pick the logit of the label's channel, (N, 1, ...); that of another where it is not among these channels."""
+    index = target.unsqueeze(1) - (1 if num_channels == 1 else first)
+    return z.gather(1, index.clamp_(0, z.shape[1] - 1))
+
+
+def _counted(target: Tensor, num_channels: int, ignore_index: int) -> Tensor:
+    return (target >= 0) & (target < max(num_channels, 2)) & (target != ignore_index)
+
+
+def _above_threshold(z: Tensor, threshold: float, target: Tensor) -> Tensor:
+    """Return whether the only channel predicts its label, as mmseg predicts."""
+    z = z.squeeze(1)
+    return ((z.sigmoid() > threshold) == (target == 1)) & ~z.isnan()
+
+
+@torch.library.custom_op(
+    'mmseg_wce::pixel_bce',
+    mutates_args=(),
+    schema=(
+        '(Tensor logits, Tensor target, int ignore_index, float threshold, bool align_corners) -> '
+        '(Tensor positive, Tensor negative, Tensor correct)'
+    ),
+)
+def _forward(
+    logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    negative_loss = logits.new_zeros(target.shape, dtype=dtype)
+    if target.numel() == 0:
+        return torch.zeros_like(negative_loss), negative_loss, target.new_zeros(target.shape, dtype=torch.bool)
+    label_logit = torch.full_like(negative_loss, torch.inf)  # loss 0 where no channel is the label's
+    greatest, predicted = torch.full_like(negative_loss, -torch.inf), target.new_zeros(target.shape)
+    for channels, z, positive in _chunks(logits, target, align_corners):
+        own = _own(z, target, logits.shape[1], channels.start)
+        torch.where(positive.any(1), own.squeeze(1), label_logit, out=label_logit)
+        if logits.shape[1] > 1:
+            value, index = z.max(1)
+            torch.where(value > greatest, index.add_(channels.start), predicted, out=predicted)
+            torch.maximum(greatest, value, out=greatest)
+        negative_loss += _softplus(z).masked_fill_(positive, 0).sum(1)
+    counted = _counted(target, logits.shape[1], ignore_index)
+    positive_loss = _softplus(label_logit.neg_())
+    if logits.shape[1] == 1:
+        correct = _above_threshold(z, threshold, target)
+    else:
+        correct = (predicted == target) & ~greatest.isnan()
+    for loss in (positive_loss, negative_loss):
+        loss.masked_fill_(~counted, 0)
+    return positive_loss, negative_loss, (correct & counted).contiguous()
+
+
+@_forward.register_fake
+def _(logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool) -> tuple[Tensor, ...]:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    maps = [logits.new_empty(target.shape, dtype=dtype) for _ in range(2)]
+    return *maps, logits.new_empty(target.shape, dtype=torch.bool)
+
+
+@torch.library.custom_op(
+    'mmseg_wce::pixel_bce_backward',
+    mutates_args=(),
+    schema=(
+        '(Tensor? grad_positive, Tensor? grad_negative, Tensor logits, Tensor target, int ignore_index, '
+        'bool align_corners) -> Tensor'
+    ),
+)
+def _backward(
+    grad_positive: Tensor | None,
+    grad_negative: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    align_corners: bool,
+) -> Tensor:
+    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
+    if target.numel() == 0 or (grad_positive is None and grad_negative is None):
+        return gradient
+    zero = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+    counted = _counted(target, logits.shape[1], ignore_index).unsqueeze(1)
+    up, down = (zero if g is None else g.unsqueeze(1) for g in (grad_positive, grad_negative))
+    for channels, z, positive in _chunks(logits, target, align_corners):
+        own_slope = -up * _own(z, target, logits.shape[1], channels.start).neg_().sigmoid_()
+        slope = z.sigmoid().mul_(down)
+        torch.where(positive, own_slope, slope, out=slope)
+        slope.masked_fill_(~counted, 0)  # not a product: 0 * NaN is NaN
+        if logits.shape[2:] != target.shape[1:]:
+            slope = _downsampled(slope, logits[:, channels].shape, align_corners)
+        gradient[:, channels] = slope
+    return gradient
+
+
+@_backward.register_fake
+def _(grad_positive: Tensor | None, grad_negative: Tensor | None, logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _downsampled(gradient: Tensor, shape: torch.Size, align_corners: bool) -> Tensor:
+    """Apply the transpose of the bilinear upsampling, its backward: (N, k, H, W) -> ``shape`` (N, k, h, w)."""
+    size = gradient.shape[2:]
+    if (
+        gradient.is_cuda and torch.are_deterministic_algorithms_enabled()
+    ):  # refused by the kernel, which adds atomically
+        return _downsampled_by_matrices(gradient, shape, align_corners)
+    return torch.ops.aten.upsample_bilinear2d_backward(gradient, size, shape, align_corners, None, None)
+
+
+def _downsampled_by_matrices(gradient: Tensor, shape: torch.Size, align_corners: bool) -> Tensor:
+    """The same by two matrix products, whose order of summation is fixed."""
+    rows, columns = (
+        F.interpolate(
+            torch.eye(few, dtype=gradient.dtype, device=gradient.device)[None],
+            size=many,
+            mode='linear',
+            align_corners=align_corners,
+        )[0]
+        for few, many in zip(shape[2:], gradient.shape[2:], strict=True)
+    )  # (h, H), (w, W)
+    with torch.autocast(gradient.device.type, enabled=False):
+        return rows @ (gradient @ columns.T)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    logits, target, ctx.ignore_index, _, ctx.align_corners = inputs
+    ctx.save_for_backward(logits, target)
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad_positive: Tensor | None, grad_negative: Tensor | None, _: Any) -> tuple:
+    logits, target = ctx.saved_tensors
+    gradient = _backward(grad_positive, grad_negative, logits, target, ctx.ignore_index, ctx.align_corners)
+    return gradient, None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
+
+
+def _plain(
+    logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same maps with full-size logits, which autograd and torch.func differentiate as often as asked."""
+    counted = _counted(target, logits.shape[1], ignore_index)
+    z = torch.where(counted.unsqueeze(1), resized(logits, target.shape[1:], align_corners), 0)
+    positive = positive_elements(target, logits.shape[1])
+    loss = element_loss(z, positive)
+    own, others = (torch.where(some & counted.unsqueeze(1), loss, 0).sum(1) for some in (positive, ~positive))
+    z = z.detach()
+    right = z.max(1)[1] == target if z.shape[1] > 1 else _above_threshold(z, threshold, target)
+    return own, others, right & counted & ~z.isnan().any(1)
+
+
+def pixel_bce(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int,
+    threshold: float = 0.5,
+    align_corners: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Binary cross-entropy of every pixel, summed over the channels, from logits of any size.
+
+    With ``z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=align_corners)`` and y the
+    target, for each pixel that is not ignored::
+
+        positive = -log sigmoid(z_y)                        # the label's own channel
+        negative = sum over c != y of -log(1 - sigmoid(z_c))  # all others
+        correct  = y is the arg-max of z                    # at a tie: the lowest class
+
+    Of one channel, where labels are 0 and 1::
+
+        positive = -log sigmoid(z)        where y is 1, else 0
+        negative = -log(1 - sigmoid(z))   where y is 0, else 0
+        correct  = (sigmoid(z) > threshold) == y
+
+    Class weights (PyTorch's ``pos_weight``) multiply ``positive``. Neither sweep holds more than a few channels at full
+    size. Differentiable once, with respect to ``logits``; a second time, or in forward mode, raises. Inside the
+    transforms of ``torch.func`` it is plain PyTorch and can do both.
+
+    Args:
+        logits: (N, C, h, w), or (N, C, ...) of the target's spatial size; float16, bfloat16, float32 or float64.
+        target: (N, H, W) or (N, ...), int64: a label in [0, C), of one channel 0 or 1, or ``ignore_index``.
+        ignore_index: the label that does not count.
+        threshold: of the probability above which one channel predicts label 1.
+        align_corners: as in :func:`torch.nn.functional.interpolate`.
+
+    Returns:
+        ``positive`` and ``negative``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's
+        shape. At ignored pixels, and at labels out of range, which are never used as an index: 0, 0 and False, with a
+        gradient of exactly zero whatever their logits hold.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: a target that is not int64.
+        NotImplementedError: forward-mode differentiation.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.kernels import pixel_bce
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+        >>> positive, negative, correct = pixel_bce(logits, torch.tensor([0, 1, 255]), ignore_index=255)
+        >>> positive
+        tensor([0.1269, 0.6931, 0.0000])
+        >>> negative
+        tensor([0.6931, 2.1269, 0.0000])
+        >>> correct
+        tensor([ True, False, False])
+    """
+    check_shapes(logits, target)
+    if target.dtype != torch.int64:
+        raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
+    if is_transformed():
+        return _plain(logits, target, ignore_index, threshold, align_corners)
+    refuse_forward_mode(logits, 'pixel_bce', 'use torch.func.jvp')
+    return _forward(logits, target, ignore_index, threshold, align_corners)
