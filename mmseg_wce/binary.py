@@ -19,7 +19,13 @@ from mmseg_wce.kernels.binary import element_loss, positive_elements, resized
 from mmseg_wce.reduction import label_weights, normalizing_sum, reduce_loss, weight_pixels
 from torch import Tensor
 
-__all__ = ['binary_normalizer', 'check_binary_inputs', 'summed_binary_loss', 'weighted_binary_cross_entropy']
+__all__ = [
+    'binary_normalizer',
+    'check_binary_inputs',
+    'summed_binary_loss',
+    'weighted_binary_cross_entropy',
+    'weights_of_labels',
+]
 
 BinaryPixels = tuple[Tensor, Tensor, Tensor]  # positive, negative, correct
 
@@ -54,8 +60,16 @@ def _check_normalizer(logits: Tensor, class_weight: Tensor | None, normalize_by:
         )
 
 
-def _weights_of_labels(class_weight: Tensor | None, num_channels: int) -> Tensor | None:
-    """Return the weight of each label's own term, (max(C, 2),)."""
+def weights_of_labels(class_weight: Tensor | None, num_channels: int) -> Tensor | None:
+    """Expand class weights to one for each label.
+
+    Args:
+        class_weight: (C,), or (2,) for one channel, or one number: of all channels, or of label 1 of one channel.
+        num_channels: C.
+
+    Returns:
+        (C,), or (2,) for one channel; None without weights.
+    """
     if class_weight is None or class_weight.numel() > 1:
         return class_weight
     if num_channels > 1:
@@ -68,7 +82,7 @@ def _labels(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Guard the labels: target as int64, where it counts, and the weight of its own term."""
     num_channels, dtype = logits.shape[1], torch.promote_types(logits.dtype, torch.float32)
-    weights = _weights_of_labels(class_weight, num_channels)
+    weights = weights_of_labels(class_weight, num_channels)
     return label_weights(target, max(num_channels, 2), weights, ignore_index, dtype)
 
 
@@ -144,7 +158,7 @@ def _losses_of_elements(
     z = torch.where(counted, resized(logits, target.shape[1:], align_corners), 0)
     positive = positive_elements(target, logits.shape[1])
     loss = element_loss(z, positive)
-    weights = _weights_of_labels(class_weight, logits.shape[1])
+    weights = weights_of_labels(class_weight, logits.shape[1])
     if weights is not None:
         per_channel = weights.detach().to(loss.dtype).view(-1, *[1] * (target.dim() - 1))
         loss = torch.where(positive, per_channel * loss, loss)

@@ -2,61 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from numbers import Integral, Real
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.logging import print_log
 from mmseg.registry import MODELS
+from mmseg_wce.binary import summed_binary_loss, weights_of_labels
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
 from mmseg_wce.functional import (
-    NORMALIZERS,
-    REDUCTIONS,
     Normalizer,
     Pixels,
     Reduction,
+    binary_normalizer,
+    check_binary_inputs,
     check_inputs,
     normalizer,
     smoothing_weight,
+    weighted_binary_cross_entropy,
     weighted_cross_entropy,
 )
-from mmseg_wce.kernels import pixel_nll
+from mmseg_wce.kernels import pixel_bce, pixel_nll
+from mmseg_wce.loss_options import check_loss_options, resolve_binary_normalizer, resolve_normalizer
 from torch import Tensor, nn
 
 __all__ = ['ObservedPixels', 'WeightedCrossEntropyLoss']
 
 _DEFAULT_IGNORE_INDEX = 255
-
-
-def _resolve_normalizer(normalize_by: Normalizer | None, avg_non_ignore: bool | None, weighted: bool) -> Normalizer:
-    """mmseg's ``avg_non_ignore`` in terms of ``normalize_by``; an error where both are given and disagree."""
-    if normalize_by is not None and normalize_by not in NORMALIZERS:
-        raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
-    if avg_non_ignore is None:
-        return normalize_by or 'class_weight'
-    meant: Normalizer = 'class_weight' if avg_non_ignore or weighted else 'all'
-    if normalize_by not in (None, meant):
-        raise ValueError(
-            f'avg_non_ignore={avg_non_ignore} {"with" if weighted else "without"} class_weight means '
-            f'normalize_by={meant!r}, which contradicts normalize_by={normalize_by!r}: give one of the two'
-        )
-    if weighted and not avg_non_ignore and normalize_by is None:
-        _warn_once(
-            'WeightedCrossEntropyLoss: avg_non_ignore=False with class_weight divides by the class weights of the '
-            'pixels that are not ignored, as avg_non_ignore=True does; mmseg defines no other value for label 255'
-        )
-    return meant
-
-
-@lru_cache
-def _warn_once(message: str) -> None:
-    """A model has a loss in every head."""
-    print_log(message, logger='current', level=logging.WARNING)
 
 
 def _gradients_are_averaged(logits: Tensor) -> bool:
@@ -76,47 +49,21 @@ class _MeanOfRanks:
         return self._number / dist.get_world_size()
 
 
-def _check_options(
-    reduction: str,
-    loss_weight: float,
-    loss_name: str,
-    avg_non_ignore: bool | None,
-    label_smoothing: float,
-    ignore_index: int | None,
-) -> None:
-    for name, value, kind in (
-        ('loss_weight', loss_weight, Real),
-        ('label_smoothing', label_smoothing, Real),
-        ('loss_name', loss_name, str),
-        ('avg_non_ignore', avg_non_ignore, bool | None),
-        ('ignore_index', ignore_index, Integral | None),
-    ):
-        if not isinstance(value, kind) or (isinstance(value, bool) and name != 'avg_non_ignore'):
-            raise TypeError(f'WeightedCrossEntropyLoss: {name} may not be {value!r}')
-    for condition, message in (
-        (reduction in REDUCTIONS, f'reduction must be one of {REDUCTIONS}, got {reduction!r}'),
-        (math.isfinite(loss_weight), f'loss_weight must be finite, got {loss_weight}'),
-        (0.0 <= label_smoothing <= 1.0, f'label_smoothing must be between 0 and 1, got {label_smoothing}'),
-        (
-            loss_name.startswith('loss_'),
-            f"loss_name={loss_name!r} has to start with 'loss_', or mmengine does not add it to the total loss",
-        ),
-    ):
-        if not condition:
-            raise ValueError(f'WeightedCrossEntropyLoss: {message}')
-
-
 @dataclass(frozen=True)
 class ObservedPixels:
     """What an observer of :class:`WeightedCrossEntropyLoss` is shown of a call. No gradient flows; not to be changed.
 
+    With ``use_sigmoid=True`` one channel is shown as two classes. Of more channels, where a class weight belongs to the
+    label's channel and not to the pixel, ``nll`` is the weighted loss, summed over the channels.
+
     Attributes:
         label: (N, ...), any integer dtype.
         nll: (N, ...), negative log-likelihood without any weight or smoothing; 0 where ignored.
-        correct: (N, ...), bool: the label has the greatest logit; False where ignored.
+        correct: (N, ...), bool: the label has the greatest logit, or of one channel, the probability of label 1 is
+            above the threshold and the label is 1, or neither; False where ignored.
         pixel_weight: broadcastable to (N, ...), or None.
-        class_weight: (C,) float32, or None.
-        num_classes: C.
+        class_weight: (C,) float32, (2,) for one channel; None without weights, and with a sigmoid for C >= 2.
+        num_classes: C, or 2 for one channel.
         ignore_index: the label that does not count.
 
     Example:
@@ -138,27 +85,62 @@ class ObservedPixels:
     ignore_index: int
 
 
+def _observed(
+    logits: Tensor,
+    label: Tensor,
+    class_weight: Tensor | None,
+    pixels: Pixels,
+    pixel_weight: Tensor | None,
+    ignore_index: int,
+) -> ObservedPixels:
+    nll, _, correct = pixels
+    return ObservedPixels(label, nll.detach(), correct, pixel_weight, class_weight, logits.shape[1], ignore_index)
+
+
+def _observed_binary(
+    logits: Tensor,
+    label: Tensor,
+    class_weight: Tensor | None,
+    pixels: Pixels,
+    pixel_weight: Tensor | None,
+    ignore_index: int,
+) -> ObservedPixels:
+    positive, negative, correct = (x.detach() for x in pixels)
+    num_channels = logits.shape[1]
+    weights = weights_of_labels(class_weight, num_channels)
+    if num_channels == 1:
+        return ObservedPixels(label, positive + negative, correct, pixel_weight, weights, 2, ignore_index)
+    label_weight = None if weights is None else weights[label.long().clamp(0, num_channels - 1)]
+    loss = summed_binary_loss(positive, negative, label_weight, num_channels)
+    return ObservedPixels(label, loss, correct, pixel_weight, None, num_channels, ignore_index)
+
+
 @MODELS.register_module()
 class WeightedCrossEntropyLoss(nn.Module):
-    """Softmax cross-entropy that is exact with class weights and ignored pixels. Drop-in for ``CrossEntropyLoss``.
+    """Cross-entropy that is exact with class weights and ignored pixels. Drop-in for mmseg's ``CrossEntropyLoss``.
 
-    Formula, normalisers and input checks: :func:`mmseg_wce.functional.weighted_cross_entropy`. By default the mean is
-    PyTorch's, as ``torch.nn.CrossEntropyLoss(weight=class_weight, ignore_index=255)`` computes it.
+    Formula, normalisers and input checks: :func:`mmseg_wce.functional.weighted_cross_entropy`, or with
+    ``use_sigmoid=True`` :func:`mmseg_wce.functional.weighted_binary_cross_entropy`. By default the mean is PyTorch's
+    over the pixels that are not ignored, as ``torch.nn.CrossEntropyLoss(weight=class_weight, ignore_index=255)``
+    computes it, or ``torch.nn.BCEWithLogitsLoss(pos_weight=class_weight.view(C, 1, 1))`` of their elements.
 
     Args:
-        use_sigmoid: must be False; accepted so that changing ``type`` is enough.
-        use_mask: must be False; likewise.
+        use_sigmoid: binary cross-entropy of every channel; one channel has the labels 0 and 1.
+        use_mask: must be False; accepted so that changing ``type`` is enough.
         reduction: 'mean', 'sum' or 'none'.
         class_weight: one finite non-negative number per class: a list, an array, the path of a ``.npy``, ``.json``,
             ``.yaml`` or ``.pkl`` file, or ``dict(statistics='ade20k' or a file, scheme='median_frequency', ...)``
-            (:func:`mmseg_wce.class_weights.class_weights`). Kept in float32 whatever the model is cast to; not part of
-            the state dict.
+            (:func:`mmseg_wce.class_weights.class_weights`). With a sigmoid it is PyTorch's ``pos_weight``, and may be
+            one number, for all channels; for one channel two numbers weight the labels 0 and 1. Kept in float32
+            whatever the model is cast to; not part of the state dict.
         loss_weight: factor of the loss.
         loss_name: key in the log; has to start with ``loss_``, or mmengine does not add it to the total loss.
         avg_non_ignore: as in mmseg: True means ``normalize_by='class_weight'``; False means 'all' without class
-            weights, and with them 'class_weight' (mmseg has no defined value for ignored pixels there).
-        normalize_by: 'class_weight' (default), 'valid' or 'all': what the mean divides by.
-        label_smoothing: in [0, 1], as in :class:`torch.nn.CrossEntropyLoss`.
+            weights, and with them 'class_weight' (mmseg has no defined value for ignored pixels there). With a sigmoid
+            True means 'valid' and False 'all'.
+        normalize_by: what the mean divides by: 'class_weight' (default), 'valid' or 'all'. With a sigmoid 'valid' is
+            the default (mmseg's is 'all'), and 'class_weight' needs one channel and two weights.
+        label_smoothing: in [0, 1], as in :class:`torch.nn.CrossEntropyLoss`; 0 with a sigmoid.
         ignore_index: the label that does not count; by default what the decode head says, or 255.
         sync_normalizer: in training on several ranks, divide by the mean over the ranks of their denominators, so that
             the gradient averaged by DistributedDataParallel is that of the whole batch on one device. Sends one number
@@ -166,6 +148,8 @@ class WeightedCrossEntropyLoss(nn.Module):
             nothing with ``avg_factor``, reduction 'sum' or 'none', or without gradients.
 
     Attributes:
+        threshold: of the probability above which one channel predicts label 1, as the observer is told; 0.5 unless
+            somebody sets it, as LossMonitorHook does to that of the head. The loss does not depend on it.
         observer: called with :class:`ObservedPixels` at the end of every training forward that records gradients (a
             sampler ranks pixels by others that do not). None by default, and in copies and pickles.
 
@@ -179,9 +163,13 @@ class WeightedCrossEntropyLoss(nn.Module):
         >>> logits, label = torch.tensor([[2.0, 0.0]]).expand(3, 2), torch.tensor([0, 1, 255])
         >>> print(f'{loss(logits, label):.4f}')  # (1 * 0.1269 + 3 * 2.1269) / (1 + 3)
         1.6269
+        >>> loss = WeightedCrossEntropyLoss(use_sigmoid=True, class_weight=3.0)
+        >>> print(f'{loss(logits[:, :1], label):.4f}')  # (2.1269 + 3 * 0.1269) / 2
+        1.2539
     """
 
     observer: Callable[[ObservedPixels], None] | None = None
+    threshold: float = 0.5
     class_weight: Tensor | None
     _class_weight_values: Tensor | None  # in float32, on CPU; there where class_weight is
 
@@ -190,7 +178,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         use_sigmoid: bool = False,
         use_mask: bool = False,
         reduction: Reduction = 'mean',
-        class_weight: ClassWeight | None = None,
+        class_weight: ClassWeight | float | None = None,
         loss_weight: float = 1.0,
         loss_name: str = 'loss_ce',
         avg_non_ignore: bool | None = None,
@@ -201,16 +189,27 @@ class WeightedCrossEntropyLoss(nn.Module):
         sync_normalizer: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (('use_sigmoid', use_sigmoid), ('use_mask', use_mask)):
-            if value:
-                raise ValueError(
-                    f"WeightedCrossEntropyLoss: {name}=True is another loss: use mmseg's type='CrossEntropyLoss' for it"
-                )
-        _check_options(reduction, loss_weight, loss_name, avg_non_ignore, label_smoothing, ignore_index)
-        weights = None if class_weight is None else load_class_weight(class_weight)
+        check_loss_options(
+            dict(
+                use_sigmoid=use_sigmoid,
+                use_mask=use_mask,
+                reduction=reduction,
+                loss_weight=loss_weight,
+                loss_name=loss_name,
+                avg_non_ignore=avg_non_ignore,
+                label_smoothing=label_smoothing,
+                ignore_index=ignore_index,
+            )
+        )
+        weights = None if class_weight is None else load_class_weight(class_weight, single=use_sigmoid)
+        if use_sigmoid:
+            number = 0 if weights is None else weights.numel()
+            self.normalize_by = resolve_binary_normalizer(normalize_by, avg_non_ignore, number)
+        else:
+            self.normalize_by = resolve_normalizer(normalize_by, avg_non_ignore, weights is not None)
         self._class_weight_values = weights
         self.register_buffer('class_weight', None if weights is None else weights.clone(), persistent=False)
-        self.normalize_by = _resolve_normalizer(normalize_by, avg_non_ignore, weights is not None)
+        self.use_sigmoid = use_sigmoid
         self.reduction = reduction
         self.loss_weight = loss_weight
         self.label_smoothing = label_smoothing
@@ -271,52 +270,57 @@ class WeightedCrossEntropyLoss(nn.Module):
             avg_factor: replaces the denominator of the mean.
             reduction_override: instead of the constructor's ``reduction``.
             ignore_index: what the decode head says; None for the constructor's.
-            pixels: what :func:`mmseg_wce.kernels.pixel_nll` gives, with :meth:`smoothing_weight`, where somebody else
-                computes it; a function of nothing is called once the ranks' denominators are under way.
+            pixels: what :func:`mmseg_wce.kernels.pixel_nll` gives, with :meth:`smoothing_weight`, or with a sigmoid
+                :func:`mmseg_wce.kernels.pixel_bce`, where somebody else computes it; or a callable, evaluated after the
+                all-reduce of the denominator has started.
 
         Returns:
-            Scalar, or the label's shape for reduction 'none', in float32 (float64 for float64 logits).
+            Scalar, or what reduction 'none' gives: the label's shape, with a sigmoid and C >= 2 that of the upsampled
+            logits. float32 (float64 for float64 logits).
 
         Raises:
-            TypeError, ValueError: as :func:`mmseg_wce.functional.weighted_cross_entropy`; also where the head and the
-                constructor name different labels to ignore.
+            TypeError, ValueError: as :func:`mmseg_wce.functional.weighted_cross_entropy` or
+                :func:`mmseg_wce.functional.weighted_binary_cross_entropy`; also where the head and the constructor name
+                different labels to ignore.
         """
         reduction, class_weight = reduction_override or self.reduction, self._float32_class_weight()
         ignore_index = self._resolve_ignore_index(ignore_index)
+        inputs = cls_score, label, class_weight
+        options: dict[str, Any] = dict(ignore_index=ignore_index, normalize_by=self.normalize_by)
         of_ranks = None
         if reduction == 'mean' and avg_factor is None and self.sync_normalizer and _gradients_are_averaged(cls_score):
-            denominator = normalizer(
-                cls_score, label, class_weight, ignore_index=ignore_index, normalize_by=self.normalize_by
-            )
-            of_ranks = _MeanOfRanks(denominator)
+            of_ranks = _MeanOfRanks((binary_normalizer if self.use_sigmoid else normalizer)(*inputs, **options))
         if callable(pixels):
             pixels = pixels()
         observer = self.observer if self.training and torch.is_grad_enabled() else None
-        if observer is not None and pixels is None:  # the maps that weighted_cross_entropy would make
-            check_inputs(cls_score, label, class_weight)
-            smoothing = self.smoothing_weight(cls_score)
-            pixels = pixel_nll(cls_score, label.long(), ignore_index=ignore_index, smoothing_weight=smoothing)
-        loss = weighted_cross_entropy(
-            cls_score,
-            label,
-            class_weight,
-            ignore_index=ignore_index,
-            label_smoothing=self.label_smoothing,
+        if observer is not None and pixels is None:  # the maps that the loss would make
+            pixels = self._maps(*inputs, ignore_index)
+        options.update(
             pixel_weight=weight,
             reduction=reduction if of_ranks is None else 'sum',
-            normalize_by=self.normalize_by,
             avg_factor=avg_factor,
             pixels=pixels,
         )
+        if self.use_sigmoid:
+            loss = weighted_binary_cross_entropy(*inputs, **options)
+        else:
+            loss = weighted_cross_entropy(*inputs, label_smoothing=self.label_smoothing, **options)
         if of_ranks is not None:
             denominator = of_ranks.wait()
             loss = loss / torch.where(denominator == 0, torch.inf, denominator)
         if observer is not None and pixels is not None:
-            nll, correct = pixels[0].detach(), pixels[2]
-            shown = label, nll, correct, weight, class_weight, cls_score.shape[1], ignore_index
             with torch.no_grad():
-                observer(ObservedPixels(*shown))
+                shown = _observed_binary if self.use_sigmoid else _observed
+                observer(shown(*inputs, pixels, weight, ignore_index))
         return self.loss_weight * loss
+
+    def _maps(self, cls_score: Tensor, label: Tensor, class_weight: Tensor | None, ignore_index: int) -> Pixels:
+        if self.use_sigmoid:
+            check_binary_inputs(cls_score, label, class_weight)
+            return pixel_bce(cls_score, label.long(), ignore_index=ignore_index, threshold=self.threshold)
+        check_inputs(cls_score, label, class_weight)
+        smoothing = self.smoothing_weight(cls_score)
+        return pixel_nll(cls_score, label.long(), ignore_index=ignore_index, smoothing_weight=smoothing)
 
     def smoothing_weight(self, cls_score: Tensor) -> Tensor | None:
         """Weights (C,) of the smoothing term for these logits; None without label smoothing."""
@@ -331,6 +335,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         weights = self._class_weight_values
         shown = None if weights is None else f'{weights.numel()} in [{weights.min():.4g}, {weights.max():.4g}]'
         return (
-            f'class_weight={shown}, normalize_by={self.normalize_by!r}, reduction={self.reduction!r}, '
+            f'use_sigmoid={self.use_sigmoid}, class_weight={shown}, normalize_by={self.normalize_by!r}, '
+            f'reduction={self.reduction!r}, '
             f'label_smoothing={self.label_smoothing}, loss_weight={self.loss_weight}, ignore_index={self.ignore_index}'
         )

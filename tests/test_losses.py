@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS, TRANSFORMS
-from mmseg_wce import losses
+from mmseg_wce import loss_options
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from stacks import FORK
 from torch import nn
@@ -141,7 +141,7 @@ def test_contradicting_normalisers(avg_non_ignore, weights, normalize_by):
 
 
 def test_one_log_line_where_mmseg_defines_no_value(caplog):
-    losses._warn_once.cache_clear()
+    loss_options._warn_once.cache_clear()
     logger = MMLogger.get_instance('mmseg_wce_test')
     logger.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING, 'mmseg_wce_test'):
@@ -179,7 +179,6 @@ def test_label_smoothing_is_pytorchs():
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (dict(use_sigmoid=True), ['use_sigmoid=True', "type='CrossEntropyLoss'"]),
         (dict(use_mask=True), ['use_mask=True', "type='CrossEntropyLoss'"]),
         (dict(loss_name='ce'), ["'ce'", "'loss_'"]),
         (dict(reduction='average'), ["'average'"]),

@@ -82,12 +82,13 @@ def _read_file(path: str) -> Any:
         raise ValueError(f'class_weight file {path!r} is not a valid {suffix} file of weights: {error}') from error
 
 
-def check_class_weight(class_weight: Tensor, source: str = 'class_weight') -> None:
+def check_class_weight(class_weight: Tensor, source: str = 'class_weight', single: bool = False) -> None:
     """Raise ValueError unless the weights are one finite non-negative number per class, not all of them zero.
 
     Args:
         class_weight: (C,), floating point.
         source: how to call it in the message.
+        single: allow one number, as a binary cross-entropy takes it.
 
     Example:
         >>> import torch
@@ -96,17 +97,17 @@ def check_class_weight(class_weight: Tensor, source: str = 'class_weight') -> No
         Traceback (most recent call last):
         ValueError: class_weight must be finite and not negative, got class 1: -2.0 (1 of 2)
     """
-    if class_weight.dim() != 1 or class_weight.numel() < 2:
+    if class_weight.dim() != 1 or class_weight.numel() < (1 if single else 2):
         raise ValueError(f'{source} must be one weight per class, got shape {tuple(class_weight.shape)}')
     bad = ~(torch.isfinite(class_weight) & (class_weight >= 0))
     if bad.any():
         listed = ', '.join(f'class {i}: {class_weight[i].item()}' for i in bad.nonzero().flatten().tolist()[:8])
         raise ValueError(f'{source} must be finite and not negative, got {listed} ({int(bad.sum())} of {bad.numel()})')
     if not class_weight.any():
-        raise ValueError(f'{source} is zero for all {class_weight.numel()} classes: nothing would count')
+        raise ValueError(f'{source} is zero for all {class_weight.numel()} classes: no label would be learnt')
 
 
-def load_class_weight(class_weight: ClassWeight) -> Tensor:
+def load_class_weight(class_weight: ClassWeight | float, single: bool = False) -> Tensor:
     """Weights of a config as a checked tensor.
 
     Args:
@@ -115,6 +116,7 @@ def load_class_weight(class_weight: ClassWeight) -> Tensor:
             mmengine; pickles may hold numbers and NumPy arrays only), or
             ``dict(statistics='ade20k' or a file of tools/class_weights.py, scheme='median_frequency', ...)`` with the
             options of :func:`mmseg_wce.class_weights.class_weights`.
+        single: allow one number, as a binary cross-entropy takes it, also without a list around it.
 
     Returns:
         (C,), float32, on CPU.
@@ -133,6 +135,8 @@ def load_class_weight(class_weight: ClassWeight) -> Tensor:
     """
     source = 'class_weight'
     complaint: type[Exception] = TypeError
+    if single and _is_number(class_weight):
+        class_weight = [float(class_weight)]  # type: ignore[arg-type]  # it is a number
     if isinstance(class_weight, Mapping):
         class_weight = _by_scheme(class_weight)
     if isinstance(class_weight, (str, os.PathLike)):
@@ -143,7 +147,7 @@ def load_class_weight(class_weight: ClassWeight) -> Tensor:
             f'{source} must be a list of numbers, got {type(class_weight).__name__}: {_shown(class_weight)}'
         )
     weights = _as_float32(class_weight, source)
-    check_class_weight(weights, source)
+    check_class_weight(weights, source, single)
     return weights
 
 

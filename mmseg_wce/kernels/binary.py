@@ -28,13 +28,16 @@ _STILL_MASKED = 1e-6
 
 
 def positive_elements(target: Tensor, num_channels: int, first: int = 0, number: int | None = None) -> Tensor:
-    """Return whether a channel is the label's, bool (N, number, ...): the one-hot target of these channels.
+    """Encode the labels one-hot, for some of the channels.
 
     Args:
         target: (N, ...), int64.
         num_channels: C of the logits. The only channel of one is that of label 1.
         first: first of the channels that are asked for.
         number: how many; all by default.
+
+    Returns:
+        (N, number, ...), bool.
     """
     label = 1 if num_channels == 1 else first
     number = num_channels if number is None else number

@@ -1,0 +1,130 @@
+"""Check the options of :class:`mmseg_wce.losses.WeightedCrossEntropyLoss`, and translate mmseg's."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from numbers import Integral, Real
+from typing import Any
+
+from mmengine.logging import print_log
+from mmseg_wce.functional import NORMALIZERS, REDUCTIONS, Normalizer
+
+__all__ = ['check_loss_options', 'resolve_binary_normalizer', 'resolve_normalizer']
+
+
+_KINDS: dict[str, Any] = dict(
+    use_sigmoid=bool,
+    avg_non_ignore=bool | None,
+    loss_weight=Real,
+    label_smoothing=Real,
+    loss_name=str,
+    ignore_index=Integral | None,
+)
+
+
+def check_loss_options(options: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for an argument of the loss, given by name, that cannot be meant."""
+    for name, kind in _KINDS.items():
+        value = options[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and name not in ('use_sigmoid', 'avg_non_ignore')):
+            raise TypeError(f'WeightedCrossEntropyLoss: {name} may not be {value!r}')
+    reduction, loss_weight, label_smoothing = (options[k] for k in ('reduction', 'loss_weight', 'label_smoothing'))
+    for condition, message in (
+        (reduction in REDUCTIONS, f'reduction must be one of {REDUCTIONS}, got {reduction!r}'),
+        (math.isfinite(loss_weight), f'loss_weight must be finite, got {loss_weight}'),
+        (0.0 <= label_smoothing <= 1.0, f'label_smoothing must be between 0 and 1, got {label_smoothing}'),
+        (
+            options['loss_name'].startswith('loss_'),
+            f"loss_name={options['loss_name']!r} has to start with 'loss_', or mmengine does not add it to the total "
+            'loss',
+        ),
+        (
+            not options['use_mask'],
+            "use_mask=True is a loss on masks, not on pixels: use mmseg's type='CrossEntropyLoss' for it",
+        ),
+        (
+            not (options['use_sigmoid'] and label_smoothing > 0),
+            f'label_smoothing={label_smoothing} spreads the label over the classes of a softmax; PyTorch defines none '
+            'for use_sigmoid=True, where every channel is a yes or no of its own: leave one of the two out',
+        ),
+    ):
+        if not condition:
+            raise ValueError(f'WeightedCrossEntropyLoss: {message}')
+
+
+def resolve_normalizer(normalize_by: Normalizer | None, avg_non_ignore: bool | None, weighted: bool) -> Normalizer:
+    """Translate mmseg's ``avg_non_ignore`` into ``normalize_by``, for a softmax.
+
+    Args:
+        normalize_by: where it is given.
+        avg_non_ignore: where it is given.
+        weighted: there are class weights.
+
+    Returns:
+        One of ``NORMALIZERS``.
+
+    Raises:
+        ValueError: there is no such normalizer, or both are given and disagree.
+    """
+    _check_normalizer(normalize_by)
+    if avg_non_ignore is None:
+        return normalize_by or 'class_weight'
+    meant: Normalizer = 'class_weight' if avg_non_ignore or weighted else 'all'
+    if normalize_by not in (None, meant):
+        raise ValueError(
+            f'avg_non_ignore={avg_non_ignore} {"with" if weighted else "without"} class_weight means '
+            f'normalize_by={meant!r}, which contradicts normalize_by={normalize_by!r}: give one of the two'
+        )
+    if weighted and not avg_non_ignore and normalize_by is None:
+        _warn_once(
+            'WeightedCrossEntropyLoss: avg_non_ignore=False with class_weight divides by the class weights of the '
+            'pixels that are not ignored, as avg_non_ignore=True does; mmseg defines no other value for label 255'
+        )
+    return meant
+
+
+def resolve_binary_normalizer(
+    normalize_by: Normalizer | None, avg_non_ignore: bool | None, number_of_weights: int
+) -> Normalizer:
+    """Translate mmseg's ``avg_non_ignore`` into ``normalize_by``, for ``use_sigmoid=True``.
+
+    Args:
+        normalize_by: where it is given.
+        avg_non_ignore: where it is given.
+        number_of_weights: of the classes; 0 without.
+
+    Returns:
+        One of ``NORMALIZERS``.
+
+    Raises:
+        ValueError: there is no such normalizer, both are given and disagree, or the weights cannot be divided by.
+    """
+    _check_normalizer(normalize_by)
+    if normalize_by == 'class_weight' and number_of_weights != 2:
+        raise ValueError(
+            "WeightedCrossEntropyLoss: normalize_by='class_weight' with use_sigmoid=True needs one channel and two "
+            f"class weights, of labels 0 and 1: got {number_of_weights}. Use 'valid' or 'all'"
+        )
+    if avg_non_ignore is None:
+        return normalize_by or 'valid'
+    meant: Normalizer = 'valid' if avg_non_ignore else 'all'
+    if normalize_by not in (None, meant):
+        raise ValueError(
+            f'avg_non_ignore={avg_non_ignore} with use_sigmoid=True means normalize_by={meant!r}, which contradicts '
+            f'normalize_by={normalize_by!r}: give one of the two'
+        )
+    return meant
+
+
+def _check_normalizer(normalize_by: Normalizer | None) -> None:
+    if normalize_by is not None and normalize_by not in NORMALIZERS:
+        raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    """A model has a loss in every head."""
+    print_log(message, logger='current', level=logging.WARNING)
