@@ -14,6 +14,7 @@ from mmseg.registry import HOOKS
 from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce import head_losses
 from mmseg_wce.hooks.models import unwrapped
+from mmseg_wce.samplers import check_built_sampler
 from torch import Tensor, nn
 
 __all__ = ['FusedLossHook', 'fuse_decode_heads']
@@ -32,8 +33,10 @@ class FusedLossHook(Hook):
     ``custom_hooks = [dict(type='FusedLossHook')]``
 
     Args:
-        built_in: fuse mmseg's softmax ``CrossEntropyLoss`` and ``OhemCrossEntropy`` as well, with their own
-            normalisation.
+        built_in: fuse mmseg's ``CrossEntropyLoss`` and ``OhemCrossEntropy`` as well, with their own normalisation.
+
+    Raises:
+        ValueError: before a run, a head has a pixel sampler that cannot work with its losses.
 
     Example:
         >>> import mmseg_wce
@@ -55,11 +58,13 @@ def fuse_decode_heads(model: nn.Module, built_in: bool = False) -> list[str]:
 
     Args:
         model: an mmseg segmentor, with ``decode_head`` and perhaps ``auxiliary_head``, each a head or a list of heads.
-        built_in: fuse mmseg's softmax ``CrossEntropyLoss`` and ``OhemCrossEntropy`` as well, with their own
-            normalisation.
+        built_in: fuse mmseg's ``CrossEntropyLoss`` and ``OhemCrossEntropy`` as well, with their own normalisation.
 
     Returns:
         A line for each head that says what was fused in it, or why it was left alone.
+
+    Raises:
+        ValueError: a head has a pixel sampler that cannot work with its losses.
 
     Example:
         >>> import torch
@@ -74,7 +79,11 @@ def fuse_decode_heads(model: nn.Module, built_in: bool = False) -> list[str]:
         decode_head (FCNHead): fused
         auxiliary_head (FCNHead): left alone: loss_ce is a softmax CrossEntropyLoss, which built_in=True would fuse
     """
-    return [f'{name} ({type(head).__name__}): {_fuse(head, built_in)}' for name, head in _heads(model)]
+    heads = list(_heads(model))
+    for name, head in heads:
+        if conflict := check_built_sampler(head):
+            raise ValueError(f'{name}: {conflict}')
+    return [f'{name} ({type(head).__name__}): {_fuse(head, built_in)}' for name, head in heads]
 
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -86,7 +95,7 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, heads
 
 
-def _fuse(head: nn.Module, built_in: bool) -> str:
+def _fuse(head: Any, built_in: bool) -> str:
     if _is_fused(head):
         del head.loss_by_feat
     own = getattr(type(head), 'loss_by_feat', None)
@@ -94,15 +103,13 @@ def _fuse(head: nn.Module, built_in: bool) -> str:
     if method is None or 'loss_by_feat' in vars(head):
         owner = own.__qualname__ if own and method is None else 'replaced'
         return f'left alone: it computes its loss in a way of its own ({owner})'
-    if head.out_channels == 1:
-        return 'left alone: it has one channel, which is no softmax'
     if method is head_losses.standard and type(head.sampler) not in (OHEMPixelSampler, type(None)):
         return f'left alone: its sampler {type(head.sampler).__name__} needs full-size logits'
-    losses = head_losses.softmax_losses(head)
-    others = [(loss, reason) for loss in losses if (reason := head_losses.needs_full_size(loss, built_in))]
+    losses, channels = head_losses.pixel_losses(head), head.out_channels
+    others = [(loss, reason) for loss in losses if (reason := head_losses.needs_full_size(loss, channels, built_in))]
     if len(others) == len(losses):
         return 'left alone: ' + '; '.join(f'{loss.loss_name} is {reason}' for loss, reason in others)
-    head.loss_by_feat = partial(method, head, built_in)  # type: ignore[assignment]  # a method
+    head.loss_by_feat = partial(method, head, built_in)
     names = ', '.join(f'{loss.loss_name} ({reason})' for loss, reason in others)
     return f'fused; full-size logits are still built for {names}' if names else 'fused'
 

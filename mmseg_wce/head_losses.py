@@ -1,23 +1,24 @@
 """What mmseg's decode heads compute in ``loss_by_feat``, from low-resolution logits: the same terms, names and values.
 
-mmseg upsamples the logits first. Here softmax losses, hard pixels and the accuracy come from three maps of one number
-per pixel (:func:`mmseg_wce.kernels.pixel_nll`); only what needs more gets full-size logits.
+mmseg upsamples the logits first. Here losses, hard pixels and the accuracy come from three maps of one number per
+pixel: of :func:`mmseg_wce.kernels.pixel_nll` for a softmax, of :func:`mmseg_wce.kernels.pixel_bce` for sigmoids. Only
+what needs more gets full-size logits.
 """
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
 from mmseg.models.decode_heads import PIDHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy, accuracy, cross_entropy
+from mmseg.models.losses import OhemCrossEntropy, accuracy
 from mmseg.models.utils import resize
 from mmseg.structures.sampler import OHEMPixelSampler
-from mmseg_wce.class_weights import load_class_weight
-from mmseg_wce.functional import Pixels, Reduction, check_inputs, weighted_cross_entropy
-from mmseg_wce.kernels import pixel_nll
+from mmseg_wce.built_in_losses import built_in_value, is_hard, needs_full_size_built_in
+from mmseg_wce.functional import Pixels, check_binary_inputs
+from mmseg_wce.kernels import pixel_bce, pixel_nll
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ _FORWARD = WeightedCrossEntropyLoss.forward
 def standard(head: BaseDecodeHead, built_in: bool, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
     """As ``BaseDecodeHead.loss_by_feat``."""
     fused = _Fused(head, built_in, seg_logits, head._stack_batch_gt(batch_data_samples).squeeze(1))
-    losses, options = softmax_losses(head), dict(ignore_index=head.ignore_index)
+    losses, options = pixel_losses(head), dict(ignore_index=head.ignore_index)
     weight = None
     if head.sampler is not None:
         for loss in losses:
@@ -72,31 +73,41 @@ def of_ddr_head(head: BaseDecodeHead, built_in: bool, seg_logits: tuple, batch_d
     )
 
 
-def softmax_losses(head: BaseDecodeHead) -> list[nn.Module]:
-    """The losses on logits of classes: all of a head but the boundary loss of PIDNet."""
+def pixel_losses(head: BaseDecodeHead) -> list[nn.Module]:
+    """Return the losses on logits of classes: all of a head but the boundary loss of PIDNet."""
     losses = list(head.loss_decode) if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
     return [loss for i, loss in enumerate(losses) if not (isinstance(head, PIDHead) and i == 2)]
 
 
-def needs_full_size(loss: nn.Module, built_in: bool) -> str:
-    """Why a loss cannot be computed from the maps; empty where it can."""
-    if isinstance(loss, WeightedCrossEntropyLoss):
-        overridden = type(loss).forward is not _FORWARD
-        return f'a {type(loss).__name__}, which computes the loss in a way of its own' if overridden else ''
-    if type(loss) not in (CrossEntropyLoss, OhemCrossEntropy):
-        return f'a {type(loss).__name__}'
-    if isinstance(loss, CrossEntropyLoss) and (loss.use_sigmoid or loss.use_mask):
-        return 'a CrossEntropyLoss with use_sigmoid or use_mask'
-    return '' if built_in else f'a softmax {type(loss).__name__}, which built_in=True would fuse'
+def needs_full_size(loss: nn.Module, channels: int, built_in: bool) -> str:
+    """Explain why a loss cannot be computed from the maps; empty where it can."""
+    if not isinstance(loss, WeightedCrossEntropyLoss):
+        return needs_full_size_built_in(loss, channels, built_in)
+    if type(loss).forward is not _FORWARD:
+        return f'a {type(loss).__name__}, which computes the loss in a way of its own'
+    if channels == 1 and not loss.use_sigmoid:
+        return f'a {type(loss).__name__} without use_sigmoid=True, and one channel is no softmax'
+    if channels > 1 and loss.use_sigmoid and loss.reduction == 'none':
+        return f"a {type(loss).__name__} with use_sigmoid=True and reduction='none', which is of full size itself"
+    return ''
+
+
+def _is_binary(loss: nn.Module) -> bool:
+    return bool(getattr(loss, 'use_sigmoid', False))
 
 
 class _Fused:
     """Logits (N, C, h, w) as a head made them, the labels (N, H, W) they are for, and the maps of both."""
 
     def __init__(self, head: BaseDecodeHead, built_in: bool, logits: Tensor, label: Tensor) -> None:
-        check_inputs(logits, label, None)
+        check_binary_inputs(logits, label, None)
         self.head, self.built_in, self.logits, self.label = head, built_in, logits, label
         self._swept: dict[tuple, Pixels] = {}
+        self._swept_binary: dict[int, Pixels] = {}
+
+    @property
+    def channels(self) -> int:
+        return self.logits.shape[1]
 
     @cached_property
     def full_size(self) -> Tensor:
@@ -105,7 +116,7 @@ class _Fused:
     @cached_property
     def _smoothed(self) -> WeightedCrossEntropyLoss | None:
         """The loss whose smoothing the first sweep computes along with the rest."""
-        ours = (loss for loss in softmax_losses(self.head) if isinstance(loss, WeightedCrossEntropyLoss))
+        ours = (loss for loss in pixel_losses(self.head) if isinstance(loss, WeightedCrossEntropyLoss))
         return next((loss for loss in ours if loss.label_smoothing > 0), None)
 
     def pixels(self, ignore_index: int, loss: nn.Module | None = None) -> Pixels:
@@ -122,37 +133,59 @@ class _Fused:
             )
         return self._swept[key]
 
+    def binary_pixels(self, ignore_index: int) -> Pixels:
+        """Maps of sigmoids, swept once; one channel is correct at the threshold of the head."""
+        if ignore_index not in self._swept_binary:
+            threshold = self.head.threshold if self.channels == 1 else None
+            self._swept_binary[ignore_index] = pixel_bce(
+                self.logits,
+                self.label.long(),
+                ignore_index=ignore_index,
+                threshold=0.5 if threshold is None else threshold,
+                align_corners=self.head.align_corners,
+            )
+        return self._swept_binary[ignore_index]
+
+    def _pixels_of(self, loss: nn.Module, ignore_index: int) -> Pixels:
+        return self.binary_pixels(ignore_index) if _is_binary(loss) else self.pixels(ignore_index, loss)
+
     def prepare(self, loss: nn.Module, ignore_index: int) -> None:
         """Make what a loss needs while gradients are still recorded."""
-        _ = self.full_size if needs_full_size(loss, self.built_in) else self.pixels(ignore_index, loss)
+        full_size = needs_full_size(loss, self.channels, self.built_in)
+        _ = self.full_size if full_size else self._pixels_of(loss, ignore_index)
 
     def value(self, loss: nn.Module, fewer: Tensor | None = None, **options: Any) -> Tensor:
         """A loss as the head would call it, of the label or of ``fewer``, in which more of its pixels are ignored."""
         label = self.label if fewer is None else fewer
-        if needs_full_size(loss, self.built_in):
+        if needs_full_size(loss, self.channels, self.built_in):
             return loss(self.full_size, label, **options)
         ignore_index = options.get('ignore_index', _own_ignore_index(loss))
 
         def pixels() -> Pixels:
-            nll, smooth, correct = self.pixels(ignore_index, loss)
+            first, second, correct = self._pixels_of(loss, ignore_index)
             if fewer is None:
-                return nll, smooth, correct
-            return torch.where(fewer == self.label, nll, 0), torch.where(fewer == self.label, smooth, 0), correct
+                return first, second, correct
+            return torch.where(fewer == self.label, first, 0), torch.where(fewer == self.label, second, 0), correct
 
         if isinstance(loss, WeightedCrossEntropyLoss):  # has something to send before the sweep
             return loss(self.logits, label, pixels=pixels, **options)
-        of_type = {CrossEntropyLoss: _softmax_value, OhemCrossEntropy: _ohem_value}[type(loss)]
-        return of_type(loss, self.logits, label, pixels=pixels(), **options)
+        return built_in_value(loss, self.logits, label, pixels=pixels(), **options)
 
     def accuracy(self) -> Tensor:
-        """mmseg's ``accuracy``, (1,), in percent; without waiting for the device."""
+        """mmseg's ``accuracy``, (1,), in percent; without waiting for the device.
+
+        Of one channel it is the share of pixels right at the head's threshold: mmseg's is the share of label 0.
+        """
         ignore_index = self.head.ignore_index
-        if not self._swept:
+        if self.channels == 1 or (self._swept_binary and not self._swept):
+            correct = self.binary_pixels(ignore_index)[2]
+        elif self._swept:
+            correct = self.pixels(ignore_index)[2]
+        else:
             return accuracy(self.full_size, self.label, ignore_index=ignore_index)
         epsilon = torch.finfo(torch.float32).eps  # as mmseg adds it
         valid = (self.label != ignore_index).count_nonzero()
-        correct = self.pixels(ignore_index)[2].count_nonzero()
-        return 100 * (correct + epsilon).reshape(1) / (valid + epsilon)
+        return 100 * (correct.count_nonzero() + epsilon).reshape(1) / (valid + epsilon)
 
 
 def _own_ignore_index(loss: nn.Module) -> int:
@@ -164,83 +197,20 @@ def _own_ignore_index(loss: nn.Module) -> int:
     return -100
 
 
-def _softmax_value(
-    loss: CrossEntropyLoss,
-    logits: Tensor,
-    label: Tensor,
-    pixels: Pixels,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction_override: Reduction | None = None,
-) -> Tensor:
-    """What mmseg's softmax loss gives: its own normalisation, its attributes as they are now."""
-    class_weight, avg_factor = _class_weight(loss, logits), None
-    reduction = reduction_override or loss.reduction
-    is_class = -logits.shape[1] <= ignore_index < logits.shape[1]
-    counts = is_class and not loss.avg_non_ignore and _mmseg_weighs_ignored_pixels()
-    if class_weight is not None and counts and reduction == 'mean':
-        avg_factor = class_weight[label.long()].sum()
-    return loss.loss_weight * weighted_cross_entropy(
-        logits,
-        label,
-        class_weight,
-        ignore_index=ignore_index,
-        pixel_weight=weight,
-        reduction=reduction,
-        avg_factor=avg_factor,
-        normalize_by='class_weight' if loss.avg_non_ignore or class_weight is not None else 'all',
-        pixels=pixels,
-    )
-
-
-@cache
-def _mmseg_weighs_ignored_pixels() -> bool:
-    """Whether its weighted mean counts ignored pixels with the weight of their label: upstream does, the fork not."""
-    options = dict(class_weight=torch.ones(2), ignore_index=0)
-    mean = cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1]), **options)  # log(2) over 2 pixels, or over 1
-    return mean.item() < 0.5
-
-
-def _ohem_value(loss: OhemCrossEntropy, logits: Tensor, label: Tensor, pixels: Pixels) -> Tensor:
-    """What mmseg's ``OhemCrossEntropy`` gives; 0 with zero gradient, not NaN, where no pixel is hard."""
-    losses = weighted_cross_entropy(
-        logits, label, _class_weight(loss, logits), ignore_index=loss.ignore_label, reduction='none', pixels=pixels
-    )
-    hard = _is_hard(pixels[0].detach(), label != loss.ignore_label, loss.min_kept, loss.thresh)
-    return loss.loss_weight * (losses * hard).sum() / hard.count_nonzero().clamp(min=1)
-
-
-def _class_weight(loss: CrossEntropyLoss | OhemCrossEntropy, logits: Tensor) -> Tensor | None:
-    return None if loss.class_weight is None else load_class_weight(loss.class_weight).to(logits.device)
-
-
-def _is_hard(nll: Tensor, valid: Tensor, kept: int, thresh: float) -> Tensor:
-    """Pixels whose label has a probability below ``thresh``, or below that of the pixel ``kept`` places up the list."""
-    probability = torch.where(valid, nll.neg().exp(), torch.inf)
-    limit: Tensor | float = thresh
-    number = int(valid.count_nonzero())
-    if number > 0:
-        place = min(kept, number - 1)
-        if torch.are_deterministic_algorithms_enabled():  # which CUDA's kthvalue refuses
-            value = probability.flatten().sort()[0][place]
-        else:
-            value = probability.flatten().kthvalue(place + 1)[0]
-        limit = value.clamp(min=thresh)
-    return probability < limit
-
-
 def _hard_pixels(head: BaseDecodeHead, fused: _Fused, losses: list[nn.Module]) -> Tensor:
     """What mmseg's ``OHEMPixelSampler.sample`` gives, (N, H, W), from maps instead of full-size logits."""
-    sampler, nll = head.sampler, fused.pixels(head.ignore_index)[0]
+    sampler, label = head.sampler, fused.label
     if type(sampler) is not OHEMPixelSampler:  # somebody has put another one in its place
-        return sampler.sample(fused.full_size, fused.label.unsqueeze(1))
-    valid = fused.label != head.ignore_index
-    kept = sampler.min_kept * fused.label.shape[0]
+        return sampler.sample(fused.full_size, label.unsqueeze(1))
+    valid = label != head.ignore_index
+    kept = sampler.min_kept * label.shape[0]
     if sampler.thresh is not None:
-        return _is_hard(nll, valid, kept, sampler.thresh).to(nll.dtype)
+        nll = fused.pixels(head.ignore_index)[0]
+        return is_hard(nll, valid, kept, sampler.thresh).to(nll.dtype)
+    zeros = fused.logits.new_zeros(label.shape, dtype=torch.promote_types(fused.logits.dtype, torch.float32))
     options = dict(weight=None, ignore_index=head.ignore_index, reduction_override='none')
-    of_losses = sum((fused.value(loss, **options) for loss in losses), nll.new_zeros(()))
+    of_losses = sum((fused.value(loss, **options) for loss in losses), zeros)
     ranked = of_losses[valid].sort(descending=True)[1]
-    of_valid = torch.zeros(ranked.shape, dtype=nll.dtype, device=nll.device)
+    of_valid = torch.zeros(ranked.shape, dtype=zeros.dtype, device=zeros.device)
     of_valid[ranked[:kept]] = 1
-    return torch.zeros_like(nll).masked_scatter(valid, of_valid)
+    return zeros.masked_scatter(valid, of_valid)

@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 from cases import examples
+from decode_heads import Model, head, samples, sweep, sweep_branches, two_branches
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from mmengine.config import Config
@@ -16,7 +17,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import HOOKS, MODELS
 from mmseg.structures import SegDataSample
 from mmseg.structures.sampler import OHEMPixelSampler
-from mmseg_wce import head_losses
+from mmseg_wce import built_in_losses
 from mmseg_wce.fusion import FusedLossHook, fuse_decode_heads
 from mmseg_wce.kernels import op
 from mmseg_wce.losses import WeightedCrossEntropyLoss
@@ -27,39 +28,6 @@ WEIGHTS = [0.1, 3.0, 1.0, 0.3, 2.0]
 OURS = dict(type='WeightedCrossEntropyLoss', class_weight=WEIGHTS, loss_weight=0.4)
 BUILT_IN = dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True)
 DICE = dict(type='DiceLoss', loss_name='loss_dice')
-
-
-class Model(nn.Module):
-    """Heads where a segmentor has them."""
-
-    def __init__(self, decode_head, auxiliary_head=None):
-        super().__init__()
-        self.decode_head, self.auxiliary_head = decode_head, auxiliary_head
-
-
-def head(loss, kind='FCNHead', **options) -> nn.Module:
-    init_default_scope('mmseg')
-    torch.manual_seed(0)
-    options = dict(num_classes=5, dropout_ratio=0, align_corners=False, **options)
-    options = dict(in_channels=6, channels=8, norm_cfg=dict(type='BN')) | options
-    return MODELS.build(dict(type=kind, loss_decode=loss, **options)).double()
-
-
-def samples(height=32, width=40) -> list:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 5, (2, 1, height, width), generator=generator)
-    labels[0, :, :9] = 255
-    return [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
-
-
-def sweep(head: nn.Module, data: list):
-    """Losses, and the gradient of all weights for their sum."""
-    features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(1)).double()
-    losses = head.loss([features], data, {})
-    sum(v for k, v in losses.items() if 'loss' in k).backward()
-    gradients = [p.grad.clone() for p in head.parameters() if p.grad is not None]
-    head.zero_grad()
-    return {k: v.detach() for k, v in losses.items()}, gradients
 
 
 @pytest.mark.parametrize(
@@ -219,30 +187,10 @@ def test_heads_in_lists_and_what_is_left_alone():
     assert 'loss_ce is a CrossEntropyLoss with use_sigmoid' in lines[3]
     assert 'loss_dice is a DiceLoss' in lines[4]
     assert fuse_decode_heads(model, built_in=True)[1].endswith(': fused')
-    assert 'left alone' in fuse_decode_heads(model, built_in=True)[3]  # the sigmoid one
+    assert fuse_decode_heads(model, built_in=True)[3].endswith(': fused')
 
 
 OHEM = dict(type='OhemCrossEntropy', thres=0.3, min_kept=200, class_weight=WEIGHTS, loss_weight=0.7)
-
-
-def two_branches(losses, kind) -> tuple[nn.Module, list]:
-    """A PIDHead or DDRHead and the features it takes."""
-    generator = torch.Generator().manual_seed(1)
-    built = head(losses, kind=kind, in_channels=8).train()
-    channels = dict(PIDHead=(4, 8, 4), DDRHead=(4, 8))[kind]
-    return built, [torch.randn(2, c, 8, 10, generator=generator).double() for c in channels]
-
-
-def sweep_branches(built: nn.Module, features: list):
-    data = samples()
-    generator = torch.Generator().manual_seed(2)
-    for sample in data:
-        sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, 32, 40), generator=generator))
-    losses = built.loss(features, data, {})
-    sum(v for k, v in losses.items() if 'loss' in k).backward()
-    gradients = {name: p.grad.clone() for name, p in built.named_parameters() if p.grad is not None}
-    built.zero_grad()
-    return {k: v.detach() for k, v in losses.items()}, gradients
 
 
 @pytest.mark.parametrize(
@@ -287,7 +235,7 @@ def test_pid_head_whose_last_loss_ignores_another_label(last):
     def sweep_without_255(built):
         with pytest.MonkeyPatch.context() as patch:
             labels = [SegDataSample(gt_sem_seg=PixelData(data=y.where(y != 255, 1))) for y in data]
-            patch.setattr('test_fusion.samples', lambda: labels)
+            patch.setattr('decode_heads.samples', lambda **_: labels)
             return sweep_branches(built, features)
 
     torch.testing.assert_close(sweep_without_255(fused), sweep_without_255(plain), rtol=1e-6, atol=1e-9)
@@ -381,11 +329,11 @@ def test_whole_models_of_mmseg():
     assert lines['stdc'][3].startswith('auxiliary_head[2] (STDCHead): left alone')
 
 
-def test_one_channel_is_left_alone():
-    binary = head(BUILT_IN)
-    binary.out_channels = 1
-
-    assert 'left alone: it has one channel' in fuse_decode_heads(Model(binary), built_in=True)[0]
+def test_softmax_losses_of_one_channel_are_left_alone():
+    for loss in (BUILT_IN, dict(OURS, class_weight=None)):
+        (line,) = fuse_decode_heads(Model(head(loss, num_classes=2, out_channels=1)), built_in=True)
+        assert 'left alone: loss_ce is a ' in line
+        assert 'without use_sigmoid=True, and one channel is no softmax' in line
 
 
 def test_somebody_elses_method_is_left_alone():
@@ -561,11 +509,11 @@ def test_training_with_the_hook_gives_the_same_curve(root, shared_data, tmp_path
 def test_hard_pixels_with_deterministic_algorithms(kept):
     generator = torch.Generator().manual_seed(0)
     nll, valid = torch.rand(2, 8, 8, generator=generator), torch.rand(2, 8, 8, generator=generator) < 0.5
-    expected = head_losses._is_hard(nll, valid, kept, 0.6)
+    expected = built_in_losses.is_hard(nll, valid, kept, 0.6)
 
     torch.use_deterministic_algorithms(True)
     try:
-        hard = head_losses._is_hard(nll, valid, kept, 0.6)
+        hard = built_in_losses.is_hard(nll, valid, kept, 0.6)
     finally:
         torch.use_deterministic_algorithms(False)
 
