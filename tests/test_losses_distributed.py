@@ -22,6 +22,7 @@ WORLDS = (1, 2, 4)
 STEPS, BATCH, LAST_BATCH = 3, 8, 5
 CLASS_WEIGHT = [0.1, 3.0, 0.0, 1.0]
 OURS = dict(type='WeightedCrossEntropyLoss', class_weight=CLASS_WEIGHT)
+ONE = dict(type='WeightedCrossEntropyLoss', use_sigmoid=True, class_weight=[0.5, 4.0])
 # fused or not, as they come; hard pixels are those below a probability, wherever the others are
 SEGMENTORS = {
     'class_weight': dict(loss=OURS),
@@ -32,6 +33,11 @@ SEGMENTORS = {
     'no weights, fused': dict(loss=dict(type='WeightedCrossEntropyLoss'), fused=True),
     'hard pixels': dict(loss=OURS, sampler=dict(type='OHEMPixelSampler', thresh=0.3, min_kept=2)),
     'hard pixels, fused': dict(loss=OURS, sampler=dict(type='OHEMPixelSampler', thresh=0.3, min_kept=2), fused=True),
+    'sigmoids': dict(loss=dict(OURS, use_sigmoid=True)),
+    'sigmoids, fused': dict(loss=dict(OURS, use_sigmoid=True), fused=True),
+    'sigmoids, all': dict(loss=dict(OURS, use_sigmoid=True, normalize_by='all')),
+    'one channel': dict(loss=dict(ONE, class_weight=3.0), one_channel=True),
+    'one channel, class_weight, fused': dict(loss=dict(ONE, normalize_by='class_weight'), one_channel=True, fused=True),
     'unused parameters': dict(loss=OURS, unused=True),
     'two losses a head, fused': dict(loss=[OURS, dict(OURS, loss_name='loss_valid', normalize_by='valid')], fused=True),
     'built-in': dict(loss=dict(type='CrossEntropyLoss', avg_non_ignore=True)),
@@ -55,6 +61,10 @@ def batches(empty: bool = False) -> list[list[tuple[Tensor, Tensor]]]:
         list(zip(x[: sum(n)].split(n), y[: sum(n)].split(n), strict=True))
         for x, y, n in zip(images, labels, sizes, strict=True)
     ]
+
+
+def of_two_classes(labels: Tensor) -> Tensor:
+    return labels.where(labels == 255, labels % 2)
 
 
 def share(step: list[tuple[Tensor, Tensor]], rank: int, world: int) -> tuple[Tensor, Tensor]:
@@ -86,7 +96,9 @@ def train_segmentor(options: dict, rank: int = 0, world: int = 1) -> tuple[list[
         stepped = MMDistributedDataParallel(model, find_unused_parameters=options.get('unused', False))
     logged = []
     for step in batches():
-        outputs = stepped.train_step(tiny_batch(*share(step, rank, world)), optimizer)
+        images, labels = share(step, rank, world)
+        labels = of_two_classes(labels) if options.get('one_channel') else labels
+        outputs = stepped.train_step(tiny_batch(images, labels), optimizer)
         logged.append(outputs['loss'].item())
     return weights_of(model), logged
 
@@ -123,15 +135,18 @@ def bad_calls() -> list[tuple[dict, Tensor, Tensor, type[Exception], str]]:
         (dict(), logits, label.float(), TypeError, 'integer dtype'),
         (dict(), logits, label.unsqueeze(-1).expand(1, 2, 2, 3), ValueError, 'colour channels'),
         (dict(), logits, label + 7, ValueError, r'7 \(4 px\)'),
+        (dict(use_sigmoid=True), logits[:, :1], label + 2, ValueError, r'2 \(4 px\)'),
+        (dict(use_sigmoid=True, class_weight=[1.0, 2.0]), logits, label, ValueError, 'each of the 4 channels'),
     ]
 
 
-def special_calls(normalize: bool) -> Tensor:
+def special_calls(normalize: bool, use_sigmoid: bool = False) -> Tensor:
     """What must not depend on the other ranks, and what must be finite though nothing counts anywhere."""
     torch.manual_seed(0)
     logits, label = torch.randn(1, 4, 2, 2, requires_grad=True), torch.randint(0, 4, (1, 2, 2))
     weight = torch.rand(1, 2, 2)
-    loss = WeightedCrossEntropyLoss(class_weight=CLASS_WEIGHT, loss_weight=0.4, sync_normalizer=normalize)
+    options = dict(class_weight=CLASS_WEIGHT, use_sigmoid=use_sigmoid, sync_normalizer=normalize)
+    loss = WeightedCrossEntropyLoss(loss_weight=0.4, **options)
     ignored = loss(logits, torch.full_like(label, 255))
     ignored.backward()
     return torch.stack(
@@ -175,20 +190,28 @@ def number_of_collectives(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         patch.setattr(losses.dist, 'all_reduce', counted)
         patch.setattr(head_losses, 'pixel_nll', partial(swept, head_losses.pixel_nll))
         patch.setattr('mmseg_wce.functional.pixel_nll', partial(swept, losses.pixel_nll))
+        patch.setattr(head_losses, 'pixel_bce', partial(swept, head_losses.pixel_bce))
+        patch.setattr('mmseg_wce.binary.pixel_bce', partial(swept, losses.pixel_bce))
+        sigmoid = dict(weights, use_sigmoid=True)
         found = dict(
             mean=calls(logits, label),
+            sigmoid_mean=calls(logits, label, arguments=sigmoid),
+            sigmoid_avg_factor=calls(logits, label, arguments=sigmoid, avg_factor=2.0),
+            sigmoid_sum=calls(logits, label, arguments=sigmoid, reduction_override='sum'),
             avg_factor=calls(logits, label, avg_factor=2.0),
             sum=calls(logits, label, reduction_override='sum'),
             none=calls(logits, label, reduction_override='none'),
             no_grad=calls(logits, label, grad=False),
             off=calls(logits, label, arguments=dict(weights, sync_normalizer=False)),
         )
-        model = tiny_segmentor(OURS)
-        fuse_decode_heads(model)
-        images, labels = share(batches()[0], 0, 1)
-        sent.clear()
-        model(**tiny_batch(images, labels), mode='loss')
-        return dict(found, fused=list(sent))
+        for name, loss in (('fused', OURS), ('sigmoid_fused', dict(OURS, use_sigmoid=True))):
+            model = tiny_segmentor(loss)
+            fuse_decode_heads(model)
+            images, labels = share(batches()[0], 0, 1)
+            sent.clear()
+            model(**tiny_batch(images, labels), mode='loss')
+            found[name] = list(sent)
+        return found
 
 
 def rank_main(rank: int, world: int, folder: str) -> None:
@@ -197,7 +220,7 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     results = {name: train_segmentor(options, rank, world) for name, options in SEGMENTORS.items()}
     results['plain'] = train_plain(DistributedDataParallel, rank, world)
     results['fully_shard'] = train_plain(sharded, rank, world)
-    results['special'] = special_calls(True)
+    results['special'] = torch.stack([special_calls(True, use_sigmoid) for use_sigmoid in (False, True)])
     results['collectives'] = number_of_collectives(pytest.MonkeyPatch())
     for arguments, logits, label, error, words in bad_calls():
         with pytest.raises(error, match=words):
@@ -229,7 +252,7 @@ def largest_difference(found: list[Tensor], expected: list[Tensor]) -> float:
 @pytest.mark.parametrize('name', EXACT)
 def test_a_segmentor_trains_as_in_one_process(trained, world, name):
     expected, logged = train_segmentor(SEGMENTORS[name])
-    untrained = weights_of(tiny_segmentor(SEGMENTORS[name]['loss']))
+    untrained = weights_of(tiny_segmentor(SEGMENTORS[name]['loss'], one_channel='one_channel' in SEGMENTORS[name]))
 
     for rank in range(world):
         torch.testing.assert_close(trained[world][rank][name][0], expected, rtol=1e-10, atol=1e-12)
@@ -261,7 +284,7 @@ def test_others_do_not(trained, name):
 
 @pytest.mark.parametrize('world', WORLDS)
 def test_calls_that_are_those_of_one_process(trained, world):
-    expected = special_calls(False)
+    expected = torch.stack([special_calls(False, use_sigmoid) for use_sigmoid in (False, True)])
 
     for rank in range(world):
         torch.testing.assert_close(trained[world][rank]['special'], expected)
@@ -273,8 +296,10 @@ def test_one_number_travels_before_the_logits_are_read(trained, world):
 
     for rank in range(world):
         found = trained[world][rank]['collectives']
-        assert found.pop('mean') == [*one, 'sweep']
-        assert found.pop('fused') == [*one, 'sweep'] * 3
+        for name in ('mean', 'sigmoid_mean'):
+            assert found.pop(name) == [*one, 'sweep']
+        for name in ('fused', 'sigmoid_fused'):
+            assert found.pop(name) == [*one, 'sweep'] * 3
         assert set(map(tuple, found.values())) == {('sweep',)}
 
 

@@ -23,8 +23,11 @@ class TinyBackbone(nn.Module):
         return middle, self.second(middle).relu()
 
 
-def tiny_segmentor(loss: dict | list[dict], sampler: dict | None = None, unused: bool = False) -> nn.Module:
+def tiny_segmentor(
+    loss: dict | list[dict], sampler: dict | None = None, unused: bool = False, one_channel: bool = False
+) -> nn.Module:
     """Decode head and two auxiliary heads with the same losses, in float64, the same at every call."""
+    classes = dict(num_classes=2, out_channels=1, threshold=0.5) if one_channel else dict(num_classes=NUM_CLASSES)
     init_default_scope('mmseg')
     torch.manual_seed(0)
 
@@ -36,7 +39,7 @@ def tiny_segmentor(loss: dict | list[dict], sampler: dict | None = None, unused:
             channels=5,
             num_convs=1,
             concat_input=False,
-            num_classes=NUM_CLASSES,
+            **classes,
             norm_cfg=None,
             dropout_ratio=0,
             align_corners=False,

@@ -32,7 +32,7 @@ class LossMonitorHook(Hook):
 
     Watches the first ``WeightedCrossEntropyLoss`` of the model's ``decode_head`` (of a cascade, the last). Sums are
     kept on the device and read at logging points only, where the ranks add them up once. ``docs/monitoring.md`` says
-    what is logged and what the warnings mean.
+    what is logged and what the warnings mean. A head with one channel has two classes, which its threshold divides.
 
     Args:
         interval: iterations from one logging point to the next; by default the LoggerHook's.
@@ -80,13 +80,16 @@ class LossMonitorHook(Hook):
             )
 
     def _observe(self, runner: Runner) -> None:
-        num_classes, self._loss = _watched(self._model)
+        head, self._loss = _watched(self._model)
         if self._loss is None:
             runner.logger.info(
                 'LossMonitorHook: decode_head has no WeightedCrossEntropyLoss, so there are no figures of classes; '
                 'losses and parameters are watched for values that are not finite'
             )
             return
+        num_classes = max(getattr(head, 'out_channels', 0), 2)
+        if getattr(head, 'threshold', None) is not None:
+            self._loss.threshold = head.threshold
         dataset = runner.train_dataloader.dataset
         names = _class_names(dataset, num_classes)
         self._report = ClassReport(names, _size(dataset), weighted=self._loss.class_weight is not None)
@@ -165,17 +168,19 @@ class LossMonitorHook(Hook):
             runner.logger.warning(f'LossMonitorHook: {warning}')
 
 
-def _watched(model: nn.Module) -> tuple[int, WeightedCrossEntropyLoss | None]:
-    """The number of classes of the head whose loss is watched, and the loss."""
+def _watched(model: nn.Module) -> tuple[Any, WeightedCrossEntropyLoss | None]:
+    """The head whose loss is watched, and the loss."""
     head = main_head(model)
     losses = getattr(head, 'loss_decode', None)
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
-    watched = next((loss for loss in losses if isinstance(loss, WeightedCrossEntropyLoss)), None)
-    return getattr(head, 'out_channels', 0), watched
+    return head, next((loss for loss in losses if isinstance(loss, WeightedCrossEntropyLoss)), None)
 
 
 def _class_names(dataset: Any, num_classes: int) -> Sequence[str]:
+    """Names of the data set, where it has one for each class; of two, its only name is that of the foreground."""
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    if num_classes == 2 and len(names) == 1:
+        names = ('background', *names)
     return names if len(set(names)) == len(names) == num_classes else [str(i) for i in range(num_classes)]
 
 

@@ -94,6 +94,7 @@ class Poison(Hook):
 
 def runner_of(folder, dataset=None, loss=OURS, hooks=(), monitor=None, batch=2, **options) -> Runner:
     head = dict(in_channels=4, channels=4, num_convs=0, concat_input=False, num_classes=4, dropout_ratio=0)
+    head.update(options.pop('head', {}))
     checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=100, max_keep_ckpts=1)
     checkpoint.update(options.pop('checkpoint', {}))
     backends = [dict(type=kind) for kind in options.pop('backends', ['LocalVisBackend'])]
@@ -351,6 +352,65 @@ def test_logging_points(tmp_path):
         assert not any('loss' in key for key in values)
     assert '1 of 4 classes not seen yet' in said(tmp_path)
     assert head.loss_decode.observer is None
+
+
+class Masks(Scenes):
+    """Labels 0 and 1."""
+
+    def __init__(self, names):
+        super().__init__(num_classes=2)
+        self.metainfo = dict(classes=names)
+
+
+@pytest.mark.parametrize(
+    ('names', 'expected'),
+    [(('road', 'pole'), ('road', 'pole')), (('pole',), ('background', 'pole')), (('a', 'b', 'c'), ('0', '1'))],
+)
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('threshold', [None, 0.6])
+def test_one_channel_has_two_classes(tmp_path, names, expected, fused, threshold):
+    """Divided at the threshold of the head, which is 0.3 unless the config says otherwise."""
+    loss = dict(type='WeightedCrossEntropyLoss', use_sigmoid=True, class_weight=[0.5, 4.0])
+    head = dict(num_classes=2, out_channels=1, threshold=threshold)
+    hooks = [dict(type='FusedLossHook')] if fused else []
+    runner = runner_of(
+        tmp_path, Masks(names), loss, hooks, head=head, train_cfg=dict(by_epoch=False, max_iters=2), batch=1
+    )
+    seen, forward = [], runner.model.decode_head.forward
+    runner.model.decode_head.forward = lambda features: seen.append(forward(features)) or seen[-1]
+
+    runner.train()
+
+    z = F.interpolate(torch.cat(seen).detach(), size=(16, 16), mode='bilinear').squeeze(1)
+    label = Masks(names).labels[:2, 0]
+    predicted = (z.sigmoid() > (threshold or 0.3)).long()
+    two = by_hand(torch.stack([torch.zeros_like(z), z], 1), label, [0.5, 4.0])  # a softmax of (0, z)
+    values = scalars(tmp_path)[2]
+    for i, name in enumerate(expected):
+        assert values[f'pixels/{name}'] == pytest.approx(two.pixels[i], rel=1e-3)
+        assert values[f'nll_share/{name}'] == pytest.approx(two.nll_share[i], rel=1e-3)
+        right = (predicted[label == i] == i).double().mean().item()
+        assert values[f'acc/{name}'] == pytest.approx(right, rel=1e-3)
+    assert runner.model.decode_head.loss_decode.observer is None
+
+
+def test_sigmoids_of_many_channels(tmp_path):
+    """The loss of a pixel is the weighted sum over its channels."""
+    loss = dict(type='WeightedCrossEntropyLoss', use_sigmoid=True, class_weight=WEIGHTS)
+    runner = runner_of(tmp_path, loss=loss, train_cfg=dict(by_epoch=False, max_iters=2), batch=1)
+    seen, forward = [], runner.model.decode_head.forward
+    runner.model.decode_head.forward = lambda features: seen.append(forward(features)) or seen[-1]
+
+    runner.train()
+
+    z, label = F.interpolate(torch.cat(seen).detach(), size=(16, 16), mode='bilinear'), Scenes().labels[:2, 0]
+    one_hot = torch.stack([label == c for c in range(4)], 1).float()
+    pos_weight = torch.tensor(WEIGHTS).view(4, 1, 1)
+    elements = F.binary_cross_entropy_with_logits(z, one_hot, pos_weight=pos_weight, reduction='none').sum(1)
+    shares = torch.stack([elements[label == c].sum() for c in range(4)])
+    values = scalars(tmp_path)[2]
+    for name, share in zip(NAMES, shares / shares.sum(), strict=True):
+        assert values[f'nll_share/{name}'] == pytest.approx(share.item(), rel=1e-3)
 
 
 def test_tensorboard(tmp_path):
