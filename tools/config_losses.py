@@ -1,4 +1,4 @@
-"""The losses of an mmseg config: where each stands, and whether it is a softmax cross-entropy on pixels."""
+"""The losses of an mmseg config: where each stands, and whether it is a cross-entropy on pixels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Loss:
     Attributes:
         place: in the config, as Python code.
         type: its name.
-        stays: why it is no softmax loss on pixels of mmseg's; empty where it is one.
+        stays: why it is no cross-entropy on pixels of mmseg's; empty where it is one.
         settings: the dict in the config.
     """
 
@@ -83,11 +83,11 @@ def _stays(head: ConfigDict, loss: ConfigDict) -> str:
     kind = _name(loss.get('type')).removeprefix('mmseg.')
     if kind != 'CrossEntropyLoss':
         return ALREADY_OURS if kind == OURS else 'another loss'
-    if loss.get('use_sigmoid'):
-        return 'use_sigmoid=True: a binary cross-entropy for each class'
     if loss.get('use_mask'):
         return 'use_mask=True: a loss on masks'
-    return 'it classifies masks, not pixels' if head.get('type') == 'SideAdapterCLIPHead' else _one_channel(head)
+    if head.get('type') == 'SideAdapterCLIPHead':
+        return 'it classifies masks, not pixels'
+    return '' if loss.get('use_sigmoid') else _one_channel(head)
 
 
 def _one_channel(head: ConfigDict) -> str:

@@ -1,4 +1,4 @@
-"""Write the weighted version of mmseg configs: a config over each whose softmax losses are ours, and nothing else.
+"""Write the weighted version of mmseg configs: a config over each whose cross-entropies are ours, and nothing else.
 
 python tools/convert_config.py mmseg::pspnet/pspnet_r50-d8_4xb4-160k_ade20k-512x512.py --out my_config.py
 python tools/convert_config.py 'mmseg::*ade20k*' --out converted/

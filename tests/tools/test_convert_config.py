@@ -61,8 +61,9 @@ def test_two_heads(tool, tmp_path, capsys):
         (
             'stdc/stdc1_4xb12-80k_cityscapes-512x1024',
             ['CrossEntropyLoss'] * 4 + ['DiceLoss'],
-            [OURS] * 3 + ['CrossEntropyLoss', 'DiceLoss'],
+            [OURS] * 4 + ['DiceLoss'],
         ),
+        ('fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024', ['CrossEntropyLoss'] * 3, [OURS] * 3),
         (
             'knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512',
             ['CrossEntropyLoss'] * 2,
@@ -126,12 +127,12 @@ def test_every_ade20k_config_of_mmseg(tool, import_tool, root, tmp_path, capsys,
     assert '\n'.join(shown) in (root / 'configs/README.md').read_text()
 
 
-@pytest.mark.parametrize('family', ['danet', 'encnet', 'knet', 'mobilenet_v2', 'segmenter'])
+@pytest.mark.parametrize('family', ['danet', 'encnet', 'fastscnn', 'knet', 'mobilenet_v2', 'segmenter', 'stdc'])
 def test_a_sample_trains_converted_and_fused(tool, import_tool, tmp_path, monkeypatch, family):
-    """Heads and backbones that configs/ does not have."""
+    """Heads and backbones that configs/ does not have, and heads with sigmoids."""
     trial = import_tool('try_stack')
     file = trial.of_each_family()[family]
-    assert 'ade20k' in file.name
+    assert ('ade20k' in file.name) == (family not in ('fastscnn', 'stdc'))
     seen, value = [], _Fused.value
 
     def watched(self, loss, *args, **options):
@@ -144,6 +145,27 @@ def test_a_sample_trains_converted_and_fused(tool, import_tool, tmp_path, monkey
     trial.an_iteration(Config.fromfile(tmp_path / 'mine.py'), size=64, fuse=True)
 
     assert (WeightedCrossEntropyLoss, (8, 8)) in seen or (WeightedCrossEntropyLoss, (4, 4)) in seen
+
+
+def test_one_channel_trains_converted_and_fused(tool, import_tool, tmp_path, monkeypatch):
+    (tmp_path / 'theirs.py').write_text(
+        "_base_ = 'mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py'\n"
+        'model = _base_.model\n'
+        'for head in (model.decode_head, *model.auxiliary_head):\n'
+        '    head.update(num_classes=2, out_channels=1, threshold=0.5)\n'
+        'del head\n'
+    )
+    seen, value = [], _Fused.value
+    monkeypatch.setattr(
+        _Fused, 'value', lambda self, *args, **options: seen.append(self.channels) or value(self, *args, **options)
+    )
+
+    assert tool.main(['theirs.py', '--out', 'mine.py']) == 0
+    config = Config.fromfile(tmp_path / 'mine.py')
+    import_tool('try_stack').an_iteration(config, size=64, fuse=True)
+
+    assert types(config.model) == [OURS] * 3
+    assert seen == [1] * 3
 
 
 def test_upernet_convnext(tool, import_tool, tmp_path):
@@ -179,7 +201,6 @@ def test_a_config_file_with_imports_of_its_own(tool, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'reason'),
     [
-        ('fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024', 'use_sigmoid=True: a binary cross-entropy'),
         ('san/san-vit-b16_coco-stuff164k-640x640', 'it classifies masks, not pixels'),
         ('maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512', 'it has no loss on pixels'),
     ],
@@ -286,13 +307,27 @@ def test_a_bad_one_does_not_stop_the_others(tool, tmp_path, capsys):
     [
         ("dict(type='NoSuchHead', num_classes=5)", 'model.decode_head', 'no such head is registered'),
         (HEAD.replace('classes=5', 'classes=1'), 'model.decode_head.loss_decode', 'one channel is no softmax'),
+        (
+            HEAD.replace('classes=5', 'classes=2, out_channels=1').replace(
+                ')', ", loss_decode=dict(type='CrossEntropyLoss'))"
+            ),
+            'model.decode_head.loss_decode',
+            'one channel is no softmax',
+        ),
+        (
+            HEAD.replace(')', ", loss_decode=dict(type='CrossEntropyLoss', use_mask=True))"),
+            'model.decode_head.loss_decode',
+            'use_mask=True: a loss on masks',
+        ),
         ("dict(type='PSPHead', num_classes=5, loss_decode=dict(loss_weight=1))", 'model.decode_head.loss_decode', ''),
     ],
 )
 def test_heads_that_stay(tool, tmp_path, capsys, head, place, reason):
     assert tool.main([a_config(tmp_path / 'a', f'model = dict(decode_head={head})\n'), '--out', 'mine.py']) == 1
 
-    assert capsys.readouterr().out.startswith(f'{place}: ')
+    shown = capsys.readouterr().out
+    assert shown.startswith(f'{place}: ')
+    assert reason in shown
     assert not (tmp_path / 'mine.py').exists()
 
 
