@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from mmseg_wce.kernels import check_shapes, pixel_nll
-from mmseg_wce.labels import valid_pixels
+from mmseg_wce.targets import valid_pixels
 from torch import Tensor
 
 __all__ = [
@@ -302,7 +302,7 @@ def weighted_cross_entropy(
     Raises:
         TypeError: a dtype that cannot be meant (float targets, integer logits).
         ValueError: shapes that do not fit, an option out of range, or a label outside [0, C) that is not ignored (see
-            :mod:`mmseg_wce.labels`; on CUDA one of the next calls raises it).
+            :mod:`mmseg_wce.targets`; on CUDA one of the next calls raises it).
 
     Example:
         >>> import torch

@@ -16,7 +16,7 @@ from contact_sheet import draw_contact_sheet
 from label_arguments import NOT_RUN, Parser, check_output, config_of, labels_in_folder, name_of, scan_with_progress
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files import (
+from mmseg_wce.dataset_checks import (
     Finding,
     LabelConflict,
     LabelFiles,
@@ -26,8 +26,8 @@ from mmseg_wce.label_files import (
     check_pairs,
     check_raw_zero,
     check_statistics,
-    of_config,
-    pairs_of,
+    from_config,
+    list_pairs,
 )
 from mmseg_wce.preflight import PreflightError, check_data
 from rich.console import Console
@@ -64,7 +64,7 @@ def splits_of(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[Lab
     notes: list[Finding] = []
     for split in present:
         try:
-            parts = of_config(config, split)
+            parts = from_config(config, split)
         except LabelConflict:  # check_config has said so
             continue
         except ValueError as error:
@@ -81,7 +81,7 @@ def splits_of(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[Lab
 def check(parts: list[LabelFiles], args: argparse.Namespace, name: str) -> tuple[LabelStatistics, list[Finding]]:
     """Findings of the label files of a split, and their statistics."""
     statistics = scan_with_progress(parts, args.workers, console, f'Reading labels, {name}')
-    pairs = pairs_of(parts)
+    pairs = list_pairs(parts)
     shown = track(pairs, f'Comparing sizes, {name}', console=console) if pairs else ()
     found = [*check_statistics(statistics), *check_raw_zero(parts, statistics), *check_pairs(parts, shown)]
     return statistics, sorted(found, key=lambda finding: -finding.severity)

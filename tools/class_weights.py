@@ -33,7 +33,7 @@ from label_arguments import (
 from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics, save_statistics
 from mmseg_wce.class_weights.schemes import NORMALIZATIONS, check_options
 from mmseg_wce.class_weights.statistics_file import SHIPPED
-from mmseg_wce.label_files import LabelFiles, of_config
+from mmseg_wce.dataset_checks import LabelFiles, from_config
 from mmseg_wce.preflight import PreflightError, check_data
 from rich.console import Console
 
@@ -104,7 +104,7 @@ def scanned(args: argparse.Namespace, kept: Path) -> LabelStatistics:
     if args.labels is None:
         config = config_of(args)
         check_data(config, 'train', first_files=False)
-        parts = of_config(config)
+        parts = from_config(config)
     else:
         parts = [labels_in_folder(args)]
     refuse_to_overwrite(kept, parts)

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.patches import Patch
 from mmengine import fileio
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files import LabelFiles, evenly
+from mmseg_wce.dataset_checks import LabelFiles, evenly
 
 IMAGES, COLUMNS, LONGEST = 8, 4, 640  # of labels, each with its image
 NO_CLASS = (255, 0, 255)  # neither a class nor ignored

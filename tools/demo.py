@@ -14,8 +14,8 @@ from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model, init_model
 from mmseg.evaluation import IoUMetric
 from mmseg_wce.class_weights import class_weights
+from mmseg_wce.dataset_checks import from_config
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
-from mmseg_wce.label_files import of_config
 from painting import labels_of
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
@@ -34,7 +34,7 @@ console = Console()
 
 def write_class_weights(config: Config) -> tuple[list[float], list[float]]:
     """Save the weights where the config looks for them. Returns the classes' shares of pixels and their weights."""
-    statistics = scan_with_progress(of_config(config), 0, console, 'Counting pixels')
+    statistics = scan_with_progress(from_config(config), 0, console, 'Counting pixels')
     weights = [round(float(w), 4) for w in class_weights(statistics, 'sqrt_inverse_frequency')]
     (DATA_ROOT / 'class_weight.json').write_text(json.dumps(weights))
     return statistics.share.tolist(), weights

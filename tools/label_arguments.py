@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files import LabelFiles, cores, in_folder, scan
+from mmseg_wce.dataset_checks import LabelFiles, cores, from_folder, scan
 from mmseg_wce.launch import ConfigOptions
 from mmseg_wce.preflight import load_config
 from rich.console import Console
@@ -60,9 +60,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def labels_in_folder(args: argparse.Namespace, **images: str | None) -> LabelFiles:
-    """Of ``--labels`` and the options that go with it, as :func:`in_folder` takes them. Raises ValueError."""
+    """Of ``--labels`` and the options that go with it, as :func:`from_folder` takes them. Raises ValueError."""
     options = args.reduce_zero_label, args.ignore_index, args.suffix
-    return in_folder(args.labels, args.num_classes, *options, **images)
+    return from_folder(args.labels, args.num_classes, *options, **images)
 
 
 def config_of(args: argparse.Namespace) -> Config:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from mmseg.registry import DATASETS
-from mmseg_wce.label_files.listing import is_loading
+from mmseg_wce.dataset_checks.discovery import is_loading
 from PIL import Image
 
 IGNORED = 255

@@ -9,10 +9,18 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
+from mmseg_wce.dataset_checks import (
+    Finding,
+    LabelConflict,
+    Severity,
+    check_statistics,
+    check_weights,
+    evenly,
+    from_dataset,
+)
 from mmseg_wce.hooks.batches import paths
 from mmseg_wce.hooks.models import main_head, unwrapped
-from mmseg_wce.label_files import Finding, LabelConflict, Severity, check_statistics, check_weights, evenly, of_dataset
-from mmseg_wce.labels import name_sources
+from mmseg_wce.targets import name_sources
 
 __all__ = ['LabelCheckHook']
 
@@ -72,7 +80,7 @@ class LabelCheckHook(Hook):
         head = main_head(unwrapped(runner))
         num_classes, ignore_index = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
         try:
-            parts = of_dataset(runner.train_dataloader.dataset, num_classes, ignore_index, most=self.num_files)
+            parts = from_dataset(runner.train_dataloader.dataset, num_classes, ignore_index, most=self.num_files)
             number = len(parts[0].classes)
             if num_classes not in (None, 1, number):
                 return [f'decode_head has num_classes={num_classes}, but {parts[0].dataset} has {number} classes'], []

@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, HOOKS
 from mmseg.structures import SegDataSample
+from mmseg_wce.dataset_checks import LabelFiles
 from mmseg_wce.hooks import label_check
-from mmseg_wce.label_files import LabelFiles
-from mmseg_wce.labels import valid_pixels
+from mmseg_wce.targets import valid_pixels
 from three_classes import dataset_config, make_masks, write_data
 from torch import nn
 

@@ -19,18 +19,18 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.config_parts import heads_of, leaf_datasets, nodes
+from mmseg_wce.dataset_checks.label_files import LabelFiles
 from mmseg_wce.errors import in_one_line
-from mmseg_wce.label_files.reading import LabelFiles
 from PIL import Image
 
-__all__ = ['LabelConflict', 'in_folder', 'is_loading', 'of_config', 'of_dataset']
+__all__ = ['LabelConflict', 'from_config', 'from_dataset', 'from_folder', 'is_loading']
 
 
 class LabelConflict(ValueError):
     """A data set and its transforms say different things about its labels."""
 
 
-def of_config(config: Config, split: str = 'train') -> list[LabelFiles]:
+def from_config(config: Config, split: str = 'train') -> list[LabelFiles]:
     """Label files of a config's data set.
 
     Args:
@@ -47,13 +47,13 @@ def of_config(config: Config, split: str = 'train') -> list[LabelFiles]:
         >>> import tempfile
         >>> from mmengine.config import Config
         >>> from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
-        >>> from mmseg_wce.label_files import of_config
+        >>> from mmseg_wce.dataset_checks import from_config
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     generate_demo_scenes(folder, num_training=2, num_validation=1, progress=False)
         ...     load = dict(type='LoadAnnotations', reduce_zero_label=True)
         ...     prefix = dict(img_path='images/training', seg_map_path='annotations/training')
         ...     dataset = dict(type='DemoScenesDataset', data_root=folder, data_prefix=prefix, pipeline=[load])
-        ...     (part,) = of_config(Config(dict(train_dataloader=dict(dataset=dataset))))
+        ...     (part,) = from_config(Config(dict(train_dataloader=dict(dataset=dataset))))
         >>> len(part.files), part.classes[:2], part.convention.reduce_zero_label
         (2, ('sky', 'field'), True)
     """
@@ -66,7 +66,7 @@ def of_config(config: Config, split: str = 'train') -> list[LabelFiles]:
     except Exception as error:  # data sets have many ways to fail, and few that say why
         raise ValueError(f'{split}_dataloader: the data set cannot be read: {in_one_line(error)}') from error
     head = _main_head(config)
-    return of_dataset(dataset, head.get('num_classes'), head.get('ignore_index', 255))
+    return from_dataset(dataset, head.get('num_classes'), head.get('ignore_index', 255))
 
 
 def _main_head(config: Config) -> dict:
@@ -92,7 +92,7 @@ def is_loading(kind: str | type | None) -> bool:
     return found is not None and 'Annotation' in found.__name__
 
 
-def of_dataset(
+def from_dataset(
     dataset: Any, num_classes: int | None = None, ignore_index: int = 255, most: int | None = None
 ) -> list[LabelFiles]:
     """Label files of a built data set; one entry for each data set inside wrappers that join or repeat.
@@ -177,7 +177,7 @@ def _loading_transforms(pipeline: Any) -> Iterator[Any]:
         yield from _loading_transforms(step)
 
 
-def in_folder(
+def from_folder(
     folder: str,
     num_classes: int,
     reduce_zero_label: bool = False,
@@ -205,11 +205,11 @@ def in_folder(
 
     Example:
         >>> import tempfile, numpy as np
-        >>> from mmseg_wce.label_files import in_folder
+        >>> from mmseg_wce.dataset_checks import from_folder
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(f'{folder}/a.png')
-        ...     files = in_folder(folder, num_classes=2, reduce_zero_label=True)
+        ...     files = from_folder(folder, num_classes=2, reduce_zero_label=True)
         ...     files.labels(files.files[0]).tolist()
         [[255, 0], [1, 255]]
     """

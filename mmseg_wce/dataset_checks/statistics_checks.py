@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files.findings import Finding, Severity
-from mmseg_wce.labels import LabelFindings, likely_causes
+from mmseg_wce.dataset_checks.findings import Finding, Severity
+from mmseg_wce.targets import LabelFindings, likely_causes
 
 __all__ = ['check_statistics']
 
@@ -22,7 +22,7 @@ def check_statistics(statistics: LabelStatistics) -> list[Finding]:
     Example:
         >>> from dataclasses import replace
         >>> from mmseg_wce.class_weights import Convention, LabelStatistics
-        >>> from mmseg_wce.label_files import check_statistics
+        >>> from mmseg_wce.dataset_checks import check_statistics
         >>> nothing = LabelStatistics.empty('mine', ['sky', 'road'], Convention())
         >>> (finding,) = check_statistics(replace(nothing, failed={'a.png': 'it is empty, or no image'}))
         >>> finding.what

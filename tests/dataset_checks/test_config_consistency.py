@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from mmengine.config import Config
 from mmseg_wce.class_weights import Convention, LabelStatistics, save_statistics
-from mmseg_wce.label_files import Severity, check_classes, check_config, of_config
+from mmseg_wce.dataset_checks import Severity, check_classes, check_config, from_config
 from three_classes import dataset_config, make_masks, write_data
 
 
@@ -27,7 +27,7 @@ def config(tmp_path) -> Config:
 
 
 def everything(config):
-    return [*check_config(config), *check_classes(config, of_config(config, 'val'))]
+    return [*check_config(config), *check_classes(config, from_config(config, 'val'))]
 
 
 def test_nothing_is_found_where_all_agree(config):
@@ -125,7 +125,7 @@ def test_a_sigmoid_for_the_foreground_is_one_class(config):
     ],
 )
 def test_statistics_of_other_data(config, tmp_path, changes, severity, words):
-    part = of_config(config, 'val')[0]
+    part = from_config(config, 'val')[0]
     statistics = replace(part.statistics(part.files), **changes)
     if len(statistics.classes) == 2:
         statistics = LabelStatistics.empty('two', statistics.classes, Convention(True))

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from mmengine import fileio
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files.findings import Finding, Severity
-from mmseg_wce.label_files.reading import LabelFiles
+from mmseg_wce.dataset_checks.findings import Finding, Severity
+from mmseg_wce.dataset_checks.label_files import LabelFiles
 from PIL import Image
 
 __all__ = ['check_raw_zero', 'evenly']

@@ -27,7 +27,7 @@ _NUM_BINS = len(_BINS)
 _NUM_SPARE_BINS = 4096
 
 
-_sources: ContextVar[tuple[str, ...]] = ContextVar('mmseg_wce.labels.sources', default=())
+_sources: ContextVar[tuple[str, ...]] = ContextVar('mmseg_wce.targets.sources', default=())
 
 
 def name_sources(names: Sequence[str]) -> None:
@@ -183,7 +183,7 @@ def raise_pending(wait: bool = True) -> None:
         ValueError: a target of an earlier call held a label outside [0, C) that was not ignored.
 
     Example:
-        >>> from mmseg_wce.labels import raise_pending
+        >>> from mmseg_wce.targets import raise_pending
         >>> raise_pending()  # at the end of a training loop of one's own
     """
     while _pending:
@@ -203,7 +203,7 @@ def explain(findings: LabelFindings) -> str:
     """Message for a refused target: which values, how many pixels of each, where the first is, the likely causes.
 
     Example:
-        >>> from mmseg_wce.labels import LabelFindings, explain
+        >>> from mmseg_wce.targets import LabelFindings, explain
         >>> found = LabelFindings({254: 7}, 254, (0, 3, 1), 0, 20, 64, (1, 8, 8), num_classes=150, ignore_index=255)
         >>> print(explain(found).split('. ')[1])
         The first is 254 at index (0, 3, 1)
@@ -294,7 +294,7 @@ def valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from mmseg_wce.labels import valid_pixels
+        >>> from mmseg_wce.targets import valid_pixels
         >>> valid_pixels(torch.tensor([0, 149, 255]), num_classes=150, ignore_index=255)
         tensor([ True,  True, False])
     """

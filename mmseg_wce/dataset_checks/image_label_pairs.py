@@ -7,16 +7,16 @@ import os.path as osp
 from collections.abc import Iterable, Sequence
 
 from mmengine import fileio
-from mmseg_wce.label_files.findings import Finding, Severity
-from mmseg_wce.label_files.reading import LabelFiles
+from mmseg_wce.dataset_checks.findings import Finding, Severity
+from mmseg_wce.dataset_checks.label_files import LabelFiles
 from PIL import Image
 
-__all__ = ['check_pairs', 'pairs_of']
+__all__ = ['check_pairs', 'list_pairs']
 
 _EXIF_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
-def pairs_of(parts: Sequence[LabelFiles]) -> list[tuple[LabelFiles, str, str]]:
+def list_pairs(parts: Sequence[LabelFiles]) -> list[tuple[LabelFiles, str, str]]:
     """Every label with its image, for :func:`check_pairs`."""
     return [(part, file, image) for part in parts for file, image in zip(part.files, part.images, strict=False)]
 
@@ -26,7 +26,7 @@ def check_pairs(parts: Sequence[LabelFiles], pairs: Iterable[tuple[LabelFiles, s
 
     Args:
         parts: all label files.
-        pairs: of :func:`pairs_of`, perhaps wrapped into a progress bar.
+        pairs: of :func:`list_pairs`, perhaps wrapped into a progress bar.
 
     Returns:
         What does not fit; empty where all does.

@@ -1,7 +1,7 @@
 import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-from mmseg_wce.label_files import Severity, check_pairs, in_folder, of_dataset, pairs_of
+from mmseg_wce.dataset_checks import Severity, check_pairs, from_dataset, from_folder, list_pairs
 from PIL import Image
 from three_classes import dataset_config, make_masks, write_data
 
@@ -13,8 +13,8 @@ def data(tmp_path):
 
 
 def findings(data, **changes):
-    parts = of_dataset(DATASETS.build(dataset_config(data, **changes)))
-    return check_pairs(parts, pairs_of(parts))
+    parts = from_dataset(DATASETS.build(dataset_config(data, **changes)))
+    return check_pairs(parts, list_pairs(parts))
 
 
 def test_pairs_that_fit(data):
@@ -66,9 +66,9 @@ def test_files_of_other_splits_are_not_missed(data, by, tmp_path):
 
 def test_folder_without_its_images(data):
     (data / 'images/training/03.jpg').unlink()
-    part = in_folder(str(data / 'annotations'), 3, images=str(data / 'images'))
+    part = from_folder(str(data / 'annotations'), 3, images=str(data / 'images'))
 
-    (finding,) = check_pairs([part], pairs_of([part]))
+    (finding,) = check_pairs([part], list_pairs([part]))
 
     assert (finding.severity, finding.files) == (Severity.ERROR, 1)
     assert finding.example.endswith('images/training/03.jpg')

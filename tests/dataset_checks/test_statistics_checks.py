@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files import Severity, check_statistics, in_folder
+from mmseg_wce.dataset_checks import Severity, check_statistics, from_folder
 from PIL import Image
 from three_classes import make_masks
 
@@ -14,7 +14,7 @@ def statistics_of(folder, masks, num_classes=3, reduce_zero_label=True) -> Label
     folder.mkdir(exist_ok=True)
     for i, mask in enumerate(masks):
         Image.fromarray(mask).save(folder / f'{i:03d}.png')
-    part = in_folder(str(folder), num_classes, reduce_zero_label)
+    part = from_folder(str(folder), num_classes, reduce_zero_label)
     return part.statistics(part.files)
 
 
@@ -141,7 +141,7 @@ def test_one_stray_value_does_not_hide_binary_masks(tmp_path):
 def test_jpeg_labels(tmp_path):
     statistics_of(tmp_path, make_masks(2))
     Image.fromarray(make_masks(1)[0]).save(tmp_path / '000.png', format='JPEG', quality=100)
-    part = in_folder(str(tmp_path), 3, True)
+    part = from_folder(str(tmp_path), 3, True)
 
     assert ['JPEG files' in f.what for f in check_statistics(part.statistics(part.files))].count(True) == 1
 
@@ -164,7 +164,7 @@ def test_files_that_cannot_be_read_are_grouped_by_their_reason(tmp_path):
         content = (tmp_path / f'{i:03d}.png').read_bytes()
         (tmp_path / f'{i:03d}.png').write_bytes(content[: len(content) // 2])
     Image.new('RGB', (4, 4)).save(tmp_path / '007.png')
-    part = in_folder(str(tmp_path), 3, True)
+    part = from_folder(str(tmp_path), 3, True)
 
     found = check_statistics(part.statistics(part.files))
 
@@ -178,7 +178,7 @@ def test_palette_files_are_worth_a_note(tmp_path):
     image = Image.fromarray(make_masks(1)[0])
     image.putpalette([0, 0, 0, 9, 9, 9])
     image.save(tmp_path / '001.png')
-    part = in_folder(str(tmp_path), 3, True)
+    part = from_folder(str(tmp_path), 3, True)
 
     (finding,) = [f for f in check_statistics(part.statistics(part.files)) if 'palette' in f.what]
 
@@ -189,7 +189,7 @@ def test_no_file_at_all_could_be_read(tmp_path):
     statistics_of(tmp_path, make_masks(2))
     for file in tmp_path.iterdir():
         file.write_bytes(b'')
-    part = in_folder(str(tmp_path), 3, True)
+    part = from_folder(str(tmp_path), 3, True)
 
     (finding,) = check_statistics(part.statistics(part.files))
 

@@ -11,9 +11,9 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import LabelStatistics, load_statistics
 from mmseg_wce.config_parts import heads_of, leaf_datasets, nodes
-from mmseg_wce.label_files.findings import Finding, Severity
-from mmseg_wce.label_files.listing import is_loading
-from mmseg_wce.label_files.reading import LabelFiles
+from mmseg_wce.dataset_checks.discovery import is_loading
+from mmseg_wce.dataset_checks.findings import Finding, Severity
+from mmseg_wce.dataset_checks.label_files import LabelFiles
 
 __all__ = ['check_classes', 'check_config', 'check_weights']
 
@@ -28,7 +28,7 @@ def check_config(config: Config) -> list[Finding]:
 
     Example:
         >>> from mmengine.config import Config
-        >>> from mmseg_wce.label_files import check_config
+        >>> from mmseg_wce.dataset_checks import check_config
         >>> head = dict(type='FCNHead', loss_decode=dict(type='WeightedCrossEntropyLoss', ignore_index=0))
         >>> (finding,) = check_config(Config(dict(model=dict(decode_head=head))))
         >>> finding.what[:86]

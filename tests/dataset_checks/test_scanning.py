@@ -10,7 +10,7 @@ import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import load_statistics, save_statistics
-from mmseg_wce.label_files import of_dataset, scan
+from mmseg_wce.dataset_checks import from_dataset, scan
 from three_classes import dataset_config, make_masks, write_data
 
 
@@ -25,7 +25,7 @@ def parts(tmp_path):
             dataset_config(tmp_path / 'data', indices=list(range(25, 40))),
         ],
     )
-    return of_dataset(DATASETS.build(joined))
+    return from_dataset(DATASETS.build(joined))
 
 
 def whole(parts, **options):
@@ -86,10 +86,10 @@ import mmseg_wce
 from three_classes import *
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-from mmseg_wce.label_files import of_dataset, scan, scanning
+from mmseg_wce.dataset_checks import from_dataset, scan, scanning
 init_default_scope('mmseg')
 scanning._SECONDS_BETWEEN_SAVES = 0
-parts = of_dataset(DATASETS.build(dataset_config(sys.argv[1])))
+parts = from_dataset(DATASETS.build(dataset_config(sys.argv[1])))
 for done, _ in scan(parts, unfinished=sys.argv[2]):
     time.sleep(0.2)
 """
@@ -108,7 +108,7 @@ def test_goes_on_after_a_kill(root, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (part,) = of_dataset(DATASETS.build(dataset_config(tmp_path / 'data')))
+    (part,) = from_dataset(DATASETS.build(dataset_config(tmp_path / 'data')))
     kept = json.loads(unfinished.read_text())
     assert 0 < kept['files'] < 80
 

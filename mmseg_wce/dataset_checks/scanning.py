@@ -13,8 +13,8 @@ from typing import Any
 
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.class_weights.statistics_file import from_json, to_json
+from mmseg_wce.dataset_checks.label_files import LabelFiles
 from mmseg_wce.json_files import write_json
-from mmseg_wce.label_files.reading import LabelFiles
 from torch.utils.data import DataLoader, Dataset, Subset
 
 __all__ = ['cores', 'scan']
@@ -62,11 +62,11 @@ def scan(
 
     Example:
         >>> import tempfile, numpy as np
-        >>> from mmseg_wce.label_files import in_folder, scan
+        >>> from mmseg_wce.dataset_checks import from_folder, scan
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(f'{folder}/a.png')
-        ...     *_, (number, statistics) = scan([in_folder(folder, num_classes=2, reduce_zero_label=True)])
+        ...     *_, (number, statistics) = scan([from_folder(folder, num_classes=2, reduce_zero_label=True)])
         >>> number, statistics.pixels.tolist(), statistics.ignored_pixels
         (1, [1, 1], 2)
     """

@@ -7,7 +7,7 @@ from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
-from mmseg_wce.label_files import LabelFileError, LabelFiles, of_dataset
+from mmseg_wce.dataset_checks import LabelFileError, LabelFiles, from_dataset
 from PIL import Image
 from three_classes import dataset_config, make_masks, write_data
 
@@ -21,7 +21,7 @@ def _scope():
 
 def files_of(root, masks=None, **changes) -> LabelFiles:
     write_data(root, [EVERY_VALUE] if masks is None else masks)
-    (part,) = of_dataset(DATASETS.build(dataset_config(root, **changes)))
+    (part,) = from_dataset(DATASETS.build(dataset_config(root, **changes)))
     return part
 
 
