@@ -25,7 +25,6 @@ _NAMES = {
     'in_folder': 'from_folder',
     'of_config': 'from_config',
     'of_dataset': 'from_dataset',
-    'pairs_of': 'list_pairs',
 }
 
 

@@ -1,4 +1,4 @@
-"""What the figures of a scan show: values that are no class, masks shifted twice or never, files that were not read."""
+"""Check the statistics of a scan: values that are no class, values that reading changes, shifts, missing files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.dataset_checks.findings import Finding, Severity
-from mmseg_wce.targets import LabelFindings, likely_causes
+from mmseg_wce.label_causes import LabelEvidence, likely_causes, mapping_advice
 
 __all__ = ['check_statistics']
 
@@ -17,7 +17,10 @@ _MANY_IMAGES = 100  # below, it says little that a class never occurs
 
 
 def check_statistics(statistics: LabelStatistics) -> list[Finding]:
-    """What the figures of a scan show, worst first.
+    """Return what the statistics of a scan show, worst first.
+
+    Args:
+        statistics: of label files that are read in the same way; those of joined data sets are checked one by one.
 
     Example:
         >>> from dataclasses import replace
@@ -29,7 +32,19 @@ def check_statistics(statistics: LabelStatistics) -> list[Finding]:
         'label files cannot be read: it is empty, or no image'
     """
     s = statistics
-    checks = (_failed, _unexpected, _binary_masks, _shifted_on_disk, _mostly_ignored, _without_label, _never, _storage)
+    checks = (
+        _failed,
+        _altered,
+        _unexpected,
+        _image_mismatches,
+        _binary_masks,
+        _shifted_on_disk,
+        _mostly_ignored,
+        _without_label,
+        _never,
+        _storage,
+        _dropped,
+    )
     return sorted((finding for check in checks for finding in check(s)), key=lambda finding: -finding.severity)
 
 
@@ -42,62 +57,138 @@ def _failed(s: LabelStatistics) -> Iterator[Finding]:
         yield Finding(Severity.ERROR, what, 'correct them, or take their images out', len(files), files[0])
 
 
+_ALTERED = {
+    'not finite': (
+        Severity.ERROR,
+        'labels are not finite',
+        'NaN and infinities are no labels: write the ignored label, {ignored}, where there is no data',
+    ),
+    'fraction': (
+        Severity.ERROR,
+        'labels are not whole numbers, and the part behind the point is cut off',
+        'store class indices; masks that were resized with interpolation have to be resized with nearest neighbour',
+    ),
+    'wrapped': (
+        Severity.ERROR,
+        'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to others',
+        'store class indices in 8 bits, or load them with a transform that keeps all of them',
+    ),
+    'wrapped to ignored': (
+        Severity.WARNING,
+        'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to the ignored label',
+        'store {ignored} for pixels without a class, or load them with a transform that keeps all values',
+    ),
+    'all ones': (
+        Severity.NOTE,
+        'values wrap to the ignored label in the 8 bits that LoadAnnotations keeps, as they seem to be meant',
+        'nothing has to be changed, but {ignored} would say so',
+    ),
+}
+
+
+def _altered(s: LabelStatistics) -> Iterator[Finding]:
+    for kind, tally in s.altered.items():
+        severity, what, change = _ALTERED[kind]
+        what = f'{what}: {tally.pixels} px, the first is {tally.detail}'
+        yield Finding(severity, what, change.format(ignored=s.conventions[0].ignore_index), tally.files, tally.example)
+
+
+_IMAGE_MISMATCHES = {
+    'size': (
+        Severity.ERROR,
+        'image and label differ in size (width x height)',
+        'make the labels at the size of the images',
+    ),
+    'stretched': (
+        Severity.WARNING,
+        'image and label differ in size and shape (width x height) until the pipeline resizes both',
+        'make the labels at the size of the images: they are stretched in another way than these',
+    ),
+    'resized': (
+        Severity.NOTE,
+        'image and label differ in size (width x height) until the pipeline resizes both',
+        'a validation at the size of the images would need labels of that size',
+    ),
+    'turned': (
+        Severity.ERROR,
+        'EXIF turns the image when it is read, but not its label',
+        "store the images upright, or set color_type='color_ignore_orientation' in LoadImageFromFile",
+    ),
+    'missing': (
+        Severity.ERROR,
+        'labels have no image',
+        'their suffix or folder is wrong, or remove these labels',
+    ),
+    'unreadable': (Severity.ERROR, 'images cannot be read', 'correct them, or take them out'),
+    'unknown': (Severity.NOTE, 'sizes of images are not known', 'they were not compared; nothing else was needed'),
+}
+
+
+def _image_mismatches(s: LabelStatistics) -> Iterator[Finding]:
+    for kind, tally in s.image_mismatches.items():
+        severity, what, change = _IMAGE_MISMATCHES[kind]
+        yield Finding(severity, what, change, tally.files, tally.detail)
+
+
 def _binary_masks(s: LabelStatistics) -> Iterator[Finding]:
-    """In two classes, files of 0 and 255 alone; where others do hold 1, a little 255 may be a border."""
-    if len(s.classes) == 2 and s.zero_and_255 and all(c.ignore_index == 255 for c in s.conventions):
-        tally, mixed = s.zero_and_255, 1 in s.raw_values
-        little = tally.pixels < 0.1 * tally.files * s.num_pixels / s.num_images
-        what = 'masks hold 0 and 255 only: 255 is not counted, so a foreground of 255 would be ignored'
-        change = 'store 1 for the foreground, and leave reduce_zero_label=False'
-        yield Finding(
-            Severity.NOTE if mixed and little else Severity.WARNING,
-            f'{what}; others hold 1' if mixed else what,
-            change,
-            tally.files,
-            tally.example,
-        )
+    """Files of 0 and 255 alone in a binary task; where others do hold 1, a little 255 may be a border."""
+    tally, reduced = s.zero_and_255, s.conventions[0].reduce_zero_label
+    if tally is None or len(s.classes) > 2 or any(c.ignore_index != 255 for c in s.conventions):
+        return
+    mixed = 1 in s.raw_values if s.raw_values else s.pixels[1:].any()
+    little = tally.pixels < 0.1 * tally.files * s.num_pixels / s.num_images
+    what = 'masks hold 0 and 255 only: 255 is not counted, so a foreground of 255 would be ignored'
+    first = 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and ' * reduced
+    yield Finding(
+        Severity.NOTE if mixed and little else Severity.WARNING,
+        f'{what}; others hold 1' if mixed else what,
+        f'{first}{mapping_advice({255: 1})}; or store 1 for the foreground',
+        tally.files,
+        tally.example,
+    )
 
 
 def _unexpected(s: LabelStatistics) -> Iterator[Finding]:
     if not s.unexpected:
         return
     listed = sorted(s.unexpected.items(), key=lambda item: -item[1].pixels)
-    names = [f'{value} ({_raw(s, value)}{tally.pixels} px)' for value, tally in listed[:6]]
-    names += [f'{len(listed) - 6} more'] * (len(listed) > 6)
+    evidence = _evidence(s)
+    raw = (lambda value: f'raw {value + 1}, ') if evidence.reduce_zero_label else (lambda _: '')
+    names = [f'{value} ({raw(value)}{tally.pixels} px)' for value, tally in listed[:6]]
+    more = len(listed) - 6
+    names += [f'{more}{" or more" * (s.more_unexpected > 0)} others'] * (more > 0)
     worst = max(s.unexpected.values(), key=lambda tally: tally.files)
-    convention = s.conventions[0]
-    findings = LabelFindings(
-        bad_counts={value: tally.pixels for value, tally in listed},
-        first_value=min(s.unexpected),
-        first_index=(),
-        num_zero=int(s.pixels[0]),
-        num_ignored=s.ignored_pixels,
-        num_pixels=s.num_pixels,
-        shape=(),
-        num_classes=len(s.classes),
-        ignore_index=convention.ignore_index,
-        reduce_zero_label=convention.reduce_zero_label if len(s.conventions) == 1 else None,
-    )
     few = s.num_images >= 10 and worst.files <= max(1, 0.05 * s.num_images)
-    causes = likely_causes(findings)
+    causes = likely_causes(evidence)
+    jpeg = next((tally for kind, tally in s.storage.items() if kind.endswith('JPEG')), None)
     if few:
         causes = ['these few files were painted with values that are no class: correct them']
+    elif jpeg is not None and 'JPEG' not in causes[0]:
+        causes = ['JPEG changes values along borders, into those of other classes: save the masks as PNG', *causes]
+    ignored = s.conventions[0].ignore_index
     yield Finding(
         Severity.ERROR,
-        f'labels are neither in [0, {len(s.classes)}) nor ignore_index={convention.ignore_index}: {", ".join(names)}',
+        f'labels are neither in [0, {len(s.classes)}) nor ignore_index={ignored}: {", ".join(names)}',
         f'likely cause: {"; or ".join(causes)}',
         worst.files,
         worst.example,
     )
 
 
-def _raw(s: LabelStatistics, label: int) -> str:
-    reduced = s.conventions[0].reduce_zero_label and s.conventions[0].label_map is None and len(s.conventions) == 1
-    return f'raw {label + 1}, ' if reduced else ''
+def _evidence(s: LabelStatistics) -> LabelEvidence:
+    """Values and their pixels, as the advice needs them."""
+    convention = s.conventions[0]
+    counts: dict[float, int] = {value: tally.pixels for value, tally in s.unexpected.items()}
+    counts |= {c: int(pixels) for c, pixels in enumerate(s.pixels) if pixels}
+    if s.ignored_pixels:
+        counts[convention.ignore_index] = s.ignored_pixels
+    known = len(s.conventions) == 1 and convention.label_map is None and bool(s.raw_values)
+    reduced = convention.reduce_zero_label if known else None
+    return LabelEvidence(counts, len(s.classes), convention.ignore_index, reduced)
 
 
 def _shifted_on_disk(s: LabelStatistics) -> Iterator[Finding]:
-    """255 can hardly be in files before the shift: it is what the shift makes of 0."""
+    """Masks that were shifted before. 255 can hardly be in files before the shift: it is what the shift makes of 0."""
     convention, number, raw = s.conventions[0], len(s.classes), s.raw_values
     simple = len(s.conventions) == 1 and convention.label_map is None
     if not (simple and convention.reduce_zero_label and convention.ignore_index == 255):
@@ -118,7 +209,10 @@ def _shifted_on_disk(s: LabelStatistics) -> Iterator[Finding]:
 
 def _mostly_ignored(s: LabelStatistics) -> Iterator[Finding]:
     zero = s.raw_values.get(0)
-    if zero and any(c.reduce_zero_label for c in s.conventions) and zero.pixels > 0.5 * s.num_pixels:
+    if zero is None or not any(c.reduce_zero_label for c in s.conventions):
+        return
+    nothing_else = len(s.classes) <= 2 and not s.pixels[1:].any()
+    if zero.pixels > 0.5 * s.num_pixels or nothing_else:
         yield Finding(
             Severity.WARNING,
             f'raw 0 is {_percent(zero.pixels, s.num_pixels)} of all pixels, which reduce_zero_label=True ignores: it '
@@ -159,8 +253,17 @@ def _never(s: LabelStatistics) -> Iterator[Finding]:
     )
 
 
+def _dropped(s: LabelStatistics) -> Iterator[Finding]:
+    if s.dropped is None:
+        return
+    all_of_them = s.num_images == 0 and not s.failed
+    what = f'{"all " * all_of_them}samples are left out of the training: {s.dropped.detail} returns None for them'
+    severity = Severity.ERROR if all_of_them else Severity.NOTE
+    yield Finding(severity, what, 'look whether this is meant', s.dropped.files, s.dropped.example)
+
+
 def _storage(s: LabelStatistics) -> Iterator[Finding]:
-    """How files hold their values is no mistake, but may become one."""
+    """Palettes and JPEG."""
     for kind, tally in s.storage.items():
         if kind.startswith('P '):
             change = "their indices are read, as long as LoadAnnotations keeps imdecode_backend='pillow'"

@@ -13,6 +13,10 @@ def data(tmp_path):
     return write_data(tmp_path / 'data', make_masks(6))
 
 
+def images_of(part) -> list[str]:
+    return [sample.image for sample in part.samples]
+
+
 def config_of(dataset, **head) -> Config:
     return Config(dict(train_dataloader=dict(dataset=dataset), model=dict(decode_head=head)))
 
@@ -21,7 +25,7 @@ def test_config(data):
     (part,) = from_config(config_of(dataset_config(data), num_classes=3, ignore_index=7))
 
     assert [f.rsplit('/', 1)[1] for f in part.files] == [f'{i:02d}.png' for i in range(6)]
-    assert [f.rsplit('/', 1)[1] for f in part.images] == [f'{i:02d}.jpg' for i in range(6)]
+    assert [f.rsplit('/', 1)[1] for f in images_of(part)] == [f'{i:02d}.jpg' for i in range(6)]
     assert part.classes == ('a', 'b', 'c')
     assert part.palette == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
     assert str(part.convention) == 'reduce_zero_label=True, ignore_index=7'
@@ -72,7 +76,7 @@ def test_transforms_inside_others_are_found(data):
     (part,) = from_config(config_of(config))
     (built,) = from_dataset(DATASETS.build(config))
 
-    assert type(part.load).__name__ == type(built.load).__name__ == 'LoadAnnotations'
+    assert [type(each.reader).__name__ for each in (part, built)] == ['AnnotationReader'] * 2
 
 
 def test_classes_may_come_from_the_head(data):
@@ -130,7 +134,7 @@ def test_other_storages(data, monkeypatch, of):
         (there,) = from_config(config_of(dataset_config(data, **changes)))
 
     assert all(file.startswith('elsewhere://') for file in there.files)
-    assert there.statistics(there.files).pixels.tolist() == here.statistics(here.files).pixels.tolist()
+    assert there.statistics().pixels.tolist() == here.statistics().pixels.tolist()
 
 
 def test_config_without_the_loader(data):
@@ -148,9 +152,9 @@ def test_folder(data):
         *(f'training/{i:02d}.png' for i in range(6)),  # 03 is missing beside its image
         'training/deeper/03.png',
     ]
-    assert part.images[0] == str(data / 'images/training/00.jpg')
-    assert part.images[6] == str(data / 'images/training/deeper/03.jpg')
-    assert part.table[:5].tolist() == [255, 0, 1, 2, 3]
+    assert images_of(part)[0] == str(data / 'images/training/00.jpg')
+    assert images_of(part)[6] == str(data / 'images/training/deeper/03.jpg')
+    assert part.reader.table[:5].tolist() == [255, 0, 1, 2, 3]
 
 
 def test_folder_with_images_of_other_stems(data):
@@ -162,8 +166,8 @@ def test_folder_with_images_of_other_stems(data):
     part = from_folder(str(data / 'annotations'), 3, images=str(data / 'images'), image_suffix='_leftImg8bit.jpg')
 
     assert [f.rsplit('/', 1)[1] for f in part.files] == [f'{i:02d}.png' for i in range(6)]
-    assert [f.rsplit('/', 1)[1] for f in part.images] == [f'{i:02d}_leftImg8bit.jpg' for i in range(6)]
-    assert list(part.statistics(part.files).failed) == [str(data / 'annotations/training/02.png')]
+    assert [f.rsplit('/', 1)[1] for f in images_of(part)] == [f'{i:02d}_leftImg8bit.jpg' for i in range(6)]
+    assert list(part.statistics().failed) == [str(data / 'annotations/training/02.png')]
 
 
 @pytest.mark.parametrize('beside', [False, True])
@@ -178,7 +182,7 @@ def test_only_images_ask_for_labels(data, beside):
     suffix = dict(suffix='_L.png') if beside else {}
     part = from_folder(str(folder if beside else data / 'annotations'), 3, images=str(folder), **suffix)
 
-    assert [f.rsplit('/', 1)[1] for f in part.images] == [f'{i:02d}.jpg' for i in range(6)]
+    assert [f.rsplit('/', 1)[1] for f in images_of(part)] == [f'{i:02d}.jpg' for i in range(6)]
     assert len(part.files) == 6
 
 
@@ -187,7 +191,7 @@ def test_links_that_lead_nowhere_are_missing_files(data):
 
     part = from_folder(str(data / 'annotations'), 3)
 
-    assert list(part.statistics(part.files).failed) == [str(data / 'annotations/training/link.png')]
+    assert list(part.statistics().failed) == [str(data / 'annotations/training/link.png')]
 
 
 @pytest.mark.parametrize(

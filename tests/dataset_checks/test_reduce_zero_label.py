@@ -22,7 +22,7 @@ def gaps_between(masks):
 
 def findings(folder, num_classes, reduce_zero_label):
     part = from_folder(str(folder), num_classes, reduce_zero_label)
-    return [finding.what for finding in check_raw_zero([part], part.statistics(part.files))]
+    return [finding.what for finding in check_raw_zero([part], part.statistics())]
 
 
 @pytest.mark.parametrize('reduce_zero_label', [True, False])
@@ -90,7 +90,7 @@ def test_palette_says_which_raw_value_a_class_has(tmp_path, offset, reduce_zero_
         image.save(file)
     parts = from_dataset(DATASETS.build(dataset_config(tmp_path, reduce_zero_label=reduce_zero_label)))
 
-    found = check_raw_zero(parts, parts[0].statistics(parts[0].files))
+    found = check_raw_zero(parts, parts[0].statistics())
 
     if bool(offset) == reduce_zero_label:
         assert found == []
