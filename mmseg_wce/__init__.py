@@ -7,11 +7,12 @@ Importing this package registers the loss, hooks, data sets and metric with mmse
 import importlib.util
 import warnings
 
-from mmseg_wce import functional, kernels
+from mmseg_wce import deprecated, functional, kernels
 from mmseg_wce.version import __version__
 
 __all__ = ['__version__', 'functional', 'kernels', 'why_not_registered']
 
+deprecated.install()
 why_not_registered: str | None = 'mmseg is not installed'
 if importlib.util.find_spec('mmseg') is not None:
     try:

@@ -1,4 +1,4 @@
-"""What an mmseg config is made of: its heads, its data sets, every dict in it."""
+"""Parts of an mmseg config: its heads, its data sets, every dict in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-__all__ = ['heads_of', 'leaf_datasets', 'nodes']
+__all__ = ['has_one_channel', 'heads_of', 'leaf_datasets', 'main_head', 'nodes', 'one_string']
 
 
 def heads_of(config: Config) -> Iterator[tuple[str, dict]]:
@@ -19,6 +19,34 @@ def heads_of(config: Config) -> Iterator[tuple[str, dict]]:
             yield from ((f'model.{name}[{i}]', head) for i, head in enumerate(heads))
         elif heads:
             yield f'model.{name}', heads
+
+
+def main_head(config: Config) -> dict:
+    """Return the decode head, of a cascade the last; an empty dict where there is none."""
+    heads = [head for place, head in heads_of(config) if place.startswith('model.decode_head')]
+    return heads[-1] if heads else {}
+
+
+def has_one_channel(head: dict) -> bool:
+    """Return True for a head whose only channel tells foreground from background."""
+    return (head.get('out_channels') or head.get('num_classes')) == 1
+
+
+def one_string(classes: str, dataset: str) -> str:
+    """Return the message for class names that are one string.
+
+    Args:
+        classes: the string.
+        dataset: name of the data set.
+
+    Returns:
+        One line that says what to write.
+    """
+    shown = classes if len(classes) < 60 else classes[:60] + '...'
+    return (
+        f'{dataset}: classes is one string, {shown!r}, which would be a class for each of its letters. Put a comma '
+        "between the names: classes=('background', 'water'), or behind a single one: classes=('water',)"
+    )
 
 
 def leaf_datasets(dataset: dict) -> Iterator[dict]:

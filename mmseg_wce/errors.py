@@ -1,11 +1,13 @@
-"""How the errors of others are told."""
+"""Format exceptions on one line."""
 
 from __future__ import annotations
 
 __all__ = ['in_one_line']
 
+_LONGEST = 2000  # a state dict that does not fit is listed key by key
+
 
 def in_one_line(error: Exception) -> str:
-    """Kind and message of an error, shortened."""
+    """Return kind and message of an error; only lists of thousands of letters are shortened."""
     words = ' '.join(str(error).split())
-    return f'{type(error).__name__}: {words[:200]}{"..." if len(words) > 200 else ""}'
+    return f'{type(error).__name__}: {words[:_LONGEST]}{"..." if len(words) > _LONGEST else ""}'

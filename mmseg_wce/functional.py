@@ -198,7 +198,7 @@ def weighted_cross_entropy(
     Raises:
         TypeError: a dtype that cannot be meant (float targets, integer logits).
         ValueError: shapes that do not fit, an option out of range, or a label outside [0, C) that is not ignored (see
-            :mod:`mmseg_wce.labels`; on CUDA one of the next calls raises it).
+            :mod:`mmseg_wce.targets`; on CUDA one of the next calls raises it).
 
     Example:
         >>> import torch

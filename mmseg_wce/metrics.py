@@ -12,7 +12,7 @@ from mmengine.dist import is_main_process
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 from mmseg_wce.json_files import write_json
-from mmseg_wce.labels import name_sources, valid_pixels
+from mmseg_wce.targets import name_sources, valid_pixels
 from torch import Tensor
 
 __all__ = ['ClassIoUMetric', 'confusion_matrix']

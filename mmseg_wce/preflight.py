@@ -1,7 +1,8 @@
-"""What can be known to fail before a model is built, in one line each: wrong paths, missing data, options."""
+"""Find what is known to fail before a model is built: wrong paths, missing data, options. One line for each."""
 
 from __future__ import annotations
 
+import logging
 import os.path as osp
 import reprlib
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
-from mmseg_wce.config_parts import leaf_datasets, nodes
+from mmseg_wce.config_parts import has_one_channel, leaf_datasets, nodes, one_string
+from mmseg_wce.dataset_checks import Severity, check_heads
 from mmseg_wce.errors import in_one_line
 from mmseg_wce.recovery import damage
 
@@ -23,9 +26,13 @@ __all__ = [
     'check_checkpoint',
     'check_data',
     'check_losses',
+    'check_model',
     'check_work_dir',
     'load_config',
 ]
+
+
+_CLASS_METRICS = ('ClassIoUMetric', 'IoUMetric')
 
 
 class PreflightError(Exception):
@@ -107,25 +114,55 @@ def check_losses(config: Config) -> None:
     """Raise PreflightError where a loss of the config names class weights that cannot be used, or too many or few."""
     for head in nodes(config.get('model', {})):
         for loss in nodes(head.get('loss_decode') or {}):
-            if _is_weighted(loss):
-                weights = _class_weight(loss['class_weight'])
-                if weights.numel() != head.get('num_classes', weights.numel()):
-                    raise PreflightError(
-                        f'class_weight holds {weights.numel()} weights, but {head.get("type")} has '
-                        f'num_classes={head["num_classes"]}: {reprlib.repr(loss["class_weight"])}'
-                    )
+            if loss.get('class_weight') is not None:
+                _check_class_weight(loss, head)
 
 
-def _is_weighted(loss: dict) -> bool:
-    ours = str(loss.get('type')).split('.')[-1] == 'WeightedCrossEntropyLoss'
-    return ours and loss.get('class_weight') is not None
+def _check_class_weight(loss: dict, head: dict) -> None:
+    name, weights = str(loss.get('type')).split('.')[-1], loss['class_weight']
+    ours, sigmoid = name == 'WeightedCrossEntropyLoss', bool(loss.get('use_sigmoid'))
+    if not ours and not isinstance(weights, list | tuple):  # files and single numbers are the loss's own business
+        return
+    if not ours and sigmoid and name == 'CrossEntropyLoss' and not (has_one_channel(head) and len(weights) == 1):
+        raise PreflightError(
+            f"mmseg's CrossEntropyLoss(use_sigmoid=True) applies class_weight along the width of the image, and raises "
+            f'RuntimeError: set type="WeightedCrossEntropyLoss" in {head.get("type")}, which takes the same arguments'
+        )
+    number = _load(weights, sigmoid).numel() if ours else len(weights)
+    classes = head.get('num_classes')
+    if has_one_channel(head):
+        if number > 2:
+            raise PreflightError(
+                f'class_weight of {name} holds {number} weights, but {head.get("type")} has one channel, which takes '
+                f'one (of the foreground) or two (background and foreground): {reprlib.repr(weights)}'
+            )
+    elif classes is not None and number != classes:
+        raise PreflightError(
+            f'class_weight of {name} holds {number} weights, but {head.get("type")} has num_classes={classes}: '
+            f'{reprlib.repr(weights)}'
+        )
 
 
-def _class_weight(class_weight: ClassWeight) -> torch.Tensor:
+def _load(class_weight: ClassWeight, sigmoid: bool) -> torch.Tensor:
     try:
         return load_class_weight(class_weight)
     except (TypeError, ValueError) as error:
-        raise PreflightError(in_one_line(error).split(': ', 1)[1]) from error
+        raise PreflightError(' '.join(str(error).split())) from error
+
+
+def check_model(config: Config) -> None:
+    """Check channels, losses and ignored labels of the heads; log what is only doubtful.
+
+    Args:
+        config: of a segmentor that is to be trained.
+
+    Raises:
+        PreflightError: a head cannot learn, or its pixel sampler fails with its losses.
+    """
+    for finding in check_heads(config):
+        if finding.severity == Severity.ERROR:
+            raise PreflightError(str(finding))
+        print_log(str(finding), 'current', logging.WARNING)
 
 
 def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
@@ -143,10 +180,25 @@ def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
     loaders = {name: loader for name, loader in loaders.items() if loader is not None}
     init_default_scope(config.get('default_scope', 'mmseg'))
     for name, loader in loaders.items():
+        _check_class_names(config, name)
         for dataset in leaf_datasets(loader['dataset']):
             if dataset.get('backend_args') is None:  # other storages are the file backend's business
                 same_root = [n for n, other in loaders.items() if _root(other) == _root(loader)]
                 _check_dataset(dataset, name, same_root, first_files)
+
+
+def _check_class_names(config: Config, name: str) -> None:
+    """Look whether the metric of a split will find the classes of its data sets."""
+    evaluator = config.get(name.replace('dataloader', 'evaluator')) or {}
+    metrics = [kind for node in nodes(evaluator) if (kind := str(node.get('type')).split('.')[-1]) in _CLASS_METRICS]
+    for dataset in leaf_datasets(config[name]['dataset']) if metrics else ():
+        kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+        known = (dataset.get('metainfo') or {}).get('classes') or getattr(kind, 'METAINFO', {}).get('classes')
+        if not known and isinstance(kind, type) and issubclass(kind, BaseSegDataset):
+            raise PreflightError(
+                f'{name}: {kind.__name__} names no classes, so that the first validation would end with KeyError: '
+                f"'classes' in {metrics[0]}: add metainfo=dict(classes=('background', ...)) to the data sets"
+            )
 
 
 def _root(loader: dict) -> str | None:
@@ -161,6 +213,9 @@ def _check_dataset(dataset: dict, where: str, loaders: list[str], first_files: b
             f'{where}: data_root {root!r} does not exist (looked in {osp.abspath(".")}); '
             f'point to the data with --cfg-options {options}'
         )
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(classes, str) and not osp.isfile(classes):  # mmengine reads the names from a file
+        raise PreflightError(f'{where}: {one_string(classes, str(dataset.get("type")))}')
     ann_file = dataset.get('ann_file')
     if ann_file and not osp.exists(osp.join(root, ann_file)):
         raise PreflightError(f'{where}: ann_file {osp.join(root, ann_file)!r} does not exist')
@@ -184,6 +239,8 @@ def _check_samples(dataset: dict, where: str, first_files: bool) -> None:
         samples = built.load_data_list()
     except Exception as error:
         raise PreflightError(f'{where}: the data set cannot be read: {in_one_line(error)}') from error
+    if not samples and built.ann_file:
+        raise PreflightError(f'{where}: ann_file {built.ann_file!r} is empty: it has to name the images, one a line')
     if not samples:
         raise PreflightError(f'{where}: img_path {built.data_prefix["img_path"]!r} holds no files *{built.img_suffix}')
     for name in ('img_path', 'seg_map_path') if first_files else ():

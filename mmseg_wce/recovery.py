@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ['Checkpoints', 'checkpoints_in', 'damage']
+__all__ = ['Checkpoints', 'checkpoint_before', 'checkpoints_in', 'damage']
 
 
 _LONGEST_NOTE = 4096  # characters, as a path
@@ -95,6 +95,42 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
             return Checkpoints(path, damaged)
         damaged[path] = why
     return Checkpoints(None, damaged)
+
+
+def checkpoint_before(path: str) -> str | None:
+    """Return the newest whole checkpoint before another one, in the same folder, whose weights are finite.
+
+    Args:
+        path: of a checkpoint named as mmengine names them, ``iter_100.pth`` or ``epoch_3.pth``.
+
+    Returns:
+        Its path; None where there is none.
+
+    Example:
+        >>> import os, tempfile, torch
+        >>> from mmseg_wce.recovery import checkpoint_before
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for step, weight in ((100, 1.0), (200, float('nan')), (300, float('nan'))):
+        ...         torch.save(dict(state_dict=dict(weight=torch.tensor(weight))), f'{folder}/iter_{step}.pth')
+        ...     os.path.basename(checkpoint_before(f'{folder}/iter_300.pth'))
+        'iter_100.pth'
+    """
+    name = osp.basename(path)
+    step = re.search(r'(\d+)(?=\D*$)', name)
+    if step is None:
+        return None
+    pattern = re.compile(re.escape(name[: step.start()]) + r'(\d+)' + re.escape(name[step.end() :]))
+    steps = {int(m[1]): str(p) for p in Path(path).parent.glob('*') if (m := pattern.fullmatch(p.name))}
+    earlier = (steps[number] for number in sorted(steps, reverse=True) if number < int(step[1]))
+    return next((checkpoint for checkpoint in earlier if damage(checkpoint) is None and _is_finite(checkpoint)), None)
+
+
+def _is_finite(path: str) -> bool:
+    if osp.isdir(path):  # sharded: it would have to be put together
+        return True
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    weights = state.get('state_dict', {}).values() if isinstance(state, dict) else ()
+    return all(bool(weight.isfinite().all()) for weight in weights if isinstance(weight, torch.Tensor))
 
 
 def _noted(work_dir: Path) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from mmseg_wce.arguments import Reduction, broadcast_pixel_weight
-from mmseg_wce.labels import valid_pixels
+from mmseg_wce.targets import valid_pixels
 from torch import Tensor
 
 __all__ = ['label_weights', 'normalizing_sum', 'reduce_loss', 'weight_pixels']
@@ -32,7 +32,7 @@ def label_weights(
         None without weights.
 
     Raises:
-        ValueError: as :func:`mmseg_wce.labels.valid_pixels`.
+        ValueError: as :func:`mmseg_wce.targets.valid_pixels`.
     """
     target = target.long()
     valid = valid_pixels(target, num_classes, ignore_index)

@@ -15,7 +15,7 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.class_weights import class_weights
-from mmseg_wce.label_files import of_config, scan
+from mmseg_wce.dataset_checks import from_config, scan
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 
 SEGFORMER = 'ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py'
@@ -236,7 +236,7 @@ def test_camvid_weights_are_those_of_its_training_labels(load, shared_data, name
     config = load(name)
     config.train_dataloader.dataset.data_root = str(shared_data / 'camvid')
 
-    *_, (_, statistics) = scan(of_config(config))
+    *_, (_, statistics) = scan(from_config(config))
 
     assert config.class_weight == [round(float(w), 4) for w in class_weights(statistics, 'sqrt_inverse_frequency')]
 

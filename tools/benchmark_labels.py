@@ -13,14 +13,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 import numpy as np
+from mmseg_wce.dataset_checks import LabelFiles, from_folder, scan
 from mmseg_wce.datasets.demo_scenes import draw_scene
-from mmseg_wce.label_files import LabelFiles, in_folder, scan
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -76,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.labels is None:
             write_labels(Path(folder), args.images)
-        part = in_folder(args.labels or folder, 150, reduce_zero_label=True)
-        read_all(replace(part, files=part.files[: max(1, len(part.files) // 10)]))
+        part = from_folder(args.labels or folder, 150, reduce_zero_label=True)
+        read_all(part.subset(range(max(1, len(part) // 10))))
         of_a_tenth = peak_megabytes()
         read_all(part)
         of_all = peak_megabytes()

@@ -16,22 +16,20 @@ from contact_sheet import draw_contact_sheet
 from label_arguments import NOT_RUN, Parser, check_output, config_of, labels_in_folder, name_of, scan_with_progress
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files import (
+from mmseg_wce.dataset_checks import (
     Finding,
     LabelConflict,
     LabelFiles,
     Severity,
     check_classes,
     check_config,
-    check_pairs,
     check_raw_zero,
     check_statistics,
-    of_config,
-    pairs_of,
+    check_unused_labels,
+    from_config,
 )
 from mmseg_wce.preflight import PreflightError, check_data
 from rich.console import Console
-from rich.progress import track
 
 MARKS = {Severity.ERROR: '[bold red]wrong[/]', Severity.WARNING: '[yellow]doubt[/]', Severity.NOTE: '[cyan]note [/]'}
 SPLITS = ('train', 'val', 'test')
@@ -64,27 +62,37 @@ def splits_of(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[Lab
     notes: list[Finding] = []
     for split in present:
         try:
-            parts = of_config(config, split)
-        except LabelConflict:  # check_config has said so
+            parts = from_config(config, split)
+        except LabelConflict as error:
+            notes.append(Finding(Severity.ERROR, f'{split}: {error}', 'nothing else was checked there'))
             continue
         except ValueError as error:
             severity = Severity.NOTE if split == 'test' else Severity.WARNING
             notes.append(Finding(severity, f'{split}: no labels to check: {error}', 'it may be meant to have none'))
             continue
-        if not any([p.files for p in parts] == [p.files for p in others] for others in found.values()):
+        if not any(_same_labels(parts, others) for others in found.values()):
             found[split] = parts
-    if not found and notes:
+    if not found and notes and notes[0].severity < Severity.ERROR:
         raise ValueError(notes[0].what)
     return found, notes
 
 
-def check(parts: list[LabelFiles], args: argparse.Namespace, name: str) -> tuple[LabelStatistics, list[Finding]]:
-    """Findings of the label files of a split, and their statistics."""
-    statistics = scan_with_progress(parts, args.workers, console, f'Reading labels, {name}')
-    pairs = pairs_of(parts)
-    shown = track(pairs, f'Comparing sizes, {name}', console=console) if pairs else ()
-    found = [*check_statistics(statistics), *check_raw_zero(parts, statistics), *check_pairs(parts, shown)]
-    return statistics, sorted(found, key=lambda finding: -finding.severity)
+def _same_labels(parts: list[LabelFiles], others: list[LabelFiles]) -> bool:
+    """Whether two splits read the same files in the same way, so that one is to be checked."""
+    keys = [[(part.files, part.classes, part.convention, type(part.reader)) for part in p] for p in (parts, others)]
+    return keys[0] == keys[1]
+
+
+def check(parts: list[LabelFiles], args: argparse.Namespace, name: str) -> tuple[list[LabelStatistics], list[Finding]]:
+    """Findings of the label files of a split, and the statistics of its parts."""
+    title = f'Reading labels, {name}'
+    images = any(part.has_images for part in parts)
+    statistics = scan_with_progress(parts, args.workers, console, title, with_images=images)
+    found = [Finding(Severity.NOTE, note, 'see docs/labels.md') for part in parts for note in part.notes]
+    for part, counted in zip(parts, statistics, strict=True):
+        found += [*check_statistics(counted), *check_raw_zero([part], counted)]
+    found += check_unused_labels(parts)
+    return statistics, sorted(dict.fromkeys(found), key=lambda finding: -finding.severity)
 
 
 def print_findings(title: str, found: list[Finding]) -> None:
@@ -122,8 +130,11 @@ def run(args: argparse.Namespace) -> list[Finding]:
     for name, parts in splits.items():
         statistics, found = check(parts, args, name)
         everything += found
-        ignored = 100 * statistics.ignored_pixels / max(statistics.num_pixels, 1)
-        print_findings(f'{name}: {statistics.num_images} labels, {ignored:.2f} % of their pixels ignored', found)
+        number, pixels, ignored = (
+            sum(getattr(s, figure) for s in statistics) for figure in ('num_images', 'num_pixels', 'ignored_pixels')
+        )
+        share = 100 * ignored / max(pixels, 1)
+        print_findings(f'{name}: {number} labels, {share:.2f} % of their pixels ignored', found)
         if draw_contact_sheet(out / f'{name}.png', parts, statistics):
             console.print(f'  Picture: {out / f"{name}.png"}', markup=False, highlight=False, soft_wrap=True)
     return everything

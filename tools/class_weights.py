@@ -5,7 +5,8 @@ python tools/class_weights.py --labels DIR --num-classes 150 --reduce-zero-label
 python tools/class_weights.py ade20k --scheme enet                 statistics that come with the package
 python tools/class_weights.py work_dirs/class_weights/NAME.json    statistics that an earlier call wrote
 
-Exit status: 0; 1 where label files could not be read, which are named; 2 where nothing could be done.
+Exit status: 0; 1 where label files could not be read, which are named, or most pixels are neither a class nor ignored;
+2 where nothing could be done.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from label_arguments import (
 from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics, save_statistics
 from mmseg_wce.class_weights.schemes import NORMALIZATIONS, check_options
 from mmseg_wce.class_weights.statistics_file import SHIPPED
-from mmseg_wce.label_files import LabelFiles, of_config
+from mmseg_wce.dataset_checks import LabelFiles, Severity, check_joined_classes, from_config, sum_statistics
 from mmseg_wce.preflight import PreflightError, check_data
 from rich.console import Console
 
@@ -104,12 +105,18 @@ def scanned(args: argparse.Namespace, kept: Path) -> LabelStatistics:
     if args.labels is None:
         config = config_of(args)
         check_data(config, 'train', first_files=False)
-        parts = of_config(config)
+        parts = from_config(config)
     else:
         parts = [labels_in_folder(args)]
     refuse_to_overwrite(kept, parts)
+    for finding in check_joined_classes(parts):
+        if finding.severity == Severity.ERROR:
+            raise ValueError(str(finding))
+        say(f'Note: {finding}')
+    for note in dict.fromkeys(note for part in parts for note in part.notes):
+        say(f'Note: {note}')
     unfinished = kept.with_name(kept.name + '.unfinished')
-    statistics = scan_with_progress(parts, args.workers, console, 'Reading labels', unfinished)
+    statistics = sum_statistics(scan_with_progress(parts, args.workers, console, 'Reading labels', unfinished))
     save_statistics(statistics, kept)
     return statistics
 
@@ -158,7 +165,17 @@ def run(args: argparse.Namespace) -> int:
         report(statistics, args.source if shipped else str(kept), options, args.out, picture)
     finally:
         print_failures(console, statistics)
-    return 1 if statistics.failed else 0
+    return 1 if statistics.failed or mostly_no_class(statistics) else 0
+
+
+def mostly_no_class(statistics: LabelStatistics) -> bool:
+    """Whether most pixels are neither a class nor ignored, which is said: such weights are of few labels."""
+    pixels = sum(tally.pixels for tally in statistics.unexpected.values()) + statistics.more_unexpected
+    if pixels <= 0.5 * statistics.num_pixels:
+        return False
+    share = f'{100 * pixels / statistics.num_pixels:.0f} %'
+    say(f'{share} of all pixels are neither a class nor ignored: run tools/check_labels.py', style='bold red')
+    return True
 
 
 def report(statistics: LabelStatistics, name: str, options: dict, out: Path | None, picture: Path) -> None:

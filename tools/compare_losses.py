@@ -36,11 +36,10 @@ from compare.runs import (
 from label_arguments import print_failures, scan_with_progress
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import save_statistics
+from mmseg_wce.dataset_checks import cores, from_config, sum_statistics
 from mmseg_wce.errors import in_one_line
-from mmseg_wce.label_files import cores, of_config
 from mmseg_wce.launch import ConfigOptions
 from mmseg_wce.preflight import PreflightError, check_data, check_work_dir, load_config
-from painting import labels_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from watched import Failed, stop_all
@@ -68,14 +67,16 @@ def prepared(base: str, file: Path, args: argparse.Namespace) -> Comparison:
     if HARD_PIXELS in args.losses:
         check_hard_pixels(config)
     try:
-        labels_of(config.test_dataloader.dataset)[0]
+        (part,) = from_config(config, 'test')
+        part.labels(0)
     except Exception as error:  # data sets and transforms of others raise anything
         reason = in_one_line(error)
         raise PreflightError(
             f'{where}: test_dataloader has to be of one data set with LoadAnnotations: {reason}'
         ) from error
     if not comparison.labels.exists():
-        statistics = scan_with_progress(of_config(config), 0, console, f'Counting pixels for {file.stem}')
+        counted = scan_with_progress(from_config(config), 0, console, f'Counting pixels for {file.stem}')
+        statistics = sum_statistics(counted)
         print_failures(console, statistics)
         save_statistics(statistics, comparison.labels)
     return comparison

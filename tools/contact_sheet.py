@@ -1,6 +1,7 @@
 """Some images with their labels as the loss gets them: a name on each region, so that one look shows an off-by-one."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -12,22 +13,21 @@ import matplotlib.patheffects as patheffects
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
-from mmengine import fileio
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files import LabelFiles, evenly
+from mmseg_wce.dataset_checks import LabelFiles, evenly
 
 IMAGES, COLUMNS, LONGEST = 8, 4, 640  # of labels, each with its image
 NO_CLASS = (255, 0, 255)  # neither a class nor ignored
 OUTLINED = [patheffects.withStroke(linewidth=2.5, foreground='black')]
 
 
-def draw_contact_sheet(path: Path, parts: list[LabelFiles], statistics: LabelStatistics) -> bool:
+def draw_contact_sheet(path: Path, parts: list[LabelFiles], statistics: Sequence[LabelStatistics]) -> bool:
     """Write the picture. Files with values that are no class come first, the others evenly from all.
 
     Args:
         path: of the PNG.
         parts: label files.
-        statistics: of them.
+        statistics: of each of them.
 
     Returns:
         Whether there was anything to draw.
@@ -56,10 +56,9 @@ def draw_contact_sheet(path: Path, parts: list[LabelFiles], statistics: LabelSta
     return True
 
 
-def _chosen(parts: list[LabelFiles], statistics: LabelStatistics) -> list[tuple[LabelFiles, int]]:
-    suspicious = {tally.example for tally in statistics.unexpected.values()}
-    if statistics.images_without_label:
-        suspicious.add(statistics.images_without_label.example)
+def _chosen(parts: list[LabelFiles], statistics: Sequence[LabelStatistics]) -> list[tuple[LabelFiles, int]]:
+    tallies = [tally for s in statistics for tally in (*s.unexpected.values(), s.images_without_label) if tally]
+    suspicious = {tally.example for tally in tallies}
     of_suspicion = [(part, i) for part in parts for i, file in enumerate(part.files) if file in suspicious]
     others = [(part, i) for part, i in evenly(parts, 2 * IMAGES) if part.files[i] not in suspicious]
     return of_suspicion[: IMAGES // 2] + others[: 2 * IMAGES : 2] + others[1::2]
@@ -68,42 +67,45 @@ def _chosen(parts: list[LabelFiles], statistics: LabelStatistics) -> list[tuple[
 def _cell(part: LabelFiles, i: int) -> tuple[LabelFiles, str, np.ndarray | None, np.ndarray] | None:
     """Part, name, image (H, W, 3) in RGB, labels (H, W); None where the labels cannot be read."""
     try:
-        labels = part.labels(part.files[i])
+        labels = part.labels(i)
     except Exception:  # the scan has named it
         return None
     scale = min(1, LONGEST / max(labels.shape))
     size = max(1, round(labels.shape[1] * scale)), max(1, round(labels.shape[0] * scale))
-    labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    labels = cv2.resize(labels.astype(np.float64), size, interpolation=cv2.INTER_NEAREST).astype(np.int64)
     image = _image(part, i)
     return part, Path(part.files[i]).name, None if image is None else cv2.resize(image, size), labels
 
 
 def _image(part: LabelFiles, i: int) -> np.ndarray | None:
-    if not part.images:
+    """The image in RGB; None where it is missing, or has bands that are no colours."""
+    if not part.has_images:
         return None
     try:
-        content = fileio.get(part.images[i], backend_args=getattr(part.load, 'backend_args', None))
-    except Exception:  # missing: that is a finding already
+        image = part.reader.image(part.samples[i])
+    except Exception:  # that is a finding already
         return None
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    return None if image is None else image[..., ::-1]
+    if image is None or image.ndim != 3 or image.shape[2] != 3:
+        return None
+    return np.clip(image, 0, 255).astype(np.uint8)[..., ::-1]
 
 
-def _colors(part: LabelFiles) -> np.ndarray:
-    """(256, 3): of every label."""
-    colors = np.full((256, 3), NO_CLASS, np.uint8)
+def _colors(part: LabelFiles, labels: np.ndarray) -> np.ndarray:
+    """(..., 3): the colour of every label."""
     number = len(part.classes)
+    colors = np.full((number + 2, 3), NO_CLASS, np.uint8)
     hues = np.stack([np.arange(number) * 67 % 180, np.full(number, 190), 255 - np.arange(number) % 3 * 60], -1)
     colors[:number] = cv2.cvtColor(hues[None].astype(np.uint8), cv2.COLOR_HSV2RGB)[0]
     if len(part.palette) == number:
         colors[:number] = part.palette
-    if 0 <= part.convention.ignore_index < 256:
-        colors[part.convention.ignore_index] = 90
-    return colors
+    colors[number] = 90  # ignored
+    is_class = (labels >= 0) & (labels < number)
+    row = np.where(labels == part.convention.ignore_index, number, np.where(is_class, labels, number + 1))
+    return colors[row]
 
 
 def _draw_labels(axis, part: LabelFiles, image: np.ndarray | None, labels: np.ndarray) -> None:
-    painted = _colors(part)[labels]
+    painted = _colors(part, labels)
     axis.imshow(painted if image is None else (0.65 * painted + 0.35 * image).astype(np.uint8))
     ignored = labels == part.convention.ignore_index
     if ignored.any():
@@ -111,7 +113,7 @@ def _draw_labels(axis, part: LabelFiles, image: np.ndarray | None, labels: np.nd
     for label in np.unique(labels[~ignored]).tolist():
         number, regions, measures, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
         largest = 1 + int(measures[1:, cv2.CC_STAT_AREA].argmax()) if number > 1 else 0
-        if largest and (measures[largest, cv2.CC_STAT_AREA] > 0.01 * labels.size or label >= len(part.classes)):
+        if largest and (measures[largest, cv2.CC_STAT_AREA] > 0.01 * labels.size or not 0 <= label < len(part.classes)):
             # padded: the rim of the picture is a border as well
             depth = cv2.distanceTransform(np.pad((regions == largest).astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
             y, x = np.unravel_index(depth.argmax(), depth.shape)
@@ -120,7 +122,7 @@ def _draw_labels(axis, part: LabelFiles, image: np.ndarray | None, labels: np.nd
 
 
 def _name(part: LabelFiles, label: int) -> str:
-    return part.classes[label].replace('$', r'\$') if label < len(part.classes) else f'{label}: no class'
+    return part.classes[label].replace('$', r'\$') if 0 <= label < len(part.classes) else f'{label}: no class'
 
 
 def _in_legend(part: LabelFiles, label: int) -> str:
@@ -130,9 +132,9 @@ def _in_legend(part: LabelFiles, label: int) -> str:
 
 def _draw_legend(figure, part: LabelFiles, met: Counter) -> None:
     """Of the labels that are to be seen, the largest first."""
-    colors = _colors(part) / 255
-    labels = [label for label, _ in met.most_common() if label != part.convention.ignore_index]
-    patches = [Patch(color=colors[label], label=_in_legend(part, label)) for label in labels[:35]]
+    labels = [label for label, _ in met.most_common() if label != part.convention.ignore_index][:35]
+    colors = _colors(part, np.array(labels, np.int64)) / 255
+    patches = [Patch(color=c, label=_in_legend(part, label)) for c, label in zip(colors, labels, strict=True)]
     if part.convention.ignore_index in met:
         patches.append(Patch(facecolor='0.35', hatch='/////', label=f'{part.convention.ignore_index} ignored'))
     figure.legend(handles=patches, loc='outside lower center', ncols=9, frameon=False, fontsize=9, handlelength=1.2)

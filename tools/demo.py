@@ -14,9 +14,8 @@ from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model, init_model
 from mmseg.evaluation import IoUMetric
 from mmseg_wce.class_weights import class_weights
+from mmseg_wce.dataset_checks import LabelFiles, from_config, sum_statistics
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
-from mmseg_wce.label_files import of_config
-from painting import labels_of
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 from watched import Failed, watch
@@ -34,7 +33,7 @@ console = Console()
 
 def write_class_weights(config: Config) -> tuple[list[float], list[float]]:
     """Save the weights where the config looks for them. Returns the classes' shares of pixels and their weights."""
-    statistics = scan_with_progress(of_config(config), 0, console, 'Counting pixels')
+    statistics = sum_statistics(scan_with_progress(from_config(config), 0, console, 'Counting pixels'))
     weights = [round(float(w), 4) for w in class_weights(statistics, 'sqrt_inverse_frequency')]
     (DATA_ROOT / 'class_weight.json').write_text(json.dumps(weights))
     return statistics.share.tolist(), weights
@@ -55,15 +54,14 @@ def train(name: str, iterations: int) -> Path:
     return Path((work_dir / 'last_checkpoint').read_text().strip())
 
 
-def evaluate(name: str, checkpoint: Path, validation) -> Result:
+def evaluate(name: str, checkpoint: Path, validation: LabelFiles) -> Result:
     """Predict every validation image; IoU and accuracy per class as mmseg's IoUMetric defines them."""
     model = init_model(str(CONFIGS[name]), str(checkpoint), device='cpu')
-    classes = validation.metainfo['classes']
+    classes = validation.classes
     predictions, areas = [], []
     for i in track(range(len(validation)), f'Evaluating {name}', console=console):
-        sample = validation[i]
-        prediction = inference_model(model, sample['img_path']).pred_sem_seg.data.squeeze(0)
-        label = prediction.new_tensor(sample['gt_seg_map'])
+        prediction = inference_model(model, validation.samples[i].image).pred_sem_seg.data.squeeze(0)
+        label = prediction.new_tensor(validation.labels(i))
         predictions.append(prediction.numpy())
         areas.append(IoUMetric.intersect_and_union(prediction, label, len(classes), ignore_index=255))
     totals = [sum(area) for area in zip(*areas, strict=True)]
@@ -84,8 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(f'[bold]1/3[/] Drawing scenes into {DATA_ROOT}')
     generate_demo_scenes(DATA_ROOT, num_training=args.images, num_validation=args.images // 5)
     config = Config.fromfile(CONFIGS['weighted'])
-    validation = labels_of(config.val_dataloader.dataset)
-    classes, palette = validation.metainfo['classes'], validation.metainfo['palette']
+    (validation,) = from_config(config, 'val')
+    classes, palette = validation.classes, validation.palette
     shares, weights = write_class_weights(config)
 
     console.print('[bold]2/3[/] Training the same model twice: only the loss differs')

@@ -1,5 +1,6 @@
 """The demo's result as a table for the terminal and as one picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
+from mmseg_wce.dataset_checks import LabelFiles
 from painting import IGNORED, STYLE, colors_of, frame, patches, show_labels
 from rich.console import Console
 from rich.table import Table
@@ -44,13 +46,18 @@ def print_table(
 
 
 def draw_report(
-    path: Path, validation, classes: list[str], palette: list[list[int]], shares: list[float], results: list[Result]
+    path: Path,
+    validation: LabelFiles,
+    classes: Sequence[str],
+    palette: list[list[int]],
+    shares: list[float],
+    results: list[Result],
 ) -> None:
     """Write the picture.
 
     Args:
         path: of the PNG.
-        validation: data set whose items have ``img_path`` and ``gt_seg_map``, (H, W) with 255 = other.
+        validation: images and labels, (H, W) with 255 = other.
         classes: names, in order of the class indices.
         palette: RGB of each class.
         shares: of each class in the pixels of the training labels.
@@ -80,23 +87,22 @@ def _draw_legend(figure, handles: list[Patch]) -> None:
     )
 
 
-def _most_telling(validation, shares: list[float], rows: int) -> list[int]:
+def _most_telling(validation: LabelFiles, shares: list[float], rows: int) -> list[int]:
     """Images that show the most of the four rarest classes: chosen by their labels, not by how a model did."""
     rare = np.argsort(shares)[:4]
 
     def score(i: int) -> float:
-        label = validation[i]['gt_seg_map']
+        label = validation.labels(i)
         return sum((label == c).any() for c in rare) + 0.5 * (label == IGNORED).any()
 
     return sorted(range(len(validation)), key=score, reverse=True)[:rows]
 
 
-def _draw_scenes(figure, validation, colors: np.ndarray, results: list[Result], chosen: list[int]) -> None:
+def _draw_scenes(figure, validation: LabelFiles, colors: np.ndarray, results: list[Result], chosen: list[int]) -> None:
     axes = figure.subplots(len(chosen), 2 + len(results))
     for row, i in zip(axes, chosen, strict=True):
-        sample = validation[i]
-        label = sample['gt_seg_map']
-        row[0].imshow(plt.imread(sample['img_path']), interpolation='nearest')
+        label = validation.labels(i)
+        row[0].imshow(plt.imread(validation.samples[i].image), interpolation='nearest')
         for axis, labels in zip(row[1:], [label, *(r.predictions[i] for r in results)], strict=True):
             show_labels(axis, labels, label == IGNORED, colors)
         for axis in row:

@@ -1,4 +1,4 @@
-"""What tools/class_weights.py and tools/check_labels.py share: whose labels are meant, and a scan with its progress."""
+"""Command line and progress bar of tools/class_weights.py and tools/check_labels.py."""
 
 import argparse
 import warnings
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files import LabelFiles, cores, in_folder, scan
+from mmseg_wce.dataset_checks import LabelFiles, cores, from_folder, scan_parts
 from mmseg_wce.launch import ConfigOptions
 from mmseg_wce.preflight import load_config
 from rich.console import Console
@@ -60,9 +60,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def labels_in_folder(args: argparse.Namespace, **images: str | None) -> LabelFiles:
-    """Of ``--labels`` and the options that go with it, as :func:`in_folder` takes them. Raises ValueError."""
+    """Of ``--labels`` and the options that go with it, as :func:`from_folder` takes them. Raises ValueError."""
     options = args.reduce_zero_label, args.ignore_index, args.suffix
-    return in_folder(args.labels, args.num_classes, *options, **images)
+    return from_folder(args.labels, args.num_classes, *options, **images)
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -89,15 +89,20 @@ def check_output(path: Path, what: str) -> None:
 
 
 def scan_with_progress(
-    parts: Sequence[LabelFiles], workers: int, console: Console, title: str, unfinished: Path | None = None
-) -> LabelStatistics:
-    """Statistics of all files."""
-    total, done, statistics = sum(len(part.files) for part in parts), 0, None
+    parts: Sequence[LabelFiles],
+    workers: int,
+    console: Console,
+    title: str,
+    unfinished: Path | None = None,
+    with_images: bool = False,
+) -> list[LabelStatistics]:
+    """Statistics of all files, apart for each of the parts."""
+    total, done, statistics = sum(map(len, parts)), 0, []
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(title, total=total)
-            for done, so_far in scan(parts, workers, unfinished):
+            for done, so_far in scan_parts(parts, workers, unfinished, with_images):
                 statistics = so_far
                 progress.update(task, completed=done)
     except KeyboardInterrupt:

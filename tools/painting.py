@@ -6,18 +6,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from mmseg.registry import DATASETS
-from mmseg_wce.label_files.listing import is_loading
 from PIL import Image
 
 IGNORED = 255
 STYLE = {'font.family': 'DejaVu Sans', 'hatch.color': '0.75', 'hatch.linewidth': 0.8}
-
-
-def labels_of(dataset: dict):
-    """The data set with label maps as the loss gets them, (H, W), through the config's own ``LoadAnnotations``."""
-    load = next(step for step in dataset.pipeline if is_loading(step.type))
-    return DATASETS.build({**dataset, 'pipeline': [load]})
 
 
 def colors_of(palette: Sequence[Sequence[int]]) -> np.ndarray:

@@ -8,16 +8,18 @@ import time
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmseg_wce.labels import raise_pending
 from mmseg_wce.launch import add_run_arguments, build_runner, config_from
-from mmseg_wce.preflight import PreflightError, check_amp, check_checkpoint, check_data
+from mmseg_wce.preflight import PreflightError, check_amp, check_checkpoint, check_data, check_model
 from mmseg_wce.recovery import checkpoints_in
+from mmseg_wce.targets import raise_pending
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--resume', action='store_true', help='go on from the latest checkpoint in the work dir')
+    resume = parser.add_mutually_exclusive_group()
+    resume.add_argument('--resume', action='store_true', help='go on from the latest checkpoint in the work dir')
+    resume.add_argument('--resume-from', metavar='FILE', help='go on from this checkpoint')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     add_run_arguments(parser)
     return parser.parse_args()
@@ -25,9 +27,19 @@ def parse_args() -> argparse.Namespace:
 
 def build_config(args: argparse.Namespace) -> Config:
     config = config_from(args)
-    config.resume = args.resume
-    if args.resume:
-        go_on(config, named='load_from' in (args.cfg_options or {}))
+    check_model(config)
+    named = (args.cfg_options or {}).get('load_from')
+    config.resume = args.resume or args.resume_from is not None
+    if args.resume_from is not None:
+        if named not in (None, args.resume_from):
+            raise PreflightError(
+                f'--resume-from {args.resume_from!r} contradicts load_from={named!r}: give one of the two'
+            )
+        resume_from(config, args.resume_from, '--resume-from')
+    elif args.resume and named is not None:
+        resume_from(config, named, '--resume with load_from on the command line')
+    elif args.resume:
+        resume_latest(config)
     else:
         check_checkpoint(config.get('load_from'))
     if args.amp:
@@ -40,12 +52,27 @@ def build_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def go_on(config: Config, named: bool) -> None:
-    """From the work dir, whatever weights the config starts from: mmengine itself would resume from those.
+def resume_from(config: Config, checkpoint: str, option: str) -> None:
+    """Go on from a checkpoint of the user's choice, whatever the work dir holds.
 
     Args:
         config: changed.
-        named: if the command line names ``load_from``; where the work dir is empty, training goes on from there.
+        checkpoint: path or address.
+        option: of the command line that names it.
+
+    Raises:
+        PreflightError: it cannot be read.
+    """
+    check_checkpoint(checkpoint)
+    config.load_from = checkpoint
+    print_log(f'{option}: training goes on from {checkpoint!r}', 'current')
+
+
+def resume_latest(config: Config) -> None:
+    """Go on from the work dir, whatever weights the config starts from: mmengine itself would resume from those.
+
+    Args:
+        config: changed.
 
     Raises:
         PreflightError: all there is is damaged, and starting anew would overwrite it; the work dir is empty, and
@@ -57,10 +84,9 @@ def go_on(config: Config, named: bool) -> None:
         raise PreflightError(f'--resume: no checkpoint can be read: {listed}. To start anew, leave out --resume')
     if found.usable is None:
         check_checkpoint(weights)
-        config.resume = bool(named and weights)
+        config.resume = False
         start = 'starts from the beginning' + (f', with the weights in {weights!r}' if weights else '')
-        does = f'goes on from {weights!r}' if config.resume else start
-        print_log(f'--resume: no checkpoint in {config.work_dir!r}: training {does}', 'current')
+        print_log(f'--resume: no checkpoint in {config.work_dir!r}: training {start}', 'current')
         return
     if found.damaged:
         message = f'--resume: damaged, and left alone: {listed}. Training goes on from {found.usable!r}'

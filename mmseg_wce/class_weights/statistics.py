@@ -6,17 +6,19 @@ Statistics of parts add up to the statistics of the whole, so a scan can be cut,
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-__all__ = ['Convention', 'LabelStatistics', 'Tally']
+__all__ = ['Convention', 'FileLabels', 'LabelStatistics', 'Tally']
 
 _FINGERPRINTS = 1 << 64  # they add up modulo this
+_MOST_UNEXPECTED = 4096  # instance ids may have millions of values
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,60 @@ class Convention:
 
 @dataclass(frozen=True)
 class Tally:
-    """How often a value occurs: in how many pixels and files, one of which is named. ``a + b`` and ``a * 3`` count on.
+    """How often something occurs: in how many pixels and files, one of which is named. Tallies add up and multiply.
+
+    Attributes:
+        pixels: number of pixels.
+        files: number of files.
+        example: one of the files.
+        detail: what to say about the example.
 
     Example:
         >>> from mmseg_wce.class_weights import Tally
         >>> Tally(pixels=5, files=1, example='a.png') + Tally(pixels=2, files=1, example='b.png')
-        Tally(pixels=7, files=2, example='a.png')
+        Tally(pixels=7, files=2, example='a.png', detail='')
     """
 
     pixels: int
     files: int
     example: str
+    detail: str = ''
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(self.pixels + other.pixels, self.files + other.files, self.example)
+        return Tally(self.pixels + other.pixels, self.files + other.files, self.example, self.detail)
 
     def __mul__(self, times: int) -> Tally:
-        return Tally(self.pixels * times, self.files * times, self.example)
+        return Tally(self.pixels * times, self.files * times, self.example, self.detail)
+
+
+@dataclass(frozen=True)
+class FileLabels:
+    """Label values of one file, and how many pixels have each.
+
+    Attributes:
+        file: its path.
+        size: height and width.
+        values: (K,), int64: the labels that occur, as the loss gets them; no two are equal.
+        counts: (K,), int64: pixels of each.
+        raw_values: (R,), int64: values that ``LoadAnnotations`` decodes, before ``reduce_zero_label``; None where the
+            labels are made in another way.
+        raw_counts: (R,), int64: pixels of each.
+        storage: how the file holds its values.
+        altered: values that reading changes, by kind (keys of :attr:`LabelStatistics.altered`): number of pixels, and
+            the first of them with its place.
+        image_mismatch: why label and image do not fit (a key of :attr:`LabelStatistics.image_mismatches`), and both
+            files; None where they fit, or were not compared.
+    """
+
+    file: str
+    size: tuple[int, int]
+    values: np.ndarray
+    counts: np.ndarray
+    raw_values: np.ndarray | None = None
+    raw_counts: np.ndarray | None = None
+    storage: str = ''
+    altered: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    image_mismatch: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +120,22 @@ class LabelStatistics:
         num_pixels: all pixels, ignored ones included.
         ignored_pixels: pixels with ``ignore_index``.
         images_without_label: those that have nothing but ignored pixels; None where there is none.
-        zero_and_255: those whose raw values are 0 and 255 and no others; None where there is none.
-        unexpected: labels that are neither a class nor ignored.
-        raw_values: values of the files as ``LoadAnnotations`` decodes them, before the convention is applied.
+        zero_and_255: those that hold the values 0 and 255 and no others; None where there is none.
+        unexpected: labels that are neither a class nor ignored. Of more than 4,096 the smallest are kept.
+        more_unexpected: pixels of those that were not kept.
+        raw_values: values of the files as ``LoadAnnotations`` decodes them, before the convention is applied; empty
+            where labels are made in another way.
+        altered: values that reading changes: 'not finite' (NaN, infinities), 'fraction' (0.5 becomes 0), 'wrapped'
+            (``LoadAnnotations`` keeps 8 bits: 300 becomes 44), 'wrapped to ignored' (511 becomes 255) and 'all ones'
+            (65535 or -1 becomes 255).
         sizes: number of images of each, as '683 x 512' (width x height).
         storage: how the files hold their values ('L', 'P', ...: Pillow's modes), how many do so, and one of them.
+        image_mismatches: labels that do not fit their image, where both were compared: 'size' (they differ), 'resized'
+            and 'stretched' (they differ until the pipeline resizes both, with or without the same shape), 'turned' (by
+            EXIF), 'missing', 'unreadable' (by the data set's own loader) and 'unknown' (format).
         failed: files that could not be read, with the reason. They are in none of the figures.
+        dropped: samples that a transform leaves out of the training by returning None; None where there is none. They
+            are in none of the figures.
         fingerprint: of names and contents of the files, whatever their order.
         source: where the figures come from, if not from files.
 
@@ -109,10 +158,14 @@ class LabelStatistics:
     images_without_label: Tally | None = None
     zero_and_255: Tally | None = None
     unexpected: dict[int, Tally] = field(default_factory=dict)
+    more_unexpected: int = 0
     raw_values: dict[int, Tally] = field(default_factory=dict)
+    altered: dict[str, Tally] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     storage: dict[str, Tally] = field(default_factory=dict)
+    image_mismatches: dict[str, Tally] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    dropped: Tally | None = None
     fingerprint: int = 0
     source: str = ''
     folders: tuple[str, ...] = ()
@@ -124,58 +177,61 @@ class LabelStatistics:
         return cls(dataset, tuple(classes), (convention,), zeros, zeros.copy(), zeros.copy())
 
     @classmethod
-    def of(
-        cls,
-        dataset: str,
-        classes: Sequence[str],
-        convention: Convention,
-        table: np.ndarray,
-        files: Sequence[str],
-        histograms: np.ndarray,
-        sizes: Sequence[tuple[int, int]],
-        storage: Sequence[str],
+    def from_files(
+        cls, dataset: str, classes: Sequence[str], convention: Convention, files: Iterable[FileLabels]
     ) -> LabelStatistics:
-        """Of B files.
+        """Statistics of some files.
 
         Args:
             dataset: its name.
             classes: names of the C classes.
             convention: of the files.
-            table: (256,): the label that each raw value becomes.
-            files: B paths.
-            histograms: (B, 256), int64: pixels of each raw value.
-            sizes: B times height and width.
-            storage: how each file holds its values.
+            files: what each of them holds.
         """
-        if not files:
-            return cls.empty(dataset, classes, convention)
-        num_classes = len(classes)
-        labels = np.zeros_like(histograms)
-        np.add.at(labels.T, table, histograms.T)  # no matrix product, whose threads would fight among processes
-        size, no_class = histograms.sum(1), [v for v in range(num_classes, 256) if v != convention.ignore_index]
-        ignored = np.zeros_like(size)
-        if 0 <= convention.ignore_index < 256:
-            ignored = labels[:, convention.ignore_index].copy()
-            labels[:, convention.ignore_index] = 0  # a class with this index does not count either
-        present = labels[:, :num_classes] > 0
-        binary = (histograms[:, 1:255].sum(1) == 0) & (histograms[:, 0] > 0) & (histograms[:, 255] > 0)
-        return cls(
-            dataset,
-            tuple(classes),
-            (convention,),
-            pixels=labels[:, :num_classes].sum(0),
-            images=present.sum(0),
-            pixels_in_images=(present * size[:, None]).sum(0),
-            num_images=len(files),
-            num_pixels=int(size.sum()),
-            ignored_pixels=int(ignored.sum()),
-            images_without_label=_tally(ignored == size, ignored, files),
-            zero_and_255=_tally(binary, histograms[:, 255], files),
-            unexpected=_tallies(labels, no_class, files),
-            raw_values=_tallies(histograms, range(256), files),
-            sizes=dict(Counter(f'{width} x {height}' for height, width in sizes)),
-            storage=_merged(*({kind: Tally(0, 1, file)} for kind, file in zip(storage, files, strict=True))),
-            fingerprint=sum(map(_fingerprint, files, histograms)) % _FINGERPRINTS,
+        total = cls.empty(dataset, classes, convention)
+        pixels, images, pixels_in_images = total.pixels, total.images, np.zeros_like(total.pixels)
+        unexpected: dict[int, Tally] = {}
+        for file in files:
+            ignored = file.values == convention.ignore_index
+            is_class = (file.values >= 0) & (file.values < len(classes)) & ~ignored
+            present, num_pixels = file.values[is_class], math.prod(file.size)
+            pixels[present] += file.counts[is_class]
+            images[present] += 1
+            pixels_in_images[present] += num_pixels
+            num_ignored = int(file.counts[ignored].sum())
+            no_class = ~(is_class | ignored)
+            _count(unexpected, file.values[no_class], file.counts[no_class], file.file)
+            total = total._with_file(file, num_pixels, num_ignored)
+        unexpected, more = _smallest(unexpected)
+        return replace(total, pixels_in_images=pixels_in_images, unexpected=unexpected, more_unexpected=more)
+
+    def _with_file(self, file: FileLabels, num_pixels: int, num_ignored: int) -> LabelStatistics:
+        """Add everything of a file but its classes; dicts are changed in place."""
+        values, counts = file.values, file.counts
+        if file.raw_values is not None and file.raw_counts is not None:
+            values, counts = file.raw_values, file.raw_counts
+            _count(self.raw_values, values, counts, file.file)
+        zero_and_255 = self.zero_and_255
+        if sorted(values.tolist()) == [0, 255]:
+            zero_and_255 = _sum(zero_and_255, Tally(int(counts[values == 255][0]), 1, file.file))
+        without_label = self.images_without_label
+        if num_ignored == num_pixels:
+            without_label = _sum(without_label, Tally(num_ignored, 1, file.file))
+        for kind, (number, detail) in file.altered.items():
+            _add(self.altered, kind, Tally(number, 1, file.file, detail))
+        if file.image_mismatch is not None:
+            _add(self.image_mismatches, file.image_mismatch[0], Tally(0, 1, file.file, file.image_mismatch[1]))
+        _add(self.storage, file.storage, Tally(0, 1, file.file))
+        size = f'{file.size[1]} x {file.size[0]}'
+        self.sizes[size] = self.sizes.get(size, 0) + 1
+        return replace(
+            self,
+            num_images=self.num_images + 1,
+            num_pixels=self.num_pixels + num_pixels,
+            ignored_pixels=self.ignored_pixels + num_ignored,
+            images_without_label=without_label,
+            zero_and_255=zero_and_255,
+            fingerprint=(self.fingerprint + _fingerprint(file)) % _FINGERPRINTS,
         )
 
     @property
@@ -200,14 +256,15 @@ class LabelStatistics:
         return [name for name, pixels in zip(self.classes, self.pixels, strict=True) if pixels == 0]
 
     def __add__(self, other: LabelStatistics) -> LabelStatistics:
-        if self.classes != other.classes:
+        if len(self.classes) != len(other.classes):
             raise ValueError(
-                f'statistics of different classes do not add up: {self.dataset!r} has {len(self.classes)} '
+                f'statistics of different numbers of classes do not add up: {self.dataset!r} has {len(self.classes)} '
                 f'({", ".join(self.classes[:3])}, ...), {other.dataset!r} has {len(other.classes)} '
                 f'({", ".join(other.classes[:3])}, ...)'
             )
         around, others = self.pixels_in_images, other.pixels_in_images
         names = dict.fromkeys((*self.dataset.split(' + '), *other.dataset.split(' + ')))
+        unexpected, more = _smallest(_merged(self.unexpected, other.unexpected))
         return LabelStatistics(
             ' + '.join(names),
             self.classes,
@@ -220,11 +277,15 @@ class LabelStatistics:
             ignored_pixels=self.ignored_pixels + other.ignored_pixels,
             images_without_label=_sum(self.images_without_label, other.images_without_label),
             zero_and_255=_sum(self.zero_and_255, other.zero_and_255),
-            unexpected=_merged(self.unexpected, other.unexpected),
+            unexpected=unexpected,
+            more_unexpected=self.more_unexpected + other.more_unexpected + more,
             raw_values=_merged(self.raw_values, other.raw_values),
+            altered=_merged(self.altered, other.altered),
             sizes=dict(Counter(self.sizes) + Counter(other.sizes)),
             storage=_merged(self.storage, other.storage),
+            image_mismatches=_merged(self.image_mismatches, other.image_mismatches),
             failed={**self.failed, **other.failed},
+            dropped=_sum(self.dropped, other.dropped),
             fingerprint=(self.fingerprint + other.fingerprint) % _FINGERPRINTS,
             source='; '.join(filter(None, dict.fromkeys((self.source, other.source)))),
             folders=tuple(dict.fromkeys((*self.folders, *other.folders))),
@@ -244,8 +305,12 @@ class LabelStatistics:
             zero_and_255=self.zero_and_255 and self.zero_and_255 * times,
             sizes={size: number * times for size, number in self.sizes.items()},
             unexpected=_times(self.unexpected, times),
+            more_unexpected=self.more_unexpected * times,
             raw_values=_times(self.raw_values, times),
+            altered=_times(self.altered, times),
             storage=_times(self.storage, times),
+            image_mismatches=_times(self.image_mismatches, times),
+            dropped=self.dropped and self.dropped * times,
             fingerprint=self.fingerprint * times % _FINGERPRINTS,
         )
 
@@ -258,22 +323,33 @@ class LabelStatistics:
     __hash__ = None  # type: ignore[assignment]  # as Python spells it
 
 
-def _fingerprint(file: str, histogram: np.ndarray) -> int:
-    name = os.path.basename(file).encode()
-    return int.from_bytes(hashlib.blake2b(name + histogram.tobytes(), digest_size=8).digest(), 'little')
+def _fingerprint(file: FileLabels) -> int:
+    name = os.path.basename(file.file).encode()
+    if file.raw_values is not None and file.raw_counts is not None:
+        histogram = np.zeros(256, np.int64)
+        histogram[file.raw_values] = file.raw_counts
+        content = histogram.tobytes()
+    else:
+        content = file.values.tobytes() + file.counts.tobytes()
+    return int.from_bytes(hashlib.blake2b(name + content, digest_size=8).digest(), 'little')
 
 
-def _tally(holds: np.ndarray, pixels: np.ndarray, files: Sequence[str]) -> Tally | None:
-    """Of some of the files; None where it is none of them."""
-    if not holds.any():
-        return None
-    return Tally(int(pixels[holds].sum()), int(holds.sum()), files[int(holds.argmax())])
+def _add(tallies: dict[Any, Tally], key: Any, tally: Tally) -> None:
+    tallies[key] = tallies[key] + tally if key in tallies else tally
 
 
-def _tallies(histograms: np.ndarray, values: Sequence[int], files: Sequence[str]) -> dict[int, Tally]:
-    """Of the values that occur at all."""
-    of_values = {value: _tally(histograms[:, value] > 0, histograms[:, value], files) for value in values}
-    return {value: tally for value, tally in of_values.items() if tally}
+def _count(tallies: dict[Any, Tally], values: np.ndarray, counts: np.ndarray, file: str) -> None:
+    """Add the values of one file."""
+    for value, pixels in zip(values.tolist(), counts.tolist(), strict=True):
+        _add(tallies, value, Tally(pixels, 1, file))
+
+
+def _smallest(tallies: dict[int, Tally]) -> tuple[dict[int, Tally], int]:
+    """Return the smallest values, which parts keep where the whole does, and the pixels of all others."""
+    if len(tallies) <= _MOST_UNEXPECTED:
+        return tallies, 0
+    kept = dict(sorted(tallies.items())[:_MOST_UNEXPECTED])
+    return kept, sum(tally.pixels for value, tally in tallies.items() if value not in kept)
 
 
 def _sum(a: Tally | None, b: Tally | None) -> Tally | None:
@@ -288,5 +364,5 @@ def _merged(*parts: dict[Any, Tally]) -> dict[Any, Tally]:
     total: dict[Any, Tally] = {}
     for part in parts:
         for key, tally in part.items():
-            total[key] = total[key] + tally if key in total else tally
+            _add(total, key, tally)
     return total

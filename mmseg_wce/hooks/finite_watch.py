@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 import torch
+from mmseg_wce.recovery import checkpoint_before
 from torch import Tensor, nn
 
 __all__ = ['Findings', 'FiniteWatch', 'explain', 'finite_flags']
@@ -76,12 +78,19 @@ def finite_flags(parameters: Iterable[Tensor]) -> Tensor:
     return torch.stack([p.detach().isfinite().all() for p in local])
 
 
-def explain(findings: Sequence[Findings], last_checkpoint: str | None) -> str:
+def explain(
+    findings: Sequence[Findings],
+    last_checkpoint: str | None,
+    resumed_from: str | None = None,
+    config_file: str | None = None,
+) -> str:
     """Message for a training that has to stop: where it began, on which images, the likely causes, where to go on.
 
     Args:
         findings: of every rank.
         last_checkpoint: the last that was written while all was finite; None where there is none.
+        resumed_from: local checkpoint that the training went on from; None where it began anew.
+        config_file: of the training.
 
     Returns:
         One paragraph, of at most 40 images.
@@ -107,12 +116,25 @@ def explain(findings: Sequence[Findings], last_checkpoint: str | None) -> str:
     order = sorted({i for f in findings for i in f.images}, key=lambda i: (i > iteration, -i))
     rest = [image for i in order for f in findings for image in f.images.get(i, [])]
     rest = [image for image in dict.fromkeys(rest) if image not in first]
-    where = f'the last good one is {last_checkpoint}' if last_checkpoint else 'this run had written none before'
+    where = _where_to_go_on(last_checkpoint, resumed_from, config_file or 'CONFIG')
     return (
         f'{what}{_listed(first)}. Other images since the last check, iteration {iteration} backwards: {_listed(rest)}. '
         f'Likely causes: a learning rate that is too high, or no warm-up; an image or label that cannot be right; '
         f'float16, which overflows at 65504 (bfloat16 does not). No checkpoint was written since; {where}.'
     )
+
+
+def _where_to_go_on(last_checkpoint: str | None, resumed_from: str | None, config_file: str) -> str:
+    """Name the last good checkpoint, and the command that goes on from it."""
+    good, where = last_checkpoint, f'the last good one is {last_checkpoint}'
+    if last_checkpoint is None:
+        where = 'this run had written none before'
+        good = checkpoint_before(resumed_from) if resumed_from else None
+        if good is not None:
+            where += f': it went on from {resumed_from}, and the one before that with finite weights is {good}'
+    if good is None:
+        return where
+    return f'{where}. Go on from it: python tools/train.py {quote(config_file)} --resume-from {quote(good)}'
 
 
 def _listed(images: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""A look at some label files before the training starts."""
+"""Check some labels before the training starts."""
 
 from __future__ import annotations
 
@@ -9,28 +9,43 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
+from mmseg_wce.config_parts import has_one_channel
+from mmseg_wce.dataset_checks import (
+    Finding,
+    LabelConflict,
+    LabelFiles,
+    Severity,
+    check_head_classes,
+    check_heads,
+    check_joined_classes,
+    check_statistics,
+    check_weights,
+    evenly,
+    from_dataset,
+)
 from mmseg_wce.hooks.batches import paths
 from mmseg_wce.hooks.models import main_head, unwrapped
-from mmseg_wce.label_files import Finding, LabelConflict, Severity, check_statistics, check_weights, evenly, of_dataset
-from mmseg_wce.labels import name_sources
+from mmseg_wce.targets import name_sources
 
 __all__ = ['LabelCheckHook']
 
 
 @HOOKS.register_module()
 class LabelCheckHook(Hook):
-    """Reads some label files through the training data set: illegal values stop the run, what looks odd is logged.
+    """Check some labels of the training data set: invalid ones stop the run, what looks odd is logged.
 
-    ``default_hooks = dict(label_check=dict(type='LabelCheckHook'))``. ``tools/check_labels.py`` reads all of them and
-    checks more. While the training runs, a label that the loss refuses is named with its file.
+    ``default_hooks = dict(label_check=dict(type='LabelCheckHook'))``. Labels are what the data set's own pipeline makes
+    of them, with the transforms of the user's own. ``tools/check_labels.py`` reads all of them and checks more. While
+    the training runs, a label that the loss refuses is named with its file.
 
     Args:
         num_files: how many label files to read, evenly spread over the data set.
 
     Raises:
         ValueError: on every rank, before the first iteration, where a file cannot be read, holds a label that is
-            neither a class of the decode head nor ignored, the data set contradicts its transforms, or class weights
-            are made of statistics of other classes; when it is built, for fewer than one file.
+            neither a class of the decode head nor ignored, or has an image of another size; where the data set
+            contradicts its transforms or the head, or class weights are made of statistics of other classes; when it is
+            built, for fewer than one file.
 
     Example:
         >>> import mmseg_wce
@@ -46,7 +61,7 @@ class LabelCheckHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         start = time.perf_counter()
-        outcome: list[Any] = [self._look(runner) if is_main_process() else None]
+        outcome: list[Any] = [self._check(runner) if is_main_process() else None]
         broadcast_object_list(outcome)
         wrong, doubts = outcome[0]
         seconds = time.perf_counter() - start
@@ -67,31 +82,42 @@ class LabelCheckHook(Hook):
     def after_train(self, runner: Runner) -> None:
         name_sources(())
 
-    def _look(self, runner: Runner) -> tuple[list[str], list[str]]:
-        """What is wrong, and what is only odd."""
+    def _check(self, runner: Runner) -> tuple[list[str], list[str]]:
+        """Return what is wrong, and what is only odd."""
         head = main_head(unwrapped(runner))
-        num_classes, ignore_index = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
+        channels = dict(
+            num_classes=getattr(head, 'num_classes', None), out_channels=getattr(head, 'out_channels', None)
+        )
+        ignore_index, dataset = getattr(head, 'ignore_index', 255), runner.train_dataloader.dataset
         try:
-            parts = of_dataset(runner.train_dataloader.dataset, num_classes, ignore_index, most=self.num_files)
-            number = len(parts[0].classes)
-            if num_classes not in (None, 1, number):
-                return [f'decode_head has num_classes={num_classes}, but {parts[0].dataset} has {number} classes'], []
-            found = [*_findings(parts, self.num_files), *check_weights(runner.cfg.get('model', {}), parts)]
+            parts = from_dataset(
+                dataset, channels['num_classes'], ignore_index, has_one_channel(channels), most=self.num_files
+            )
+            found = [
+                *check_heads(runner.cfg),
+                *check_head_classes('decode_head', channels, parts),
+                *check_joined_classes(parts),
+                *check_weights(runner.cfg.get('model', {}), parts),
+                *_check_files(parts, self.num_files),
+            ]
         except LabelConflict as error:
             return [str(error)], []
         except Exception as error:  # data sets of other kinds; the other ranks wait for an answer
             return [], [f'labels are not checked: {error}']
+        notes = dict.fromkeys(note for part in parts for note in part.notes)
         return (
             [str(finding) for finding in found if finding.severity == Severity.ERROR],
-            [str(finding) for finding in found if finding.severity == Severity.WARNING],
+            [*notes, *(str(finding) for finding in found if finding.severity == Severity.WARNING)],
         )
 
 
-def _findings(parts: list, num_files: int) -> list[Finding]:
-    total = None
-    for part, i in evenly(parts, num_files):
-        statistics = part.statistics([part.files[i]])
-        total = statistics if total is None else total + statistics
-    if total is None:
+def _check_files(parts: list[LabelFiles], num_files: int) -> list[Finding]:
+    chosen = evenly(parts, num_files)
+    if not chosen:
         raise ValueError('the data set has no label files')
-    return check_statistics(total)
+    found = []
+    for part in parts:
+        indices = [i for other, i in chosen if other is part]
+        if indices:
+            found += check_statistics(part.statistics(indices, with_images=True))
+    return found

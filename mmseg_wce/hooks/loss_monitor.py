@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path as osp
 from collections.abc import Sequence, Sized
 from typing import Any
 
@@ -153,7 +154,11 @@ class LossMonitorHook(Hook):
         findings = dist.all_gather_object(watch.findings(dist.get_rank(), self._model.named_parameters()))
         self._end()
         written = [hook.last_ckpt for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.last_ckpt]
-        raise FloatingPointError(explain(findings, written[-1] if written else None))
+        message = ['']
+        if dist.is_main_process():
+            message = [explain(findings, written[-1] if written else None, _resumed_from(runner), runner.cfg.filename)]
+        dist.broadcast_object_list(message)
+        raise FloatingPointError(message[0])
 
     def _log(self, runner: Runner, step: int, rest: list[float]) -> None:
         self._last_log, self._new_samples = step, 0
@@ -174,6 +179,12 @@ def _watched(model: nn.Module) -> tuple[Any, WeightedCrossEntropyLoss | None]:
     losses = getattr(head, 'loss_decode', None)
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
     return head, next((loss for loss in losses if isinstance(loss, WeightedCrossEntropyLoss)), None)
+
+
+def _resumed_from(runner: Runner) -> str | None:
+    """Return the local checkpoint that the training went on from; None where it began anew."""
+    path = runner._load_from if runner._resume else None
+    return path if path and osp.exists(path) else None
 
 
 def _class_names(dataset: Any, num_classes: int) -> Sequence[str]:

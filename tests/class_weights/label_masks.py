@@ -2,16 +2,21 @@
 
 import numpy as np
 from mmseg_wce.class_weights import Convention, LabelStatistics
+from mmseg_wce.class_weights.statistics import FileLabels
 
 CLASSES = ('a', 'b', 'c')
 REDUCED = np.arange(-1, 255) % 256  # what reduce_zero_label=True makes of raw values
 
 
 def statistics_of(masks, first: int = 0) -> LabelStatistics:
-    histograms = np.array([np.bincount(mask.ravel(), minlength=256) for mask in masks])
-    files = [f'{first + i}.png' for i in range(len(masks))]
-    sizes = [mask.shape for mask in masks]
-    return LabelStatistics.of('three', CLASSES, Convention(True), REDUCED, files, histograms, sizes, ['L'] * len(masks))
+    files = [file_of(f'{first + i}.png', mask, REDUCED) for i, mask in enumerate(masks)]
+    return LabelStatistics.from_files('three', CLASSES, Convention(True), files)
+
+
+def file_of(name: str, mask: np.ndarray, table: np.ndarray) -> FileLabels:
+    values, counts = np.unique(table[mask], return_counts=True)
+    raw_values, raw_counts = np.unique(mask, return_counts=True)
+    return FileLabels(name, mask.shape, values, counts, raw_values, raw_counts, 'L')
 
 
 def some_masks(seed: int = 0, number: int = 7) -> list[np.ndarray]:

@@ -5,8 +5,9 @@ import pytest
 from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from label_masks import CLASSES, REDUCED, some_masks, statistics_of
-from mmseg_wce.class_weights import Convention, LabelStatistics, Tally
+from label_masks import CLASSES, REDUCED, file_of, some_masks, statistics_of
+from mmseg_wce.class_weights import Convention, LabelStatistics, Tally, statistics
+from mmseg_wce.class_weights.statistics import FileLabels
 
 
 def test_by_hand():
@@ -71,10 +72,18 @@ def test_copies():
 
 def test_joining_what_does_not_fit():
     masks = some_masks()
-    other = replace(statistics_of(masks), classes=('a', 'b', 'd'))
+    other = LabelStatistics.empty('other', 'abcd', Convention(True))
 
-    with pytest.raises(ValueError, match=r"different classes.*'three' has 3"):
+    with pytest.raises(ValueError, match=r"different numbers of classes.*'three' has 3.*'other' has 4"):
         _ = statistics_of(masks) + other
+
+
+def test_classes_of_other_names_add_up_by_index():
+    one = statistics_of(some_masks())
+    other = replace(one, classes=('A', 'b', 'd'))
+
+    assert (one + other).classes == one.classes
+    assert (one + other).pixels.tolist() == (2 * one.pixels).tolist()
 
 
 def test_joining_other_conventions_and_names():
@@ -99,12 +108,9 @@ def test_fingerprint_tells_contents_names_and_number_apart():
 
 
 def test_an_ignored_class_counts_nowhere():
-    histogram = np.zeros((1, 256), np.int64)
-    histogram[0, :3] = 70, 20, 10
+    mask = np.repeat([0, 1, 2], [70, 20, 10]).reshape(10, 10)
 
-    s = LabelStatistics.of(
-        'four', 'abcd', Convention(ignore_index=0), np.arange(256), ['1'], histogram, [(10, 10)], 'L'
-    )
+    s = LabelStatistics.from_files('four', 'abcd', Convention(ignore_index=0), [file_of('1', mask, np.arange(256))])
 
     assert s.pixels.tolist() == [0, 20, 10, 0]
     assert s.share.tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0])
@@ -115,3 +121,56 @@ def test_files_of_0_and_255():
     masks = [np.array([[0, 255, 255]]), np.array([[0, 1, 255]]), np.array([[0, 0]]), np.array([[255]])]
 
     assert statistics_of([mask.astype(np.uint8) for mask in masks]).zero_and_255 == Tally(2, 1, '0.png')
+
+
+@pytest.mark.parametrize('ignore_index', [-1, 300, 65535])
+@pytest.mark.parametrize('cut', [0, 3])
+def test_labels_beyond_a_byte(ignore_index, cut):
+    rng = np.random.default_rng(0)
+    masks = [rng.choice([0, 5, 299, ignore_index, -7, 70000], (8, 9)) for _ in range(6)]
+    files = [FileLabels(f'{i}.npy', mask.shape, *np.unique(mask, return_counts=True)) for i, mask in enumerate(masks)]
+    classes, convention = [str(c) for c in range(300)], Convention(ignore_index=ignore_index)
+
+    s = LabelStatistics.from_files('wide', classes, convention, files[:cut])
+    s = s + LabelStatistics.from_files('wide', classes, convention, files[cut:])
+
+    every = np.concatenate([mask.ravel() for mask in masks])
+    assert [s.pixels[c] for c in (0, 5, 299)] == [(every == c).sum() for c in (0, 5, 299)]
+    assert s.pixels.sum() == np.isin(every, [0, 5, 299]).sum()
+    assert s.ignored_pixels == (every == ignore_index).sum()
+    assert {value: tally.pixels for value, tally in s.unexpected.items()} == {
+        value: (every == value).sum() for value in (-7, 70000)
+    }
+    assert s.raw_values == {}
+
+
+@pytest.mark.parametrize('cut', [1, 4, 7])
+def test_of_many_unexpected_values_the_smallest_are_kept(monkeypatch, cut):
+    monkeypatch.setattr(statistics, '_MOST_UNEXPECTED', 5)
+    rng = np.random.default_rng(1)
+    masks = [rng.integers(3, 60, (4, 5)) for _ in range(8)]
+    files = [FileLabels(f'{i}', mask.shape, *np.unique(mask, return_counts=True)) for i, mask in enumerate(masks)]
+
+    whole = LabelStatistics.from_files('many', CLASSES, Convention(), files)
+    parts = [LabelStatistics.from_files('many', CLASSES, Convention(), part) for part in (files[:cut], files[cut:])]
+
+    every = np.concatenate([mask.ravel() for mask in masks])
+    assert sorted(whole.unexpected) == np.unique(every)[:5].tolist()
+    assert whole.more_unexpected + sum(tally.pixels for tally in whole.unexpected.values()) == every.size
+    assert parts[0] + parts[1] == whole
+
+
+def test_what_reading_changed_and_left_out_adds_up():
+    file = FileLabels(
+        'a.tif', (1, 2), np.array([0]), np.array([2]), altered={'fraction': (2, '0.5')}, image_mismatch=('size', 'a b')
+    )
+    once = replace(
+        LabelStatistics.from_files('three', CLASSES, Convention(), [file]), dropped=Tally(0, 1, 'b.tif', 'Filter')
+    )
+
+    twice = once + once
+
+    assert twice.altered == {'fraction': Tally(4, 2, 'a.tif', '0.5')}
+    assert twice.image_mismatches == {'size': Tally(0, 2, 'a.tif', 'a b')}
+    assert twice.dropped == Tally(0, 2, 'b.tif', 'Filter')
+    assert once * 2 == twice

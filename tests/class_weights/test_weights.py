@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from label_masks import REDUCED, file_of
 from mmseg_wce.class_weights import (
     Convention,
     LabelStatistics,
@@ -147,12 +148,9 @@ def test_bad_types(weights):
 
 @pytest.fixture
 def statistics_file(tmp_path):
-    histograms = np.zeros((2, 256), np.int64)
-    histograms[:, :4] = [[10, 60, 30, 0], [0, 70, 0, 30]]  # raw 0 is ignored
-    table = np.arange(-1, 255) % 256
-    statistics = LabelStatistics.of(
-        'three', ['a', 'b', 'c'], Convention(True), table, ['1.png', '2.png'], histograms, [(10, 10)] * 2, ['L'] * 2
-    )
+    masks = [np.repeat([0, 1, 2], [10, 60, 30]).reshape(10, 10), np.repeat([1, 3], [70, 30]).reshape(10, 10)]
+    files = [file_of(f'{i}.png', mask, REDUCED) for i, mask in enumerate(masks)]  # raw 0 is ignored
+    statistics = LabelStatistics.from_files('three', ['a', 'b', 'c'], Convention(True), files)
     save_statistics(statistics, tmp_path / 'statistics.json')
     return tmp_path / 'statistics.json'
 

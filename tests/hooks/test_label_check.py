@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, HOOKS
 from mmseg.structures import SegDataSample
+from mmseg_wce.dataset_checks.label_readers import AnnotationReader
 from mmseg_wce.hooks import label_check
-from mmseg_wce.label_files import LabelFiles
-from mmseg_wce.labels import valid_pixels
+from mmseg_wce.targets import valid_pixels
 from three_classes import dataset_config, make_masks, write_data
 from torch import nn
 
@@ -53,8 +53,8 @@ def test_nothing_is_said_where_nothing_is_wrong(data, caplog, cascade):
 def test_reads_no_more_files_than_it_is_told(data, monkeypatch):
     read, dataset = [], build(data)
 
-    histogram = LabelFiles.histogram
-    monkeypatch.setattr(LabelFiles, 'histogram', lambda part, file: read.append(file) or histogram(part, file))
+    count = AnnotationReader.count
+    monkeypatch.setattr(AnnotationReader, 'count', lambda *a: read.append(a[1].label) or count(*a))
 
     check(runner_on(dataset), num_files=7)
 

@@ -30,7 +30,17 @@ def test_folder(tool, tmp_path, capsys, images):
     assert tool.main([*arguments, *images, '--out', 'sheets']) == 0
 
     assert (tmp_path / 'sheets/labels.png').stat().st_size > 5000
-    assert ('Comparing sizes' in capsys.readouterr().out) == bool(images)
+    assert 'nothing looks wrong' in capsys.readouterr().out
+
+
+def test_folder_whose_images_have_other_sizes(tool, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / 'data/images/training/07.jpg'), np.zeros((32, 64, 3), np.uint8))
+    arguments = ['--labels', 'data/annotations', '--num-classes', '3', '--reduce-zero-label', '--workers', '0']
+
+    assert tool.main([*arguments, '--images', 'data/images']) == 1
+    assert tool.main(arguments) == 0
+
+    assert 'image and label differ in size' in capsys.readouterr().out
 
 
 def test_mistakes_made_on_purpose(tool, tmp_path, capsys):
@@ -50,7 +60,7 @@ def test_mistakes_made_on_purpose(tool, tmp_path, capsys):
         (files[1], '199 (raw 200'),
         (files[2], 'RGB'),
         (files[3], 'cannot be read'),
-        (files[4], '300, which LoadAnnotations turns into 44'),
+        (files[4], '300 at row 0, column 0, which becomes 44'),
         (files[5], 'does not exist'),
         (files[6], 'no valid pixel'),
         (files[7], 'differ in size'),

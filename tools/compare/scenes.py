@@ -13,7 +13,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
-from painting import IGNORED, STYLE, colors_of, frame, labels_of, patches, plain, show_labels
+from mmseg_wce.dataset_checks import from_config
+from painting import IGNORED, STYLE, colors_of, frame, patches, plain, show_labels
 
 from compare.results import ConfigResults
 from compare.runs import Comparison, Run
@@ -54,17 +55,17 @@ def scenes(comparison: Comparison, pixels: Sequence[float]) -> list[Scene]:
         comparison: its config names the test set.
         pixels: (C,), of the classes in the training labels, or their shares; what never occurs cannot be learned.
     """
-    dataset = labels_of(comparison.config.test_dataloader.dataset)
+    (part,) = from_config(comparison.config, 'test')
     rarest = [c for c in np.argsort(pixels, kind='stable') if pixels[c] > 0][:RAREST]
-    labels = (dataset[i]['gt_seg_map'] for i in range(len(dataset)))
-    counts = np.array([np.bincount(label.ravel(), minlength=256)[rarest] for label in labels])
+    labels = (part.labels(i) for i in range(len(part)))
+    counts = np.array([[(label == c).sum() for c in rarest] for label in labels])
     found = []
     for c, count in reversed(list(zip(rarest, counts.T, strict=True))):
         shown = np.argsort(count, kind='stable')[(count == 0).sum() :]
         if len(shown):
-            sample = dataset[int(shown[3 * (len(shown) - 1) // 4])]
-            label = sample['gt_seg_map']
-            found.append(Scene(sample['img_path'], label, c, _window(label == c), sample['reduce_zero_label']))
+            i = int(shown[3 * (len(shown) - 1) // 4])
+            image, label = part.samples[i].image, part.labels(i)
+            found.append(Scene(image, label, c, _window(label == c), part.convention.reduce_zero_label))
     return found
 
 
@@ -108,7 +109,8 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
     runs = [run for run in runs if all(_kept(run, scene).exists() for scene in chosen)]
     if not (runs and chosen):
         return False
-    colors = colors_of(labels_of(runs[0].comparison.config.test_dataloader.dataset).metainfo['palette'])
+    (part,) = from_config(runs[0].comparison.config, 'test')
+    colors = colors_of(part.palette)
     plt.rcParams.update({**STYLE, 'font.size': 9})
     columns = 2 + len(runs)
     ratio = 1 if zoomed else chosen[0].label.shape[0] / chosen[0].label.shape[1]

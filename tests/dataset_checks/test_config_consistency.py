@@ -1,9 +1,10 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmseg_wce.class_weights import Convention, LabelStatistics, save_statistics
-from mmseg_wce.label_files import Severity, check_classes, check_config, of_config
+from mmseg_wce.dataset_checks import Severity, check_classes, check_config, check_heads, from_config
 from three_classes import dataset_config, make_masks, write_data
 
 
@@ -27,7 +28,7 @@ def config(tmp_path) -> Config:
 
 
 def everything(config):
-    return [*check_config(config), *check_classes(config, of_config(config, 'val'))]
+    return [*check_config(config), *check_classes(config, from_config(config, 'val'))]
 
 
 def test_nothing_is_found_where_all_agree(config):
@@ -106,10 +107,95 @@ def test_number_of_classes(config):
     assert 'model.auxiliary_head[1] has num_classes=4, but ThreeClasses has 3 classes' in finding.what
 
 
-def test_a_sigmoid_for_the_foreground_is_one_class(config):
-    config.model.decode_head.num_classes = 1
+SIGMOID = [dict(type='CrossEntropyLoss', use_sigmoid=True)]
+SOFTMAX = [dict(type='CrossEntropyLoss')]
 
-    assert everything(config) == []
+
+def one_head(**head) -> Config:
+    return Config(dict(model=dict(decode_head=dict(type='FCNHead', **head))))
+
+
+@pytest.mark.parametrize(
+    ('head', 'severity', 'words'),
+    [
+        (dict(num_classes=2, out_channels=1, loss_decode=SIGMOID), None, ''),
+        (dict(num_classes=2, loss_decode=SOFTMAX), None, ''),
+        (dict(num_classes=2, loss_decode=SIGMOID), None, ''),
+        (dict(num_classes=2, out_channels=None, loss_decode=SOFTMAX), None, ''),
+        (dict(num_classes=1, loss_decode=SIGMOID), Severity.WARNING, 'IoUMetric counts background as a hit'),
+        (dict(num_classes=1, loss_decode=SOFTMAX), Severity.ERROR, 'one channel and a softmax'),
+        (dict(num_classes=1), Severity.ERROR, 'one channel and a softmax'),
+        (dict(num_classes=2, out_channels=1, loss_decode=[*SIGMOID, *SOFTMAX]), Severity.ERROR, 'one channel and a'),
+        (dict(num_classes=2, out_channels=1, loss_decode=dict(type='DiceLoss')), None, ''),
+        (dict(num_classes=300), Severity.WARNING, 'num_classes=300 and ignores class 255'),
+        (dict(num_classes=256), Severity.WARNING, 'num_classes=256 and ignores class 255'),
+        (dict(num_classes=255), None, ''),
+        (dict(num_classes=300, ignore_index=300), None, ''),
+        (dict(num_classes=300, ignore_index=255), None, ''),
+    ],
+)
+def test_channels_and_losses_of_a_head(head, severity, words):
+    found = check_heads(one_head(**head))
+
+    assert [finding.severity for finding in found] == [severity] * (severity is not None)
+    assert all(words in finding.what for finding in found)
+
+
+@pytest.mark.parametrize(
+    ('classes', 'head', 'severity'),
+    [
+        (('background', 'water'), dict(num_classes=2, out_channels=1), None),
+        (('water',), dict(num_classes=2, out_channels=1), Severity.WARNING),
+        (('water',), dict(num_classes=1), None),  # which check_heads finds
+        (('a', 'b', 'c'), dict(num_classes=2, out_channels=1), Severity.ERROR),
+        (('background', 'water'), dict(num_classes=2), None),
+        (('water',), dict(num_classes=2), Severity.ERROR),
+    ],
+)
+def test_names_of_background_and_foreground(tmp_path, classes, head, severity):
+    write_data(tmp_path, [np.ones((4, 4), np.uint8)])
+    dataset = dataset_config(tmp_path, type='BaseSegDataset', metainfo=dict(classes=classes), reduce_zero_label=False)
+    config = one_head(**head, loss_decode=SIGMOID)
+    config.train_dataloader = dict(dataset=dataset)
+
+    found = check_classes(config, from_config(config))
+
+    assert [finding.severity for finding in found] == [severity] * (severity is not None)
+
+
+def joined(tmp_path, *names, **changes) -> Config:
+    write_data(tmp_path, make_masks(2))
+    parts = [dataset_config(tmp_path, type='BaseSegDataset', metainfo=dict(classes=n), **changes) for n in names]
+    dataset = dict(type='ConcatDataset', datasets=parts, ignore_keys=['classes', 'palette', 'reduce_zero_label'])
+    return Config(dict(train_dataloader=dict(dataset=dataset), model=dict(decode_head=dict(num_classes=3))))
+
+
+@pytest.mark.parametrize(
+    ('other', 'severity', 'words'),
+    [
+        (('a', 'b', 'c'), None, ''),
+        (('A', 'B', 'C '), None, ''),
+        (('c', 'b', 'a'), Severity.ERROR, "class 0 is 'a' in the first, and 'c' in data set 2"),
+        (('B', 'A', 'C'), Severity.ERROR, 'in another order'),
+        (('a', 'b', 'd'), Severity.NOTE, "class 2 is 'c' in the first, and 'd' in data set 2"),
+        (('a', 'b'), Severity.WARNING, 'num_classes=3, but BaseSegDataset has 2 classes'),
+        (('a', 'b', 'c', 'd'), Severity.ERROR, 'num_classes=3, but BaseSegDataset has 4 classes'),
+    ],
+)
+def test_classes_of_joined_data_sets(tmp_path, other, severity, words):
+    config = joined(tmp_path, ('a', 'b', 'c'), other)
+
+    found = check_classes(config, from_config(config))
+
+    assert [finding.severity for finding in found] == [severity] * (severity is not None)
+    assert all(words in finding.what for finding in found)
+    assert all('the same: a, b, c' in f.change for f in found if f.severity == Severity.ERROR and 'order' in f.what)
+
+
+def test_names_differ_only_in_how_they_are_written(tmp_path):
+    config = joined(tmp_path, ('traffic light', 'b', 'c'), ('Traffic_Light', 'b', 'c'))
+
+    assert check_classes(config, from_config(config)) == []
 
 
 @pytest.mark.parametrize(
@@ -125,8 +211,8 @@ def test_a_sigmoid_for_the_foreground_is_one_class(config):
     ],
 )
 def test_statistics_of_other_data(config, tmp_path, changes, severity, words):
-    part = of_config(config, 'val')[0]
-    statistics = replace(part.statistics(part.files), **changes)
+    part = from_config(config, 'val')[0]
+    statistics = replace(part.statistics(), **changes)
     if len(statistics.classes) == 2:
         statistics = LabelStatistics.empty('two', statistics.classes, Convention(True))
     save_statistics(statistics, tmp_path / 'statistics.json')

@@ -1,16 +1,18 @@
-"""Whether raw 0 is "other" or a class, as far as a look at some files can tell."""
+"""Check if raw 0 is "other" or a class, as far as a look at some files can tell."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from mmengine import fileio
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files.findings import Finding, Severity
-from mmseg_wce.label_files.reading import LabelFiles
+from mmseg_wce.dataset_checks.findings import Finding, Severity
+from mmseg_wce.dataset_checks.label_files import LabelFiles
+from mmseg_wce.dataset_checks.label_readers import AnnotationReader
 from PIL import Image
 
 __all__ = ['check_raw_zero', 'evenly']
@@ -19,7 +21,7 @@ _MORE = 1.5  # "other" has this much more of it along borders than any value as 
 
 
 def evenly(parts: Sequence[LabelFiles], most: int) -> list[tuple[LabelFiles, int]]:
-    """Some of the files, evenly spread over all.
+    """Choose some of the files, evenly spread over all.
 
     Args:
         parts: label files.
@@ -28,12 +30,12 @@ def evenly(parts: Sequence[LabelFiles], most: int) -> list[tuple[LabelFiles, int
     Returns:
         Of each file, its part and its index in it.
     """
-    every = [(part, i) for part in parts for i in range(len(part.files))]
+    every = [(part, i) for part in parts for i in range(len(part))]
     return [every[i] for i in sorted({k * len(every) // most for k in range(most)})] if every else []
 
 
 def check_raw_zero(parts: Sequence[LabelFiles], statistics: LabelStatistics, most: int = 32) -> list[Finding]:
-    """Whether raw 0 looks like "other" or like a class: by where it lies and by the files' palette. Reads few files.
+    """Check if raw 0 looks like "other" or like a class: by where it lies and by the files' palette. Reads few files.
 
     "Other" is what annotators leave between things, so more of it lies along borders than of a class of that size.
 
@@ -47,13 +49,15 @@ def check_raw_zero(parts: Sequence[LabelFiles], statistics: LabelStatistics, mos
     """
     looked = _Look()
     for part, i in evenly([part for part in parts if part.reads_raw_values], most):
+        assert isinstance(part.reader, AnnotationReader)
         try:
-            values, storage = part.read(part.files[i])
+            values, storage = part.reader.raw(part.files[i])
         except Exception:  # the scan has named it
             continue
-        if storage.startswith('P ') and (found := _palette_offset(part, part.files[i])):
+        if storage.startswith('P ') and (found := _palette_offset(part, part.files[i], part.reader.load)):
             return found
-        looked.add(values)
+        if values.dtype == np.uint8:  # others are a finding of their own
+            looked.add(values)
     reduces = {part.convention.reduce_zero_label for part in parts}
     if reduces == {False}:
         return _like_other(looked, parts[0])
@@ -61,7 +65,7 @@ def check_raw_zero(parts: Sequence[LabelFiles], statistics: LabelStatistics, mos
 
 
 class _Look:
-    """Of each raw value: pixels, and the part of them that lies within two pixels of another value."""
+    """Pixels of each raw value, and the part of them that lies within two pixels of another value."""
 
     def __init__(self) -> None:
         self.pixels, self._inside = np.zeros(256), np.zeros(256)
@@ -107,7 +111,7 @@ def _like_other(looked: _Look, part: LabelFiles) -> list[Finding]:
             f'raw 0 looks like "other", not like a class: {100 * of_zero:.0f} % of it lies along borders, of values as '
             f'frequent at most {100 * most:.0f} % do',
             'if it is no class, set reduce_zero_label=True in the dataset and in LoadAnnotations',
-            len(part.files),
+            len(part),
             part.files[0],
         )
     ]
@@ -134,9 +138,9 @@ def _like_a_class(looked: _Look, statistics: LabelStatistics) -> list[Finding]:
     ]
 
 
-def _palette_offset(part: LabelFiles, file: str) -> list[Finding]:
+def _palette_offset(part: LabelFiles, file: str, load: Any) -> list[Finding]:
     """Compare the file's palette with that of the data set: it says which raw value each class has."""
-    content = fileio.get(file, backend_args=part.load.backend_args)
+    content = fileio.get(file, backend_args=load.backend_args)
     colors = np.array(Image.open(io.BytesIO(content)).getpalette()).reshape(-1, 3)[:256]
     known = np.array(part.palette)
     if part.convention.label_map is not None or len(known) < 2:
@@ -151,7 +155,7 @@ def _palette_offset(part: LabelFiles, file: str) -> list[Finding]:
                     f"the files' palette gives raw {offset} the colour of class 0 ({part.classes[0]}), but "
                     f'reduce_zero_label={part.convention.reduce_zero_label}',
                     f'set reduce_zero_label={bool(offset)} in the dataset and in LoadAnnotations',
-                    len(part.files),
+                    len(part),
                     file,
                 )
             ]

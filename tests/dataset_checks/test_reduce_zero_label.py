@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-from mmseg_wce.label_files import check_raw_zero, evenly, in_folder, of_dataset
+from mmseg_wce.dataset_checks import check_raw_zero, evenly, from_dataset, from_folder
 from PIL import Image
 from three_classes import ThreeClasses, dataset_config, make_masks, write_data
 
@@ -21,8 +21,8 @@ def gaps_between(masks):
 
 
 def findings(folder, num_classes, reduce_zero_label):
-    part = in_folder(str(folder), num_classes, reduce_zero_label)
-    return [finding.what for finding in check_raw_zero([part], part.statistics(part.files))]
+    part = from_folder(str(folder), num_classes, reduce_zero_label)
+    return [finding.what for finding in check_raw_zero([part], part.statistics())]
 
 
 @pytest.mark.parametrize('reduce_zero_label', [True, False])
@@ -88,9 +88,9 @@ def test_palette_says_which_raw_value_a_class_has(tmp_path, offset, reduce_zero_
         image = Image.fromarray(np.array(Image.open(file)))
         image.putpalette([7, 7, 7] * offset + [value for color in ThreeClasses.METAINFO['palette'] for value in color])
         image.save(file)
-    parts = of_dataset(DATASETS.build(dataset_config(tmp_path, reduce_zero_label=reduce_zero_label)))
+    parts = from_dataset(DATASETS.build(dataset_config(tmp_path, reduce_zero_label=reduce_zero_label)))
 
-    found = check_raw_zero(parts, parts[0].statistics(parts[0].files))
+    found = check_raw_zero(parts, parts[0].statistics())
 
     if bool(offset) == reduce_zero_label:
         assert found == []
@@ -101,7 +101,7 @@ def test_palette_says_which_raw_value_a_class_has(tmp_path, offset, reduce_zero_
 
 def test_evenly(tmp_path):
     write_data(tmp_path, make_masks(10))
-    part = in_folder(str(tmp_path / 'annotations'), 4)
+    part = from_folder(str(tmp_path / 'annotations'), 4)
 
     assert [i for _, i in evenly([part], 4)] == [0, 2, 5, 7]
     assert [i for _, i in evenly([part], 99)] == list(range(10))

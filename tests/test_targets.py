@@ -3,9 +3,9 @@ import torch
 from cases import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from mmseg_wce import labels
+from mmseg_wce import targets
 from mmseg_wce.functional import weighted_cross_entropy
-from mmseg_wce.labels import valid_pixels
+from mmseg_wce.targets import valid_pixels
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 
@@ -128,7 +128,7 @@ def test_on_a_device_values_outside_a_byte_are_counted_together(pending):
     pending.append(in_flight(torch.tensor([[0, 1000, 2000, -5]]), arrived=True))
 
     with pytest.raises(ValueError, match=r'above 255 \(2 px\), below 0 \(1 px\)\. The first is 1000'):
-        labels.raise_pending()
+        targets.raise_pending()
 
 
 def test_many_different_values_are_summed_up():
@@ -151,22 +151,22 @@ class Arrival:
         self.arrived = True
 
 
-def in_flight(target: torch.Tensor, arrived: bool) -> labels._InFlight:
+def in_flight(target: torch.Tensor, arrived: bool) -> targets._InFlight:
     bad = (target < 0) | ((target >= 3) & (target != 255))
-    return labels._InFlight(labels._measure(target, bad, 255), Arrival(arrived), target.shape, 3, 255)
+    return targets._InFlight(targets._measure(target, bad, 255), Arrival(arrived), target.shape, 3, 255)
 
 
 @pytest.fixture
 def pending():
-    labels._pending.clear()
-    yield labels._pending
-    labels._pending.clear()
+    targets._pending.clear()
+    yield targets._pending
+    targets._pending.clear()
 
 
 def test_a_finding_under_way_is_not_waited_for(pending):
     pending.append(in_flight(torch.tensor([[0, 9]]), arrived=False))
 
-    labels.raise_pending(wait=False)
+    targets.raise_pending(wait=False)
 
     assert len(pending) == 1
 
@@ -176,7 +176,7 @@ def test_a_finding_that_arrived_is_raised_with_the_same_message(pending):
     pending.extend([in_flight(torch.tensor([[0, 1]]), True), in_flight(target, True), in_flight(target, False)])
 
     with pytest.raises(ValueError, match='In an earlier iteration') as caught:
-        labels.raise_pending(wait=False)
+        targets.raise_pending(wait=False)
 
     assert refusal(target, 3) in str(caught.value)
     assert not pending
@@ -186,7 +186,7 @@ def test_waiting_raises_what_is_under_way(pending):
     pending.append(in_flight(torch.tensor([[0, 9]]), arrived=False))
 
     with pytest.raises(ValueError, match=r'9 \(1 px\)'):
-        labels.raise_pending()
+        targets.raise_pending()
 
 
 @needs_cuda

@@ -3,7 +3,7 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-from mmseg_wce.label_files import in_folder, of_config, of_dataset
+from mmseg_wce.dataset_checks import from_config, from_dataset, from_folder
 from three_classes import dataset_config, make_masks, write_data
 
 
@@ -13,15 +13,19 @@ def data(tmp_path):
     return write_data(tmp_path / 'data', make_masks(6))
 
 
+def images_of(part) -> list[str]:
+    return [sample.image for sample in part.samples]
+
+
 def config_of(dataset, **head) -> Config:
     return Config(dict(train_dataloader=dict(dataset=dataset), model=dict(decode_head=head)))
 
 
 def test_config(data):
-    (part,) = of_config(config_of(dataset_config(data), num_classes=3, ignore_index=7))
+    (part,) = from_config(config_of(dataset_config(data), num_classes=3, ignore_index=7))
 
     assert [f.rsplit('/', 1)[1] for f in part.files] == [f'{i:02d}.png' for i in range(6)]
-    assert [f.rsplit('/', 1)[1] for f in part.images] == [f'{i:02d}.jpg' for i in range(6)]
+    assert [f.rsplit('/', 1)[1] for f in images_of(part)] == [f'{i:02d}.jpg' for i in range(6)]
     assert part.classes == ('a', 'b', 'c')
     assert part.palette == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
     assert str(part.convention) == 'reduce_zero_label=True, ignore_index=7'
@@ -33,7 +37,7 @@ def test_config_is_left_as_it_was_and_its_other_transforms_are_not_built(data):
     config.train_dataloader.dataset.pipeline.append(dict(type='NotRegisteredAnywhere'))
     before = config.to_dict()
 
-    of_config(config)
+    from_config(config)
 
     assert config.to_dict() == before
 
@@ -42,7 +46,7 @@ def test_indices_and_suffix(data):
     for file in list((data / 'annotations/training').iterdir()):
         file.rename(file.with_name(file.stem + '_labelTrainIds.png'))
 
-    (part,) = of_config(config_of(dataset_config(data, indices=[4, 1], seg_map_suffix='_labelTrainIds.png')))
+    (part,) = from_config(config_of(dataset_config(data, indices=[4, 1], seg_map_suffix='_labelTrainIds.png')))
 
     assert [f.rsplit('/', 1)[1] for f in part.files] == ['04_labelTrainIds.png', '01_labelTrainIds.png']
 
@@ -53,13 +57,13 @@ def test_wrappers_count_as_often_as_the_training_visits(data):
     joined = dict(type='ConcatDataset', datasets=[repeated, twice])
     mixed = dict(type='MultiImageMixDataset', dataset=joined, pipeline=[dict(type='NotRegisteredAnywhere')])
 
-    parts = of_config(config_of(mixed))
+    parts = from_config(config_of(mixed))
 
     assert [(len(part.files), part.times) for part in parts] == [(2, 2), (1, 1)]
 
 
 def test_a_repeated_data_set_alone_counts_once(data):
-    (part,) = of_config(config_of(dict(type='RepeatDataset', times=50, dataset=dataset_config(data))))
+    (part,) = from_config(config_of(dict(type='RepeatDataset', times=50, dataset=dataset_config(data))))
 
     assert part.times == 1
 
@@ -69,16 +73,16 @@ def test_transforms_inside_others_are_found(data):
     config = dataset_config(data)
     config['pipeline'][1] = load
 
-    (part,) = of_config(config_of(config))
-    (built,) = of_dataset(DATASETS.build(config))
+    (part,) = from_config(config_of(config))
+    (built,) = from_dataset(DATASETS.build(config))
 
-    assert type(part.load).__name__ == type(built.load).__name__ == 'LoadAnnotations'
+    assert [type(each.reader).__name__ for each in (part, built)] == ['AnnotationReader'] * 2
 
 
 def test_classes_may_come_from_the_head(data):
     dataset = dict(dataset_config(data), type='BaseSegDataset')
 
-    (part,) = of_config(config_of(dataset, num_classes=4))
+    (part,) = from_config(config_of(dataset, num_classes=4))
 
     assert part.classes == ('0', '1', '2', '3')
 
@@ -95,7 +99,7 @@ def test_classes_may_come_from_the_head(data):
 )
 def test_data_sets_without_labels(data, changes, words):
     with pytest.raises(ValueError, match=words):
-        of_config(config_of(dataset_config(data, **changes)))
+        from_config(config_of(dataset_config(data, **changes)))
 
 
 @register_backend('elsewhere', prefixes='elsewhere')
@@ -120,37 +124,37 @@ class Elsewhere(LocalBackend):
 @pytest.mark.parametrize('of', ['config', 'folder'])
 def test_other_storages(data, monkeypatch, of):
     monkeypatch.setattr(Elsewhere, 'root', f'{data}/')
-    here = in_folder(str(data / 'annotations'), 3, reduce_zero_label=True)
+    here = from_folder(str(data / 'annotations'), 3, reduce_zero_label=True)
     if of == 'folder':
-        there = in_folder('elsewhere://annotations', 3, reduce_zero_label=True)
+        there = from_folder('elsewhere://annotations', 3, reduce_zero_label=True)
     else:
         prefix = dict(img_path='elsewhere://images/training', seg_map_path='elsewhere://annotations/training')
         storage = dict(backend='elsewhere')
         changes = dict(data_root='', data_prefix=prefix, backend_args=storage, load=dict(backend_args=storage))
-        (there,) = of_config(config_of(dataset_config(data, **changes)))
+        (there,) = from_config(config_of(dataset_config(data, **changes)))
 
     assert all(file.startswith('elsewhere://') for file in there.files)
-    assert there.statistics(there.files).pixels.tolist() == here.statistics(here.files).pixels.tolist()
+    assert there.statistics().pixels.tolist() == here.statistics().pixels.tolist()
 
 
 def test_config_without_the_loader(data):
     with pytest.raises(ValueError, match='no val_dataloader'):
-        of_config(config_of(dataset_config(data)), 'val')
+        from_config(config_of(dataset_config(data)), 'val')
 
 
 def test_folder(data):
     (data / 'annotations/training/deeper').mkdir()
     (data / 'annotations/training/03.png').rename(data / 'annotations/training/deeper/03.png')
 
-    part = in_folder(str(data / 'annotations'), 3, reduce_zero_label=True, images=str(data / 'images'))
+    part = from_folder(str(data / 'annotations'), 3, reduce_zero_label=True, images=str(data / 'images'))
 
     assert [f.split('annotations/')[1] for f in part.files] == [
         *(f'training/{i:02d}.png' for i in range(6)),  # 03 is missing beside its image
         'training/deeper/03.png',
     ]
-    assert part.images[0] == str(data / 'images/training/00.jpg')
-    assert part.images[6] == str(data / 'images/training/deeper/03.jpg')
-    assert part.table[:5].tolist() == [255, 0, 1, 2, 3]
+    assert images_of(part)[0] == str(data / 'images/training/00.jpg')
+    assert images_of(part)[6] == str(data / 'images/training/deeper/03.jpg')
+    assert part.reader.table[:5].tolist() == [255, 0, 1, 2, 3]
 
 
 def test_folder_with_images_of_other_stems(data):
@@ -159,11 +163,11 @@ def test_folder_with_images_of_other_stems(data):
     (data / 'annotations/training/02.png').unlink()
     (data / 'images/training/04_leftImg8bit.jpg').unlink()
 
-    part = in_folder(str(data / 'annotations'), 3, images=str(data / 'images'), image_suffix='_leftImg8bit.jpg')
+    part = from_folder(str(data / 'annotations'), 3, images=str(data / 'images'), image_suffix='_leftImg8bit.jpg')
 
     assert [f.rsplit('/', 1)[1] for f in part.files] == [f'{i:02d}.png' for i in range(6)]
-    assert [f.rsplit('/', 1)[1] for f in part.images] == [f'{i:02d}_leftImg8bit.jpg' for i in range(6)]
-    assert list(part.statistics(part.files).failed) == [str(data / 'annotations/training/02.png')]
+    assert [f.rsplit('/', 1)[1] for f in images_of(part)] == [f'{i:02d}_leftImg8bit.jpg' for i in range(6)]
+    assert list(part.statistics().failed) == [str(data / 'annotations/training/02.png')]
 
 
 @pytest.mark.parametrize('beside', [False, True])
@@ -176,18 +180,18 @@ def test_only_images_ask_for_labels(data, beside):
     (data / 'images/training/00.json').touch()
 
     suffix = dict(suffix='_L.png') if beside else {}
-    part = in_folder(str(folder if beside else data / 'annotations'), 3, images=str(folder), **suffix)
+    part = from_folder(str(folder if beside else data / 'annotations'), 3, images=str(folder), **suffix)
 
-    assert [f.rsplit('/', 1)[1] for f in part.images] == [f'{i:02d}.jpg' for i in range(6)]
+    assert [f.rsplit('/', 1)[1] for f in images_of(part)] == [f'{i:02d}.jpg' for i in range(6)]
     assert len(part.files) == 6
 
 
 def test_links_that_lead_nowhere_are_missing_files(data):
     (data / 'annotations/training/link.png').symlink_to('/nowhere.png')
 
-    part = in_folder(str(data / 'annotations'), 3)
+    part = from_folder(str(data / 'annotations'), 3)
 
-    assert list(part.statistics(part.files).failed) == [str(data / 'annotations/training/link.png')]
+    assert list(part.statistics().failed) == [str(data / 'annotations/training/link.png')]
 
 
 @pytest.mark.parametrize(
@@ -202,6 +206,6 @@ def test_folders_without_labels(data, tmp_path, folder, suffix, words):
     (data / 'empty').mkdir()
 
     with pytest.raises(ValueError, match=words):
-        in_folder(str(data / folder), 3, suffix=suffix)
+        from_folder(str(data / folder), 3, suffix=suffix)
     with pytest.raises(ValueError, match="images' does not exist"):
-        in_folder(str(data / 'annotations'), 3, images=str(tmp_path / 'no/images'))
+        from_folder(str(data / 'annotations'), 3, images=str(tmp_path / 'no/images'))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.label_files import Severity, check_statistics, in_folder
+from mmseg_wce.dataset_checks import Severity, check_statistics, from_folder
 from PIL import Image
 from three_classes import make_masks
 
@@ -14,8 +14,8 @@ def statistics_of(folder, masks, num_classes=3, reduce_zero_label=True) -> Label
     folder.mkdir(exist_ok=True)
     for i, mask in enumerate(masks):
         Image.fromarray(mask).save(folder / f'{i:03d}.png')
-    part = in_folder(str(folder), num_classes, reduce_zero_label)
-    return part.statistics(part.files)
+    part = from_folder(str(folder), num_classes, reduce_zero_label)
+    return part.statistics()
 
 
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path):
@@ -68,9 +68,9 @@ def without_last(masks):
         (lambda masks: masks, dict(reduce_zero_label=False), ERROR, '3 (', None, 'set reduce_zero_label=True'),
         (lambda masks: masks, dict(num_classes=2), ERROR, '2 (raw 3,', None, 'num_classes=2 is too small'),
         (painted, {}, ERROR, '199 (raw 200, 4 px)', 1, 'painted with values that are no class'),
-        (binary, dict(num_classes=2), WARNING, '0 and 255 only', None, 'Store 1 for the foreground'),
-        (binary, dict(num_classes=2, reduce_zero_label=False), WARNING, '0 and 255 only', None, 'Store 1'),
-        (one_binary, dict(num_classes=2, reduce_zero_label=False), WARNING, 'others hold 1', 1, 'Store 1'),
+        (binary, dict(num_classes=2), WARNING, '0 and 255 only', None, "dict(type='MapLabels', mapping={255: 1})"),
+        (binary, dict(num_classes=2, reduce_zero_label=False), WARNING, '0 and 255 only', None, 'mapping={255: 1}'),
+        (one_binary, dict(num_classes=2, reduce_zero_label=False), WARNING, 'others hold 1', 1, 'store 1'),
         (one_empty, {}, WARNING, 'no valid pixel', 1, 'ignore_index'),
         (background, {}, WARNING, 'looks like a class (background)', None, 'reduce_zero_label=False'),
         (without_last, {}, NOTE, '1 of the 3 classes never occur in 30 images: 2', None, 'too large, or raw 0 a class'),
@@ -141,9 +141,9 @@ def test_one_stray_value_does_not_hide_binary_masks(tmp_path):
 def test_jpeg_labels(tmp_path):
     statistics_of(tmp_path, make_masks(2))
     Image.fromarray(make_masks(1)[0]).save(tmp_path / '000.png', format='JPEG', quality=100)
-    part = in_folder(str(tmp_path), 3, True)
+    part = from_folder(str(tmp_path), 3, True)
 
-    assert ['JPEG files' in f.what for f in check_statistics(part.statistics(part.files))].count(True) == 1
+    assert ['JPEG files' in f.what for f in check_statistics(part.statistics())].count(True) == 1
 
 
 def test_many_images_without_the_last_class_are_a_doubt(tmp_path):
@@ -164,9 +164,9 @@ def test_files_that_cannot_be_read_are_grouped_by_their_reason(tmp_path):
         content = (tmp_path / f'{i:03d}.png').read_bytes()
         (tmp_path / f'{i:03d}.png').write_bytes(content[: len(content) // 2])
     Image.new('RGB', (4, 4)).save(tmp_path / '007.png')
-    part = in_folder(str(tmp_path), 3, True)
+    part = from_folder(str(tmp_path), 3, True)
 
-    found = check_statistics(part.statistics(part.files))
+    found = check_statistics(part.statistics())
 
     assert [(f.severity, f.files, f.example[-7:]) for f in found] == [(ERROR, 2, '002.png'), (ERROR, 1, '007.png')]
     assert 'truncated' in found[0].what
@@ -178,9 +178,9 @@ def test_palette_files_are_worth_a_note(tmp_path):
     image = Image.fromarray(make_masks(1)[0])
     image.putpalette([0, 0, 0, 9, 9, 9])
     image.save(tmp_path / '001.png')
-    part = in_folder(str(tmp_path), 3, True)
+    part = from_folder(str(tmp_path), 3, True)
 
-    (finding,) = [f for f in check_statistics(part.statistics(part.files)) if 'palette' in f.what]
+    (finding,) = [f for f in check_statistics(part.statistics()) if 'palette' in f.what]
 
     assert (finding.severity, finding.files) == (NOTE, 1)
 
@@ -189,8 +189,8 @@ def test_no_file_at_all_could_be_read(tmp_path):
     statistics_of(tmp_path, make_masks(2))
     for file in tmp_path.iterdir():
         file.write_bytes(b'')
-    part = in_folder(str(tmp_path), 3, True)
+    part = from_folder(str(tmp_path), 3, True)
 
-    (finding,) = check_statistics(part.statistics(part.files))
+    (finding,) = check_statistics(part.statistics())
 
     assert finding.files == 2

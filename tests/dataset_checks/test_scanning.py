@@ -10,7 +10,8 @@ import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import load_statistics, save_statistics
-from mmseg_wce.label_files import of_dataset, scan
+from mmseg_wce.dataset_checks import from_dataset, scan
+from mmseg_wce.dataset_checks.label_readers import AnnotationReader
 from three_classes import dataset_config, make_masks, write_data
 
 
@@ -25,7 +26,7 @@ def parts(tmp_path):
             dataset_config(tmp_path / 'data', indices=list(range(25, 40))),
         ],
     )
-    return of_dataset(DATASETS.build(joined))
+    return from_dataset(DATASETS.build(joined))
 
 
 def whole(parts, **options):
@@ -35,7 +36,7 @@ def whole(parts, **options):
 
 
 def test_whole_is_the_sum_of_its_parts(parts):
-    first, second = (part.statistics(part.files) for part in parts)
+    first, second = (part.statistics() for part in parts)
 
     assert whole(parts) == first * 3 + second
 
@@ -54,8 +55,8 @@ def test_goes_on_after_an_interruption(parts, tmp_path, monkeypatch, stopped_aft
         interrupted.throw(KeyboardInterrupt)
     assert unfinished.is_file()
     read = []
-    histogram = type(parts[0]).histogram
-    monkeypatch.setattr(type(parts[0]), 'histogram', lambda part, file: read.append(file) or histogram(part, file))
+    count = AnnotationReader.count
+    monkeypatch.setattr(AnnotationReader, 'count', lambda *a: read.append(a[1].label) or count(*a))
 
     assert whole(parts, unfinished=unfinished) == expected
 
@@ -86,10 +87,10 @@ import mmseg_wce
 from three_classes import *
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-from mmseg_wce.label_files import of_dataset, scan, scanning
+from mmseg_wce.dataset_checks import from_dataset, scan, scanning
 init_default_scope('mmseg')
 scanning._SECONDS_BETWEEN_SAVES = 0
-parts = of_dataset(DATASETS.build(dataset_config(sys.argv[1])))
+parts = from_dataset(DATASETS.build(dataset_config(sys.argv[1])))
 for done, _ in scan(parts, unfinished=sys.argv[2]):
     time.sleep(0.2)
 """
@@ -108,14 +109,14 @@ def test_goes_on_after_a_kill(root, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (part,) = of_dataset(DATASETS.build(dataset_config(tmp_path / 'data')))
+    (part,) = from_dataset(DATASETS.build(dataset_config(tmp_path / 'data')))
     kept = json.loads(unfinished.read_text())
     assert 0 < kept['files'] < 80
 
     updates = list(scan([part], unfinished=unfinished))
 
     assert updates[0][0] == kept['files']
-    assert updates[-1][1] == part.statistics(part.files)
+    assert updates[-1][1] == part.statistics()
 
 
 def test_bad_files_do_not_cost_the_scan(parts, tmp_path):

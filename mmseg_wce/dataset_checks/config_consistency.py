@@ -1,0 +1,312 @@
+"""Check that the parts of a config agree on classes, channels, the ignored label and reduce_zero_label."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mmcv.transforms import LoadAnnotations
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg_wce.class_weights import LabelStatistics, load_statistics
+from mmseg_wce.config_parts import has_one_channel, heads_of, leaf_datasets, nodes
+from mmseg_wce.dataset_checks.findings import Finding, Severity
+from mmseg_wce.dataset_checks.label_files import LabelFiles
+
+__all__ = [
+    'check_classes',
+    'check_config',
+    'check_head_classes',
+    'check_heads',
+    'check_joined_classes',
+    'check_weights',
+]
+
+_SPLITS = ('train', 'val', 'test')
+_CROSS_ENTROPIES = ('CrossEntropyLoss', 'WeightedCrossEntropyLoss')
+_DEFAULT_IGNORED = 255
+_IGNORED = ('ignore_index', 'ignore_label', 'seg_pad_val')
+# What ignores 255 where it says nothing else.
+_BY_DEFAULT = {'RandomCrop': 'ignore_index', 'RandomRotate': 'seg_pad_val', 'IoUMetric': 'ignore_index'}
+
+
+def check_config(config: Config) -> list[Finding]:
+    """Check for contradictions that show without reading a label.
+
+    Example:
+        >>> from mmengine.config import Config
+        >>> from mmseg_wce.dataset_checks import check_config
+        >>> head = dict(type='FCNHead', loss_decode=dict(type='WeightedCrossEntropyLoss', ignore_index=0))
+        >>> (finding,) = check_config(Config(dict(model=dict(decode_head=head))))
+        >>> finding.what[:86]
+        'the label that does not count differs: 0 in model.decode_head.loss_decode.ignore_index'
+    """
+    init_default_scope(config.get('default_scope', 'mmseg'))
+    return [*check_heads(config), *_ignored_label(config), *_reduce_zero_label(config)]
+
+
+def check_heads(config: Config) -> list[Finding]:
+    """Check number of classes, channels and losses of every head against each other.
+
+    Args:
+        config: of a segmentor.
+
+    Returns:
+        What does not fit; empty where all does.
+    """
+    return [finding for place, head in heads_of(config) for finding in _head(place, head)]
+
+
+def _head(place: str, head: dict) -> Iterator[Finding]:
+    losses = head.get('loss_decode', dict(type='CrossEntropyLoss'))
+    entropies = [loss for loss in nodes(losses) if _name(loss.get('type')) in _CROSS_ENTROPIES]
+    binary = (
+        'for background and foreground set num_classes=2 in every head, with out_channels=1 and use_sigmoid=True in '
+        'the loss, or with two channels and a softmax (without out_channels), and name both classes'
+    )
+    if has_one_channel(head):
+        if any(not loss.get('use_sigmoid') and not loss.get('use_mask') for loss in entropies):
+            what = f'{place} has one channel and a softmax, which is constant over one channel: nothing is learnt'
+            yield Finding(Severity.ERROR, what, binary)
+        elif entropies and head.get('num_classes') == 1:
+            what = f"{place} has num_classes=1: mmseg's IoUMetric counts background as a hit with one class"
+            yield Finding(Severity.WARNING, what, binary)
+    classes = head.get('num_classes') or 0
+    if 'ignore_index' not in head and classes > _DEFAULT_IGNORED:
+        yield Finding(
+            Severity.WARNING,
+            f'{place} has num_classes={classes} and ignores class {_DEFAULT_IGNORED}, as heads do where they are not '
+            'told otherwise',
+            f'set ignore_index in the head to a label that is no class ({classes} or -1, say), and in data sets, '
+            'padding and IoUMetric; or say ignore_index=255 if it is meant',
+        )
+
+
+def check_classes(config: Config, parts: list[LabelFiles], split: str = 'train') -> list[Finding]:
+    """Check that every head, and every statistics that class weights are made of, has the classes of the data set.
+
+    Args:
+        config: of a segmentor.
+        parts: label files of the data set.
+        split: that they are of.
+
+    Returns:
+        What does not fit; empty where all does.
+    """
+    found = [finding for place, head in heads_of(config) for finding in check_head_classes(place, head, parts, split)]
+    return [*found, *check_joined_classes(parts), *check_weights(config.get('model', {}), parts)]
+
+
+def check_head_classes(place: str, head: dict, parts: list[LabelFiles], split: str = 'train') -> Iterator[Finding]:
+    """Check that a head has the classes of the data set.
+
+    Args:
+        place: of the head.
+        head: its ``num_classes`` and ``out_channels``.
+        parts: label files of the data set.
+        split: that they are of.
+
+    Yields:
+        What does not fit.
+    """
+    num_classes = head.get('num_classes')
+    for part in parts:
+        number = len(part.named_classes)
+        if has_one_channel(head):
+            if number not in (0, 2, num_classes):  # num_classes=1 is a finding of its own
+                what = f'{place} has one channel for background and foreground, but {part.dataset} names {number} class'
+                change = "name both: metainfo=dict(classes=('background', 'foreground'))"
+                severity = Severity.WARNING if number == 1 else Severity.ERROR
+                yield Finding(severity, f'{what}{"es" * (number != 1)} ({split}_dataloader)', change)
+        elif num_classes is not None and number not in (0, num_classes):
+            what = f'{place} has num_classes={num_classes}, but {part.dataset} has {number} classes'
+            # a part of a joined data set may lack classes
+            severity = Severity.WARNING if len(parts) > 1 and number < num_classes else Severity.ERROR
+            yield Finding(severity, f'{what} ({split}_dataloader)', 'make them the same')
+
+
+def check_joined_classes(parts: list[LabelFiles]) -> list[Finding]:
+    """Check that joined data sets have their classes in one order, but for upper and lower case.
+
+    Args:
+        parts: label files of the data sets.
+    """
+    found, first = [], parts[0]
+    for number, part in enumerate(parts[1:], 2):
+        one, other = (tuple(map(_plain, names)) for names in (first.named_classes, part.named_classes))
+        if not one or len(one) != len(other) or one == other:
+            continue
+        i = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+        names = f'{first.named_classes[i]!r} in the first, and {part.named_classes[i]!r} in data set {number}'
+        difference = f'class {i} is {names} ({part.dataset}, {part.common_folder})'
+        if sorted(one) == sorted(other):
+            what = f'joined data sets have their classes in another order: {difference}'
+            change = f'labels are indices, so the order has to be the same: {", ".join(first.named_classes)}'
+            found.append(Finding(Severity.ERROR, what, change))
+        else:
+            what = f'joined data sets name their classes differently: {difference}'
+            found.append(Finding(Severity.NOTE, what, 'look whether the labels mean the same'))
+    return list(dict.fromkeys(found))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r'[\s_-]+', ' ', name.strip().lower())
+
+
+def check_weights(model: dict, parts: list[LabelFiles]) -> list[Finding]:
+    """Check that the statistics that class weights are made of are of the data set's classes.
+
+    Args:
+        model: config of a segmentor.
+        parts: label files of the data set.
+
+    Returns:
+        What does not fit; empty where all does.
+    """
+    sources = {str(weights['statistics']) for node in nodes(model) if (weights := _by_scheme(node))}
+    found = []
+    for source in sorted(sources):
+        try:
+            theirs = load_statistics(source)
+        except ValueError as error:
+            found.append(Finding(Severity.ERROR, str(error), 'write it, or give its path'))
+        else:
+            found += _compared(source, theirs, parts)
+    return found
+
+
+def _by_scheme(node: dict) -> dict | None:
+    weights = node.get('class_weight')
+    return weights if isinstance(weights, dict) and 'statistics' in weights else None
+
+
+def _compared(source: str, theirs: LabelStatistics, parts: list[LabelFiles]) -> Iterator[Finding]:
+    part, numbered = parts[0], tuple(str(c) for c in range(len(theirs.classes)))
+    names = [tuple(map(_plain, classes)) for classes in (theirs.classes, part.classes)]
+    change = 'give the statistics of this data set: tools/class_weights.py writes them'
+    if len(theirs.classes) != len(part.classes):
+        what = f'class_weight: {source!r} has {len(theirs.classes)} classes, {part.dataset} has {len(part.classes)}'
+        yield Finding(Severity.ERROR, what, change)
+    elif names[0] != names[1] and numbered not in names:
+        pairs = enumerate(zip(*names, strict=True))
+        i, (one, other) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+        sorted_alike = set(names[0]) == set(names[1])
+        what = f'class_weight: class {i} is {one!r} in {source!r}, and {other!r} in {part.dataset}'
+        yield Finding(Severity.ERROR if sorted_alike else Severity.WARNING, what, change)
+    elif part.convention not in theirs.conventions:
+        what = f'class_weight: {source!r} is of labels with {theirs.conventions[0]}, not with {part.convention}'
+        yield Finding(Severity.WARNING, what, change)
+
+
+def _ignored_label(config: Config) -> Iterator[Finding]:
+    places: dict[Any, list[str]] = {}
+    for place, value in dict.fromkeys(_places_of_ignored_label(config)):
+        places.setdefault(value, []).append(place)
+    if len(places) > 1:
+        most = max(places, key=lambda value: len(places[value]))
+        listed = '; '.join(f'{value} in {", ".join(where)}' for value, where in places.items() if value != most)
+        yield Finding(
+            Severity.ERROR,
+            f'the label that does not count differs: {listed}; {most} everywhere else ({len(places[most])} places)',
+            f'give all the same: {most}, or what reduce_zero_label and padding really write',
+        )
+
+
+def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
+    for place, head in heads_of(config):
+        yield f'{place}.ignore_index', head.get('ignore_index', 255)
+        for loss in nodes(head.get('loss_decode', {})):
+            for key in _IGNORED:
+                if loss.get(key) is not None:
+                    yield f'{place}.loss_decode.{key}', loss[key]
+    preprocessor = config.get('model', {}).get('data_preprocessor') or config.get('data_preprocessor')
+    if preprocessor:
+        yield 'data_preprocessor.seg_pad_val', preprocessor.get('seg_pad_val', 255)
+    for split in _SPLITS:
+        loader = config.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        for dataset in leaf_datasets(loader['dataset']):
+            yield f'{split}_dataloader.dataset.ignore_index', dataset.get('ignore_index', 255)
+        yield from _in_steps(f'{split}_dataloader', loader['dataset'])
+        yield from _in_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {})
+
+
+def _in_steps(where: str, config: Any) -> Iterator[tuple[str, int]]:
+    """Transforms and metrics."""
+    for step in nodes(config):
+        name = _name(step.get('type'))
+        if 'pipeline' in step or 'dataset' in step:
+            continue
+        for key in _IGNORED:
+            if step.get(key) is not None:
+                yield f'{where}: {name}.{key}', step[key]
+        if name in _BY_DEFAULT and step.get(_BY_DEFAULT[name]) is None:
+            yield f'{where}: {name}.{_BY_DEFAULT[name]}', 255
+        if isinstance(step.get('pad_val'), dict) and 'seg' in step['pad_val']:
+            yield f'{where}: {name}.pad_val.seg', step['pad_val']['seg']
+
+
+def _reduce_zero_label(config: Config) -> Iterator[Finding]:
+    said: dict[str, dict[str, set[tuple[bool, str]]]] = {}
+    for split in _SPLITS:
+        loader = config.get(f'{split}_dataloader')
+        for dataset in leaf_datasets(loader['dataset']) if loader else ():
+            own = _default_of(dataset)
+            value = bool(dataset.get('reduce_zero_label', own))
+            place, kind = f'{split}_dataloader', _name(dataset.get('type'))
+            said.setdefault(kind, {}).setdefault(place, set()).add((value, str(dataset.get('data_root'))))
+            for step in nodes(dataset.get('pipeline') or []):
+                loads = _loads_annotations(step.get('type')) and step.get('reduce_zero_label') is not None
+                if loads and bool(step['reduce_zero_label']) != value:
+                    yield Finding(
+                        Severity.ERROR,
+                        f'{place}: the dataset says reduce_zero_label={value}, its LoadAnnotations '
+                        f'{step["reduce_zero_label"]}: mmseg refuses the first image',
+                        'give both the same',
+                    )
+            if own and not value:
+                yield Finding(
+                    Severity.WARNING,
+                    f'{place}: reduce_zero_label=False, but for {kind} raw 0 is "other" (its own default is True)',
+                    'set reduce_zero_label=True in the dataset and in LoadAnnotations, unless the masks were made anew',
+                )
+    for kind, places in said.items():
+        yield from _different_splits(kind, places)
+
+
+def _different_splits(kind: str, places: dict[str, set[tuple[bool, str]]]) -> Iterator[Finding]:
+    """Compare data sets of one type in all splits; of joined ones those in the same folder."""
+    joined = any(len({value for value, _ in said}) > 1 for said in places.values())
+    for root in {root for said in places.values() for _, root in said} if joined else {None}:
+        values = {
+            value: place for place, said in places.items() for value, where in sorted(said) if root in (None, where)
+        }
+        if len(values) > 1 and values[True] != values[False]:
+            yield Finding(
+                Severity.ERROR,
+                f'{kind}: reduce_zero_label is True in {values[True]} and False in {values[False]}',
+                'give all the same: what is learnt is not what is measured',
+            )
+
+
+def _loads_annotations(kind: str | type | None) -> bool:
+    found = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
+    return isinstance(found, type) and issubclass(found, LoadAnnotations)
+
+
+def _name(kind: Any) -> str:
+    """Name of a type, which may be given as a class or with a scope."""
+    return kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
+
+
+def _default_of(dataset: dict) -> bool:
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if kind is None:
+        return False
+    parameter = inspect.signature(kind).parameters.get('reduce_zero_label')
+    return bool(parameter is not None and parameter.default is True)

@@ -1,0 +1,407 @@
+"""Find the label files of a config, a data set or a folder."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import os.path as osp
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmcv.transforms import LoadAnnotations as AnnotationsOfMmcv
+from mmengine import fileio
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
+from mmengine.registry import init_default_scope
+from mmseg.datasets import BaseSegDataset, MultiImageMixDataset
+from mmseg.datasets.transforms import LoadAnnotations, LoadBiomedicalAnnotation
+from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg_wce.class_weights import Convention
+from mmseg_wce.config_parts import has_one_channel, main_head, one_string
+from mmseg_wce.dataset_checks.label_files import LabelFiles
+from mmseg_wce.dataset_checks.label_pipeline import (
+    LabelPipeline,
+    NoLabelsError,
+    UnbuiltTransform,
+    isolated_random_state,
+)
+from mmseg_wce.dataset_checks.label_readers import AnnotationReader, PipelineReader, Sample, VolumeError
+from mmseg_wce.errors import in_one_line
+from PIL import Image
+
+__all__ = ['LabelConflict', 'from_config', 'from_dataset', 'from_folder']
+
+
+class LabelConflict(ValueError):
+    """What a data set says about its labels contradicts itself, or its transforms."""
+
+
+def from_config(config: Config, split: str = 'train') -> list[LabelFiles]:
+    """Label files of a config's data set.
+
+    Args:
+        config: of a segmentor, with ``<split>_dataloader``.
+        split: 'train', 'val' or 'test'.
+
+    Returns:
+        One entry for each data set inside wrappers that join or repeat.
+
+    Raises:
+        ValueError: it has no such data set, or one without labels, or with conflicts (:class:`LabelConflict`).
+
+    Example:
+        >>> import tempfile
+        >>> from mmengine.config import Config
+        >>> from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+        >>> from mmseg_wce.dataset_checks import from_config
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     generate_demo_scenes(folder, num_training=2, num_validation=1, progress=False)
+        ...     load = dict(type='LoadAnnotations', reduce_zero_label=True)
+        ...     prefix = dict(img_path='images/training', seg_map_path='annotations/training')
+        ...     dataset = dict(type='DemoScenesDataset', data_root=folder, data_prefix=prefix, pipeline=[load])
+        ...     (part,) = from_config(Config(dict(train_dataloader=dict(dataset=dataset))))
+        >>> len(part), part.classes[:2], part.convention.reduce_zero_label
+        (2, ('sky', 'field'), True)
+    """
+    init_default_scope(config.get('default_scope', 'mmseg'))
+    loader = config.get(f'{split}_dataloader')
+    if loader is None:
+        raise ValueError(f'the config has no {split}_dataloader')
+    try:
+        dataset = _build(loader['dataset'])
+    except Exception as error:  # data sets have many ways to fail, and few that say why
+        raise ValueError(f'{split}_dataloader: the data set cannot be read: {in_one_line(error)}') from error
+    head = main_head(config)
+    return from_dataset(dataset, head.get('num_classes'), head.get('ignore_index', 255), has_one_channel(head))
+
+
+def _build(config: dict) -> Any:
+    """Build a data set, also where some of its transforms cannot be built."""
+    try:
+        return DATASETS.build(copy.deepcopy(config))
+    except Exception as error:
+        lenient, pipelines = _with_built_transforms(config)
+        try:
+            dataset = DATASETS.build(lenient)
+        except Exception:  # the transforms are not to blame
+            raise error from None
+        for wrapper, transforms in zip(_wrappers(dataset), pipelines, strict=True):
+            wrapper.pipeline, wrapper.pipeline_types = (
+                transforms,
+                [type(transform).__name__ for transform in transforms],
+            )
+        return dataset
+
+
+def _with_built_transforms(config: Any) -> tuple[Any, list[list[Any]]]:
+    """Build the transforms one by one: those of data sets stay in their config, those of wrappers are returned."""
+    config, pipelines = copy.copy(config), []
+    if 'dataset' in config or 'datasets' in config:
+        if 'pipeline' in config:  # a wrapper takes no transforms that are built already
+            pipelines.append([_build_transform(step) for step in config['pipeline']])
+            config['pipeline'] = []
+        if 'dataset' in config:
+            config['dataset'], inner = _with_built_transforms(config['dataset'])
+            pipelines += inner
+        else:
+            built = [_with_built_transforms(dataset) for dataset in config['datasets']]
+            config['datasets'] = [dataset for dataset, _ in built]
+            pipelines += [pipeline for _, inner in built for pipeline in inner]
+    elif config.get('pipeline'):
+        config['pipeline'] = [_build_transform(step) for step in config['pipeline']]
+    return config, pipelines
+
+
+def _build_transform(config: dict) -> Any:
+    kind = config.get('type')
+    try:
+        return TRANSFORMS.build(copy.deepcopy(config))
+    except Exception as error:  # of its own code, or albumentations is not installed
+        found = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
+        return UnbuiltTransform(str(getattr(kind, '__name__', kind)), found, in_one_line(error))
+
+
+def _wrappers(dataset: Any) -> Iterator[Any]:
+    """Wrappers with a pipeline of their own, in the order of :func:`_with_built_transforms`."""
+    if hasattr(dataset, 'datasets'):
+        for inner in dataset.datasets:
+            yield from _wrappers(inner)
+    elif hasattr(dataset, 'dataset'):
+        if hasattr(dataset, 'pipeline'):
+            yield dataset
+        yield from _wrappers(dataset.dataset)
+
+
+def from_dataset(
+    dataset: Any,
+    num_classes: int | None = None,
+    ignore_index: int = 255,
+    one_channel: bool = False,
+    most: int | None = None,
+) -> list[LabelFiles]:
+    """Label files of a built data set; one entry for each data set inside wrappers that join or repeat.
+
+    Args:
+        dataset: of mmseg, or a wrapper around such.
+        num_classes: of the model, for a data set that names no classes.
+        ignore_index: the label that the loss does not count.
+        one_channel: if the model has one output channel, for labels 0 and 1.
+        most: how many files to take of each data set, evenly spread over it; None for all.
+
+    Returns:
+        The files, with how often an epoch visits those of each data set.
+
+    Raises:
+        LabelConflict: a data set and its ``LoadAnnotations`` say different things.
+        ValueError: there is no label, or labels are volumes.
+    """
+    with isolated_random_state():
+        parts = [_from_leaf(leaf, num_classes, ignore_index, one_channel, most) for leaf in _leaves(dataset)]
+    common = math.gcd(*(part.times for part in parts))
+    return [replace(part, times=part.times // common) for part in parts]
+
+
+class _Leaf(NamedTuple):
+    """A data set inside wrappers.
+
+    Attributes:
+        dataset: the data set itself.
+        times: how often wrappers repeat it.
+        more_transforms: of wrappers with a pipeline of their own.
+        wrapper: the outermost of these.
+        offset: index in the wrapper of the data set's first sample.
+        notes: what a user should know about the wrappers.
+    """
+
+    dataset: Any
+    times: int = 1
+    more_transforms: tuple = ()
+    wrapper: Any = None
+    offset: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def _leaves(dataset: Any, outer: _Leaf | None = None) -> Iterator[_Leaf]:
+    outer = outer or _Leaf(dataset)
+    if isinstance(dataset, ConcatDataset):
+        for inner in dataset.datasets:
+            yield from _leaves(inner, outer)
+            outer = outer._replace(offset=outer.offset + len(inner))
+    elif isinstance(dataset, RepeatDataset):
+        yield from _leaves(dataset.dataset, outer._replace(times=outer.times * dataset.times))
+    elif isinstance(dataset, MultiImageMixDataset):
+        skipped = dataset._skip_type_keys or ()
+        own = [t for t, name in zip(dataset.pipeline, dataset.pipeline_types, strict=True) if name not in skipped]
+        if outer.wrapper is None:
+            outer = outer._replace(wrapper=dataset, offset=0)
+        yield from _leaves(dataset.dataset, outer._replace(more_transforms=(*own, *outer.more_transforms)))
+    elif hasattr(dataset, 'dataset'):
+        note = f'{type(dataset).__name__}: it is not known which samples it takes, so all of its data set are counted'
+        yield from _leaves(dataset.dataset, outer._replace(notes=(*outer.notes, note)))
+    else:
+        yield outer._replace(dataset=dataset)
+
+
+def _item(wrapper: Any, offset: int, index: int) -> Any:
+    return wrapper[offset + index]
+
+
+def _from_leaf(
+    leaf: _Leaf, num_classes: int | None, ignore_index: int, one_channel: bool, most: int | None
+) -> LabelFiles:
+    dataset, name = leaf.dataset, type(leaf.dataset).__name__
+    if not isinstance(dataset, BaseDataset):
+        raise ValueError(f'{name} is no data set of mmengine, so its labels are not looked at')
+    whole = partial(_item, leaf.wrapper, leaf.offset) if leaf.more_transforms else None
+    pipeline = LabelPipeline(dataset, leaf.more_transforms, whole)
+    number = len(dataset)
+    if number == 0:
+        raise ValueError(f'{name} has no samples: {_where_samples_come_from(dataset)}')
+    indices = range(number) if most is None else sorted({i * number // most for i in range(most)})
+    infos = {i: dataset.get_data_info(i) for i in indices}
+    loads = [t for t in pipeline.label_transforms if isinstance(t, AnnotationsOfMmcv | LoadBiomedicalAnnotation)]
+    labelled = {i: info for i, info in infos.items() if not loads or info.get('seg_map_path') is not None}
+    if not labelled:
+        prefix = getattr(dataset, 'data_prefix', {}).get('img_path')
+        raise ValueError(
+            f'{name}: none of its {len(infos)} samples in {prefix!r} has a label: data_prefix needs seg_map_path'
+        )
+    first = next(iter(labelled.values()))
+    convention = Convention(bool(first.get('reduce_zero_label')), ignore_index, first.get('label_map'))
+    for load in loads:
+        if getattr(load, 'reduce_zero_label', None) not in (None, convention.reduce_zero_label):
+            raise LabelConflict(
+                f'{name} says reduce_zero_label={convention.reduce_zero_label} and its LoadAnnotations says '
+                f'{load.reduce_zero_label}: give both the same'
+            )
+    samples = [
+        Sample(i, str(info.get('seg_map_path') or info.get('img_path') or f'sample {i}'), info.get('img_path'))
+        for i, info in labelled.items()
+    ]
+    named = _class_names(dataset)
+    return LabelFiles(
+        dataset=name,
+        classes=_labels_of(named, num_classes, one_channel, name),
+        palette=[list(color) for color in dataset.metainfo.get('palette') or []],
+        convention=convention,
+        reader=_reader(dataset, pipeline, convention, list(labelled.values()), samples),
+        samples=samples,
+        times=leaf.times,
+        folder=None if _is_a_choice(dataset) or most is not None else dataset.data_prefix.get('seg_map_path'),
+        suffix=getattr(dataset, 'seg_map_suffix', ''),
+        named_classes=named,
+        notes=(*leaf.notes, *pipeline.notes),
+    )
+
+
+def _where_samples_come_from(dataset: Any) -> str:
+    if dataset.ann_file:
+        return f'its ann_file {dataset.ann_file!r} is empty'
+    return f'img_path {dataset.data_prefix.get("img_path")!r} holds no files *{getattr(dataset, "img_suffix", "")}'
+
+
+def _class_names(dataset: Any) -> tuple[str, ...]:
+    """Names of the classes as the data set says them.
+
+    Raises:
+        LabelConflict: they are one string.
+    """
+    names = dataset.metainfo.get('classes') or ()
+    if isinstance(names, str):
+        raise LabelConflict(one_string(names, type(dataset).__name__))
+    return tuple(map(str, names))
+
+
+def _labels_of(named: tuple[str, ...], num_classes: int | None, one_channel: bool, name: str) -> tuple[str, ...]:
+    """Names of the labels that the loss takes: with one channel background and foreground."""
+    if one_channel:
+        return ('background', *named) if len(named) == 1 else named[:2] or ('background', 'foreground')
+    classes = named or tuple(str(c) for c in range(num_classes or 0))
+    if not classes:
+        raise ValueError(f'{name} names no classes, and the config has no decode_head with num_classes')
+    return classes
+
+
+def _reader(
+    dataset: Any, pipeline: LabelPipeline, convention: Convention, infos: list[dict], samples: list[Sample]
+) -> AnnotationReader | PipelineReader:
+    """Read files directly where nothing but plain ``LoadAnnotations`` makes labels of them."""
+    probed = [samples[i].index for i in sorted({0, len(samples) // 2, len(samples) - 1})]
+    if any(type(t) is not LoadAnnotations for t in pipeline.label_transforms):
+        pipeline.probe(probed)
+    known = dict(reduce_zero_label=convention.reduce_zero_label, label_map=convention.label_map)
+    is_plain = (
+        [type(t) for t in pipeline.label_transforms] == [LoadAnnotations]
+        and type(dataset).prepare_data in (BaseDataset.prepare_data, BaseSegDataset.prepare_data)
+        and all(bool(i.get('reduce_zero_label')) == known['reduce_zero_label'] for i in infos)
+        and all(i.get('label_map') == known['label_map'] for i in infos)
+    )
+    if is_plain:
+        return AnnotationReader(pipeline.label_transforms[0], convention, pipeline)
+    reader = PipelineReader(pipeline)
+    problems: list[Exception | None] = []
+    for sample in (sample for sample in samples if sample.index in probed):
+        try:
+            reader.labels(sample)
+        except (NoLabelsError, VolumeError) as error:
+            problems.append(error)
+        except Exception:  # the scan names it
+            problems.append(None)
+        else:
+            problems.append(None)
+    if problems and problems[0] is not None and None not in problems:
+        raise ValueError(f'{type(dataset).__name__}: {problems[0].args[0]}')
+    return reader
+
+
+def _is_a_choice(dataset: Any) -> bool:
+    """Return True if other files of its folders belong to other splits."""
+    return bool(dataset.ann_file) or getattr(dataset, '_indices', None) is not None
+
+
+def from_folder(
+    folder: str,
+    num_classes: int,
+    reduce_zero_label: bool = False,
+    ignore_index: int = 255,
+    suffix: str = '.png',
+    images: str | None = None,
+    image_suffix: str | None = None,
+) -> LabelFiles:
+    """Label files below a folder, without a config.
+
+    Args:
+        folder: searched with all its subfolders; any file backend of mmengine.
+        num_classes: C.
+        reduce_zero_label: whether raw 0 is "other" and raw k is class k - 1.
+        ignore_index: the label that does not count.
+        suffix: of the label files.
+        images: folder of their images, at the same relative paths but for the suffix.
+        image_suffix: of the images; None for the extension of any image.
+
+    Returns:
+        The files, and those that images ask for and that do not exist.
+
+    Raises:
+        ValueError: there is no such folder, or no such file in it.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from mmseg_wce.dataset_checks import from_folder
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(f'{folder}/a.png')
+        ...     files = from_folder(folder, num_classes=2, reduce_zero_label=True)
+        ...     files.labels(0).tolist()
+        [[255, 0], [1, 255]]
+    """
+    names = _names(folder)
+    stems = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+    if not stems:
+        others = ', '.join(sorted({f'*{osp.splitext(name)[1]}' for name in names}))
+        raise ValueError(
+            f'folder {folder!r} holds no label *{suffix}: ' + (f'it has {others}' if names else 'it is empty')
+        )
+    image_of: dict[str, str] = {}
+    if images is not None:
+        beside = osp.normpath(images) == osp.normpath(folder)
+        of_images = [name for name in _names(images) if _is_image(name, image_suffix, suffix if beside else None)]
+        image_of = {name.removesuffix(image_suffix or osp.splitext(name)[1]): name for name in of_images}
+    ordered = sorted(stems | set(image_of))
+    convention = Convention(reduce_zero_label, ignore_index)
+    return LabelFiles(
+        dataset=osp.normpath(folder),
+        classes=tuple(str(c) for c in range(num_classes)),
+        palette=[],
+        convention=convention,
+        reader=AnnotationReader(LoadAnnotations(), convention),
+        samples=[
+            Sample(
+                i,
+                osp.join(folder, stem + suffix),
+                osp.join(images, image_of.get(stem, f'{stem}{image_suffix or ".jpg"}')) if images else None,
+            )
+            for i, stem in enumerate(ordered)
+        ],
+        suffix=suffix,
+    )
+
+
+def _is_image(name: str, image_suffix: str | None, label_suffix: str | None) -> bool:
+    if image_suffix is not None:
+        return name.endswith(image_suffix)
+    label = label_suffix is not None and name.endswith(label_suffix)
+    return not label and osp.splitext(name)[1].lower() in Image.registered_extensions()
+
+
+def _names(folder: str) -> list[str]:
+    """Relative paths of all files; of links as well that lead nowhere, which mmengine leaves out."""
+    if not fileio.isdir(folder):
+        raise ValueError(f'folder {folder!r} does not exist (looked in {os.getcwd()})')
+    names = list(fileio.list_dir_or_file(folder, list_dir=False, recursive=True))
+    broken = (path for path in Path(folder).rglob('*') if path.is_symlink() and not path.exists())
+    return names + [path.relative_to(folder).as_posix() for path in broken]

@@ -1,0 +1,35 @@
+"""Find labels whose images the data set does not know. Their sizes are compared while the labels are read."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterator, Sequence
+
+from mmengine import fileio
+from mmseg_wce.dataset_checks.findings import Finding, Severity
+from mmseg_wce.dataset_checks.label_files import LabelFiles
+
+__all__ = ['check_unused_labels']
+
+
+def check_unused_labels(parts: Sequence[LabelFiles]) -> list[Finding]:
+    """Look for label files in the folders of data sets that no image asks for.
+
+    Args:
+        parts: all label files.
+
+    Returns:
+        What is not used; empty where all is.
+    """
+    return [finding for part in parts for finding in _unused(part)]
+
+
+def _unused(part: LabelFiles) -> Iterator[Finding]:
+    if part.folder is None or not part.has_images or not part.suffix:
+        return
+    known = set(part.files)
+    names = fileio.list_dir_or_file(part.folder, list_dir=False, recursive=True, suffix=part.suffix)
+    alone = sorted(path for name in names if (path := osp.join(part.folder, name)) not in known)
+    if alone:
+        change = 'these labels are not used: img_suffix or img_path is wrong, or their images are missing'
+        yield Finding(Severity.WARNING, 'labels have no image', change, len(alone), alone[0])

@@ -1,0 +1,102 @@
+"""What the transforms of mmcv and mmseg do to labels. Everything that is not listed here is run to find out."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+__all__ = ['Effect', 'effect_of', 'is_resize']
+
+
+class Effect(Enum):
+    """What a transform is to the meaning of labels."""
+
+    LOADS_IMAGE = 'loads the image, which is decoded only where another transform asks for it'
+    LABELS = 'loads labels, or may change what they mean: it is run'
+    MOVES = 'moves, crops, resizes or pads image and labels alike: left out'
+    NONE = 'changes the colours of the image, makes other data, or packs: left out'
+    CONTAINER = 'holds other transforms'
+
+
+_EFFECTS = {
+    Effect.LOADS_IMAGE: {
+        'InferencerLoader',
+        'LoadBiomedicalImageFromFile',
+        'LoadImageFromFile',
+        'LoadImageFromNDArray',
+        'LoadImageFromNpyFile',
+        'LoadMultipleRSImageFromFile',
+        'LoadSingleRSImageFromFile',
+    },
+    Effect.LABELS: {'LoadAnnotations', 'LoadBiomedicalAnnotation', 'LoadBiomedicalData'},
+    Effect.MOVES: {
+        'Albu',
+        'BioMedical3DPad',
+        'BioMedical3DRandomCrop',
+        'BioMedical3DRandomFlip',
+        'CenterCrop',
+        'Pad',
+        'RandomChoiceResize',
+        'RandomCrop',
+        'RandomCutOut',
+        'RandomFlip',
+        'RandomMosaic',
+        'RandomResize',
+        'RandomRotFlip',
+        'RandomRotate',
+        'Resize',
+        'ResizeShortestEdge',
+        'ResizeToMultiple',
+        'SegRescale',
+    },
+    Effect.NONE: {
+        'AdjustGamma',
+        'BioMedicalGaussianBlur',
+        'BioMedicalGaussianNoise',
+        'BioMedicalRandomGamma',
+        'CLAHE',
+        'ConcatCDInput',
+        'GenerateEdge',
+        'ImageToTensor',
+        'LoadDepthAnnotation',
+        'Normalize',
+        'PackSegInputs',
+        'PhotoMetricDistortion',
+        'RGB2Gray',
+        'RandomDepthMix',
+        'RandomGrayscale',
+        'Rerange',
+        'ToTensor',
+    },
+    Effect.CONTAINER: {
+        'Compose',
+        'KeyMapper',
+        'MultiScaleFlipAug',
+        'RandomApply',
+        'RandomChoice',
+        'TestTimeAug',
+        'TransformBroadcaster',
+    },
+}
+_EFFECT_OF_NAME = {name: effect for effect, names in _EFFECTS.items() for name in names}
+_RESIZES = {'RandomChoiceResize', 'RandomResize', 'Resize', 'ResizeShortestEdge', 'ResizeToMultiple'}
+_PROJECTS = ('mmcv', 'mmengine', 'mmseg')
+
+
+def effect_of(transform: Any) -> Effect:
+    """Return the effect of a transform, which is ``LABELS`` for every class of another project, also a derived one.
+
+    Args:
+        transform: an object of a pipeline, or its class.
+    """
+    kind = transform if isinstance(transform, type) else type(transform)
+    if kind.__module__.partition('.')[0] not in _PROJECTS:
+        return Effect.LABELS
+    if getattr(transform, 'with_seg', True) is False:
+        return Effect.LOADS_IMAGE if kind.__name__ == 'LoadBiomedicalData' else Effect.NONE
+    return _EFFECT_OF_NAME.get(kind.__name__, Effect.LABELS)
+
+
+def is_resize(transform: Any) -> bool:
+    """Return True for a transform that resizes image and labels, each by itself."""
+    return effect_of(transform) is Effect.MOVES and type(transform).__name__ in _RESIZES

@@ -1,0 +1,121 @@
+"""The label files of a data set that are read in the same way, and their statistics."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from mmseg_wce.class_weights import Convention, LabelStatistics, Tally
+from mmseg_wce.dataset_checks.label_pipeline import SampleDroppedError
+from mmseg_wce.dataset_checks.label_readers import AnnotationReader, LabelFileError, PipelineReader, Sample
+from mmseg_wce.errors import in_one_line
+from PIL import UnidentifiedImageError
+
+__all__ = ['LabelFiles']
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """Label files that are read in the same way.
+
+    Attributes:
+        dataset: its name.
+        classes: names of the C classes that labels may have: of a model with one channel two, background and
+            foreground.
+        palette: RGB of each class; empty where there is none.
+        convention: how raw values become labels.
+        reader: makes labels of a sample.
+        samples: of the data set.
+        times: how often the training visits each file in an epoch.
+        folder: holds the files; None where it holds files of others as well.
+        suffix: of the files.
+        named_classes: names of the classes as the data set says them; empty where it names none.
+        notes: what a user should know about how the labels are looked at.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    palette: list[list[int]]
+    convention: Convention
+    reader: AnnotationReader | PipelineReader
+    samples: list[Sample]
+    times: int = 1
+    folder: str | None = None
+    suffix: str = '.png'
+    named_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Paths of the labels, or what stands for them in messages."""
+        return [sample.label for sample in self.samples]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the images of the labels are known."""
+        return any(sample.image is not None for sample in self.samples)
+
+    @property
+    def reads_raw_values(self) -> bool:
+        """Whether labels are what ``LoadAnnotations`` makes of the raw values in the files, and nothing else."""
+        return isinstance(self.reader, AnnotationReader)
+
+    @cached_property
+    def common_folder(self) -> str:
+        """The deepest folder that holds all files."""
+        common = osp.commonpath([osp.dirname(file) for file in self.files])
+        return osp.realpath(common) if osp.isdir(common) else common
+
+    def subset(self, indices: Iterable[int]) -> LabelFiles:
+        """Return some of the files.
+
+        Args:
+            indices: of the files, from 0.
+        """
+        return replace(self, samples=[self.samples[i] for i in indices])
+
+    def labels(self, index: int) -> np.ndarray:
+        """Return a file's labels (H, W), integers, as the loss gets them.
+
+        Args:
+            index: of the file, from 0.
+
+        Raises:
+            LabelFileError: it does not hold one class index for each pixel.
+            SampleDroppedError: a transform leaves the sample out.
+            Exception: it is missing or damaged; every storage and decoder has its own errors.
+        """
+        return self.reader.labels(self.samples[index])
+
+    def statistics(self, indices: Sequence[int] | None = None, with_images: bool = False) -> LabelStatistics:
+        """Count the labels of some files. What cannot be read is named in ``failed`` and counts for nothing.
+
+        Args:
+            indices: of the files, from 0; by default all.
+            with_images: compare the size of every label with its image's.
+        """
+        counted, failed, dropped = [], {}, None
+        for index in range(len(self)) if indices is None else indices:
+            sample = self.samples[index]
+            try:
+                counted.append(self.reader.count(sample, with_images))
+            except SampleDroppedError as error:
+                dropped = Tally(0, 1, sample.label, str(error)) if dropped is None else dropped + Tally(0, 1, '')
+            except Exception as error:  # one file must not cost the scan, and every decoder has its own errors
+                failed[sample.label] = _reason(error)
+        statistics = LabelStatistics.from_files(self.dataset, self.classes, self.convention, counted)
+        return replace(statistics, failed=failed, dropped=dropped, folders=(self.common_folder,))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return 'it does not exist: add it, or take its image out; or seg_map_suffix or the folder is wrong'
+    if isinstance(error, UnidentifiedImageError):  # its message holds an address in memory
+        return 'it is empty, or no image'
+    return str(error) if isinstance(error, LabelFileError) else in_one_line(error)

@@ -1,0 +1,416 @@
+"""Labels as a data set's own pipeline makes them, without what moves, crops, colours or packs."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, is_resize
+from mmseg_wce.errors import in_one_line
+
+__all__ = [
+    'LabelPipeline',
+    'LoadedLabels',
+    'NoLabelsError',
+    'SampleDroppedError',
+    'UnbuiltTransform',
+    'isolated_random_state',
+]
+
+
+class SampleDroppedError(Exception):
+    """A transform returned None: the training takes another sample in its place."""
+
+
+class NoLabelsError(KeyError):
+    """No transform has set ``gt_seg_map``."""
+
+
+class UnbuiltTransform:
+    """Stands in the place of a transform of a config that cannot be built.
+
+    Args:
+        name: its type in the config.
+        kind: its class; None where none is registered.
+        reason: why it cannot be built.
+    """
+
+    def __init__(self, name: str, kind: type | None, reason: str) -> None:
+        self.name, self.kind, self.reason = name, kind, reason
+
+    def __call__(self, results: dict) -> dict:
+        raise ValueError(f'transform {self.name} cannot be built: {self.reason}')
+
+
+class LoadedLabels(NamedTuple):
+    """Labels of one sample.
+
+    Attributes:
+        labels: as the transforms left them: (H, W) integers, if all is well.
+        size: height and width of the labels directly after they were loaded; None where that is not known.
+        image: the image directly after it was loaded; None where it was not loaded.
+        path: of the file that plain ``LoadAnnotations`` read; None without one.
+    """
+
+    labels: np.ndarray
+    size: tuple[int, int] | None = None
+    image: np.ndarray | None = None
+    path: str | None = None
+
+
+class _Step(NamedTuple):
+    transform: Callable
+    effect: Effect
+
+
+class LabelPipeline:
+    """The part of a data set's pipeline that decides what its labels mean.
+
+    Transforms of mmcv and mmseg that move, crop, resize, colour or pack are left out, and so are all transforms after
+    the last one that may change labels. Every other transform is run: the loader of labels, and whatever a project adds
+    before or after it. Where that fails, the whole pipeline is run in its place, with crops and flips.
+
+    All transforms are copies and the random state is restored: a training does not notice.
+
+    Args:
+        dataset: an mmengine ``BaseDataset``, without wrappers.
+        more_transforms: of wrappers with a pipeline of their own, which run after the data set's.
+        whole: gives the sample of an index as the training sees it; by default the data set's ``prepare_data``.
+
+    Attributes:
+        notes: what a user should know about how the labels are looked at, a sentence each.
+        needs_image: if a transform makes other labels, or fails, without the image.
+
+    Raises:
+        ValueError: no transform loads labels, or one of them cannot be copied.
+    """
+
+    def __init__(
+        self, dataset: Any, more_transforms: Sequence[Callable] = (), whole: Callable[[int], dict] | None = None
+    ) -> None:
+        name = type(dataset).__name__
+        transforms = [*_flat([dataset.pipeline]), *_flat(more_transforms)]
+        self.notes: list[str] = [f'{name}: {note}' for transform in transforms for note in _notes(transform)]
+        steps = [step for transform in transforms if (step := _reduced(transform))]
+        changing = [i for i, step in enumerate(steps) if step.effect is Effect.LABELS]
+        if not changing:
+            raise ValueError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
+        self._steps = _copied(name, steps[: changing[-1] + 1])
+        self._first_move = _first_move(transforms)
+        self._dataset = copy.copy(dataset)
+        self._dataset.pipeline = _unchanged
+        self._original = dataset
+        self._given_whole = whole
+        self._whole: Callable[[int], dict] | None = None
+        self.needs_image = True
+
+    @property
+    def transforms(self) -> list[Callable]:
+        """The transforms that are run, loaders of images included."""
+        return [step.transform for step in self._steps]
+
+    @property
+    def image_loaders(self) -> list[Callable]:
+        """The transforms that load the image."""
+        return [step.transform for step in self._steps if step.effect is Effect.LOADS_IMAGE]
+
+    @property
+    def label_transforms(self) -> list[Callable]:
+        """The transforms that load labels, or may change them."""
+        return [step.transform for step in self._steps if step.effect is Effect.LABELS]
+
+    def probe(self, indices: Sequence[int]) -> None:
+        """Find out on some samples what is needed for the others, and note what is unusual.
+
+        A transform of another project that adds an image and changes nothing else is a loader of images. Images are
+        loaded for all samples if some labels differ, or cannot be made, without them.
+
+        Args:
+            indices: of the samples.
+        """
+        with isolated_random_state():
+            self._find_image_loaders(indices)
+        outcomes = [self._probe_sample(index) for index in indices]
+        self.needs_image = not outcomes or any(needs_image for needs_image, _ in outcomes)
+        self.notes += dict.fromkeys(note for _, note in outcomes if note)
+
+    def load(self, index: int, with_image: bool = False) -> LoadedLabels:
+        """Make the labels of a sample.
+
+        Args:
+            index: of the sample in the data set.
+            with_image: load the image as well, even if no label depends on it.
+
+        Returns:
+            Labels, and the image where it was loaded.
+
+        Raises:
+            SampleDroppedError: a transform returned None.
+            NoLabelsError: no transform loads labels for this sample.
+            Exception: the sample cannot be loaded by the training's own transforms either.
+        """
+        with isolated_random_state(index):
+            try:
+                return self._run(index, with_image or self.needs_image)
+            except (SampleDroppedError, NoLabelsError):
+                raise
+            except Exception:  # of any transform: perhaps one that needs what was left out
+                return self._run_whole(index)
+
+    def load_image(self, index: int) -> np.ndarray | None:
+        """Load the image of a sample by its loaders alone.
+
+        Args:
+            index: of the sample in the data set.
+
+        Returns:
+            What the loaders set as ``img``; None where there is no loader, or it drops the sample.
+        """
+        with isolated_random_state(index):
+            results: Any = self._dataset.prepare_data(index)
+            for load in self.image_loaders:
+                results = load(results)
+                if results is None:
+                    return None
+            return results.get('img')
+
+    def resized_alike(self, label_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
+        """Return True if a resize brings image and label to one size before anything else moves them.
+
+        Args:
+            label_size: height and width of the label.
+            image_size: height and width of the image.
+        """
+        if self._first_move is None or not is_resize(self._first_move):
+            return False
+        results = dict(img=np.zeros((*image_size, 3), np.uint8), img_shape=image_size, ori_shape=image_size)
+        results.update(gt_seg_map=np.zeros(label_size, np.uint8), seg_fields=['gt_seg_map'])
+        with isolated_random_state():
+            try:
+                results = copy.deepcopy(self._first_move)(results)
+            except Exception:  # it needs more than an image and a label
+                return False
+        return results['img'].shape[:2] == results['gt_seg_map'].shape[:2]
+
+    def _run(self, index: int, with_image: bool) -> LoadedLabels:
+        results: Any = self._dataset.prepare_data(index)
+        size, image, path = None, None, None
+        for transform, effect in self._steps:
+            if effect is Effect.LOADS_IMAGE and not with_image:
+                continue
+            if type(transform) is LoadAnnotations:
+                path = results.get('seg_map_path')
+            results = transform(results)
+            if results is None:
+                raise SampleDroppedError(type(transform).__name__)
+            if size is None and results.get('gt_seg_map') is not None:
+                size = np.shape(results['gt_seg_map'])[:2]
+            if image is None:
+                image = results.get('img')
+        return LoadedLabels(_labels_in(results), size, image, path)
+
+    def _run_whole(self, index: int) -> LoadedLabels:
+        if self._whole is None:
+            if self._given_whole is not None:
+                self._whole = copy.deepcopy(self._given_whole)
+            else:
+                dataset = copy.copy(self._original)
+                dataset.pipeline = copy.deepcopy(self._original.pipeline)
+                self._whole = dataset.prepare_data
+        results = self._whole(index)
+        if results is None:
+            raise SampleDroppedError('a transform')
+        return LoadedLabels(_labels_in(results))
+
+    def _find_image_loaders(self, indices: Sequence[int]) -> None:
+        loads = [i for i, step in enumerate(self._steps) if _is_known_loader(step.transform)]
+        unknown = [i for i in range(loads[0] if loads else 0) if self._steps[i].effect is Effect.LABELS]
+        for index in indices[:1] if unknown else ():
+            try:
+                results = self._dataset.prepare_data(index)
+                for i in range(unknown[-1] + 1):
+                    before = dict(results)
+                    results = self._steps[i].transform(results)
+                    changed = [key for key in before if results.get(key) is not before[key]]
+                    if i in unknown and not changed and 'img' in set(results) - set(before):
+                        self._steps[i] = self._steps[i]._replace(effect=Effect.LOADS_IMAGE)
+            except Exception:  # a file is missing, say: what is not known to be a loader of images is run
+                return
+
+    def _probe_sample(self, index: int) -> tuple[bool, str]:
+        """Return if the image is needed, and a note."""
+        outcomes: list[LoadedLabels | Exception] = []
+        for with_image in (True, False):
+            with isolated_random_state(index):
+                try:
+                    outcomes.append(self._run(index, with_image))
+                except Exception as error:  # of any transform
+                    outcomes.append(error)
+        loaded, without_image = outcomes
+        if isinstance(loaded, LoadedLabels):
+            same = isinstance(without_image, LoadedLabels) and _same(loaded.labels, without_image.labels)
+            return not same, self._shape_note(loaded)
+        if isinstance(without_image, LoadedLabels):  # the image itself cannot be loaded
+            return False, self._shape_note(without_image)
+        return True, self._whole_note(index, loaded)
+
+    def _shape_note(self, loaded: LoadedLabels) -> str:
+        left = np.shape(loaded.labels)[-2:]
+        if loaded.size is None or left == loaded.size:
+            return ''
+        names = ', '.join(type(t).__name__ for t in self.label_transforms if not _is_known_loader(t))
+        before, after = ('{1} x {0}'.format(*size) if len(size) == 2 else str(size) for size in (loaded.size, left))
+        return (
+            f'{type(self._original).__name__}: {names} changes the size of labels ({before} becomes {after}, width x '
+            f'height): they are counted as it leaves them'
+        )
+
+    def _whole_note(self, index: int, error: Exception) -> str:
+        """Say that the whole pipeline has to be run, where that works."""
+        if isinstance(error, SampleDroppedError):
+            return ''
+        with isolated_random_state(index):
+            try:
+                self._run_whole(index)
+            except Exception:  # the training fails as well: reading the sample says so
+                return ''
+        return (
+            f'{type(self._original).__name__}: its transforms need what the ones left out make '
+            f'({in_one_line(error)}), so labels are counted after the whole pipeline, with its crops and flips'
+        )
+
+
+def _first_move(transforms: Sequence[Callable]) -> Callable | None:
+    """Return the first transform that moves pixels after image and labels are loaded; None where none does."""
+    effects = [effect_of(transform) for transform in transforms]
+    loads = [i for i, effect in enumerate(effects) if effect in (Effect.LOADS_IMAGE, Effect.LABELS)]
+    after = range(loads[-1] + 1 if loads else 0, len(transforms))
+    first = next((transforms[i] for i in after if effects[i] is Effect.MOVES), None)
+    before = any(effects[i] is Effect.MOVES for i in range(after.start))
+    return None if before else first
+
+
+def _unchanged(results: dict) -> dict:
+    """Pass a data set's own description of a sample on."""
+    return results
+
+
+def _flat(transforms: Any) -> Iterator[Callable]:
+    """Yield transforms one by one, those of containers that always run all of theirs included."""
+    for transform in transforms:
+        known, name = effect_of(transform) is Effect.CONTAINER, type(transform).__name__
+        if known and name in ('Compose', 'MultiScaleFlipAug'):
+            inner = transform.transforms
+            yield from _flat(getattr(inner, 'transforms', inner))
+        elif known and name == 'TestTimeAug':
+            yield from _flat(transform.subroutines[0].transforms)
+        elif known and name == 'KeyMapper' and not transform.mapping and not transform.remapping:
+            yield from _flat(transform.transforms.transforms)
+        else:
+            yield transform
+
+
+def _reduced(transform: Callable) -> _Step | None:
+    """Return what is left of a transform, None where it can be left out."""
+    if isinstance(transform, UnbuiltTransform):
+        fails = transform.kind is not None and effect_of(transform.kind) is Effect.LABELS
+        return _Step(transform, Effect.LABELS) if fails else None
+    effect = effect_of(transform)
+    if effect in (Effect.MOVES, Effect.NONE):
+        return None
+    return _reduced_container(transform) if effect is Effect.CONTAINER else _Step(transform, effect)
+
+
+def _reduced_container(container: Any) -> _Step | None:
+    """Return a copy of a container without the transforms that can be left out."""
+    branches = container.transforms if isinstance(container.transforms, list) else [container.transforms]
+    reduced = [[step for inner in _flat(branch.transforms) if (step := _reduced(inner))] for branch in branches]
+    effects = {step.effect for steps in reduced for step in steps}
+    if not effects:
+        return None
+    kept = [type(b)([step.transform for step in steps]) for b, steps in zip(branches, reduced, strict=True)]
+    smaller = copy.copy(container)
+    smaller.transforms = kept if isinstance(container.transforms, list) else kept[0]
+    return _Step(smaller, Effect.LABELS if Effect.LABELS in effects else Effect.LOADS_IMAGE)
+
+
+def _notes(transform: Any) -> Iterator[str]:
+    """Say what is not looked into, or happens at random."""
+    name = type(transform).__name__
+    if isinstance(transform, UnbuiltTransform):
+        if transform.kind is None or effect_of(transform.kind) is Effect.CONTAINER:
+            yield f'transform {transform.name} is left out, since it cannot be built: {transform.reason}'
+    elif name == 'Albu' and _has_function(transform.transforms):
+        yield 'Albu holds functions or classes, which are not looked into: they may change labels'
+    elif name in ('RandomApply', 'RandomChoice') and (step := _reduced(transform)) and step.effect is Effect.LABELS:
+        yield f'{name} changes labels at random: they are counted as one draw leaves them'
+
+
+def _has_function(node: Any) -> bool:
+    """Search the config of albumentations transforms for Lambda and for classes of a project."""
+    if isinstance(node, dict):
+        kind = node.get('type')
+        return kind == 'Lambda' or isinstance(kind, type) or any(map(_has_function, node.values()))
+    return any(map(_has_function, node)) if isinstance(node, list | tuple) else False
+
+
+def _copied(name: str, steps: list[_Step]) -> list[_Step]:
+    """Copy the transforms that are not left out."""
+    copies = []
+    for step in steps:
+        try:
+            copies.append(step._replace(transform=copy.deepcopy(step.transform)))
+        except Exception as error:  # an open file, a lock
+            raise ValueError(
+                f'{name}: transform {type(step.transform).__name__} cannot be copied ({in_one_line(error)}), so its '
+                'labels are not looked at'
+            ) from error
+    return copies
+
+
+def _is_known_loader(transform: Any) -> bool:
+    return type(transform).__name__.startswith('Load') and type(transform).__module__.startswith(('mmcv.', 'mmseg.'))
+
+
+def _labels_in(results: dict) -> np.ndarray:
+    """Labels of a sample, packed or not.
+
+    Raises:
+        NoLabelsError: it has none.
+    """
+    if results.get('gt_seg_map') is not None:
+        return np.asarray(results['gt_seg_map'])
+    sample = results.get('data_samples')
+    if sample is None or not hasattr(sample, 'gt_sem_seg'):
+        raise NoLabelsError('no transform has set gt_seg_map: the sample has no labels')
+    labels = np.asarray(sample.gt_sem_seg.data)
+    return labels[0] if labels.ndim == 3 and labels.shape[0] == 1 else labels
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == 'f')
+
+
+@contextmanager
+def isolated_random_state(seed: int = 0) -> Iterator[None]:
+    """Seed Python, NumPy and PyTorch on CPU inside the context, and restore their states after it.
+
+    Args:
+        seed: the same for the same sample, so that random transforms give it the same labels every time.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

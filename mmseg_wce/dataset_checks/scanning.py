@@ -1,0 +1,180 @@
+"""One pass over label files: in parallel, in constant memory, resumed after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import os
+import os.path as osp
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from mmseg_wce.class_weights import LabelStatistics
+from mmseg_wce.class_weights.statistics_file import from_json, to_json
+from mmseg_wce.dataset_checks.label_files import LabelFiles
+from mmseg_wce.dataset_checks.label_readers import AnnotationReader
+from mmseg_wce.json_files import write_json
+from torch.utils.data import DataLoader, Dataset, Subset
+
+__all__ = ['cores', 'scan', 'scan_parts', 'sum_statistics']
+
+_FILES_IN_CHUNK = 16
+_SECONDS_BETWEEN_SAVES = 2.0
+
+
+class _Chunks(Dataset):
+    """Runs of files as a DataLoader asks for them; an item is their number, their part and their statistics."""
+
+    def __init__(self, parts: Sequence[LabelFiles], with_images: bool) -> None:
+        self.parts, self.with_images = parts, with_images
+        self.bounds = [(i, start) for i, part in enumerate(parts) for start in range(0, len(part), _FILES_IN_CHUNK)]
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __getitem__(self, index: int) -> tuple[int, int, LabelStatistics]:
+        i, start = self.bounds[index]
+        part = self.parts[i]
+        files = range(start, min(start + _FILES_IN_CHUNK, len(part)))
+        return len(files), i, part.statistics(files, self.with_images) * part.times
+
+
+def cores() -> int:
+    """How many this process may use; systems other than Linux tell only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def scan(
+    parts: Sequence[LabelFiles], num_workers: int = 0, unfinished: str | os.PathLike | None = None
+) -> Iterator[tuple[int, LabelStatistics]]:
+    """Read every file once. Memory does not grow with their number.
+
+    Args:
+        parts: of one data set, with the same number of classes.
+        num_workers: processes that read, at most as many as there are cores; 0 reads in this one.
+        unfinished: where to keep what an interrupted scan had, to go on from there: a file that exists only until the
+            scan is complete. What it holds of other files, or of files that have changed since, is not used.
+
+    Yields:
+        Number of files done and the statistics of them, again and again, the last time of all.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from mmseg_wce.dataset_checks import from_folder, scan
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(f'{folder}/a.png')
+        ...     *_, (number, statistics) = scan([from_folder(folder, num_classes=2, reduce_zero_label=True)])
+        >>> number, statistics.pixels.tolist(), statistics.ignored_pixels
+        (1, [1, 1], 2)
+    """
+    for done, statistics in scan_parts(parts, num_workers, unfinished):
+        yield done, sum_statistics(statistics)
+
+
+def sum_statistics(statistics: Sequence[LabelStatistics]) -> LabelStatistics:
+    """Add statistics up, class by class in the order of the indices.
+
+    Args:
+        statistics: of data sets with the same number of classes, at least one.
+
+    Raises:
+        ValueError: the numbers of classes differ.
+    """
+    return reduce(operator.add, statistics)
+
+
+def scan_parts(
+    parts: Sequence[LabelFiles],
+    num_workers: int = 0,
+    unfinished: str | os.PathLike | None = None,
+    with_images: bool = False,
+) -> Iterator[tuple[int, list[LabelStatistics]]]:
+    """Read every file once, as :func:`scan`, and keep the statistics of joined data sets apart.
+
+    Args:
+        parts: of one data set.
+        num_workers: processes that read.
+        unfinished: where to keep what an interrupted scan had.
+        with_images: compare the size of every label with its image's.
+
+    Yields:
+        Number of files done and the statistics of each part, again and again, the last time of all files.
+    """
+    chunks = _Chunks(parts, with_images)
+    for part in parts:
+        if isinstance(part.reader, AnnotationReader):
+            _ = part.reader.table  # made here once, not in every process
+    kept = _Kept(Path(unfinished), parts, with_images) if unfinished is not None else None
+    totals = [LabelStatistics.empty(part.dataset, part.classes, part.convention) for part in parts]
+    first, done, loaded = kept.load() if kept else (0, 0, None)
+    if loaded is not None:
+        totals = loaded
+        yield done, list(totals)
+    left = Subset(chunks, range(first, len(chunks)))
+    num_workers = min(num_workers, len(left), cores())
+    loader = DataLoader(left, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
+    saved, index = time.monotonic(), first
+    try:
+        for index, (number, i, statistics) in enumerate(loader, first + 1):
+            done, totals[i] = done + number, totals[i] + statistics
+            if kept and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                kept.save(index, done, totals)
+                saved = time.monotonic()
+            yield done, list(totals)
+    except BaseException:  # an interrupt, or the caller has had enough
+        if kept and done > 0:
+            kept.save(index, done, totals)
+        raise
+    if kept:
+        kept.path.unlink(missing_ok=True)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+class _Kept:
+    """What an interrupted scan had, in a file."""
+
+    def __init__(self, path: Path, parts: Sequence[LabelFiles], with_images: bool) -> None:
+        self.path, self.digest, self.number = path, _digest(parts, with_images), len(parts)
+
+    def load(self) -> tuple[int, int, list[LabelStatistics] | None]:
+        """Chunks done, files done, the statistics of each part."""
+        try:
+            content = json.loads(self.path.read_text())
+            if content['digest'] != self.digest or len(content['statistics']) != self.number:
+                return 0, 0, None
+            return content['chunks'], content['files'], [from_json(part) for part in content['statistics']]
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, 0, None
+
+    def save(self, chunks: int, files: int, statistics: Sequence[LabelStatistics]) -> None:
+        parts = [to_json(part) for part in statistics]
+        write_json(self.path, dict(digest=self.digest, chunks=chunks, files=files, statistics=parts))
+
+
+def _digest(parts: Iterable[LabelFiles], with_images: bool) -> str:
+    """Of everything that the statistics depend on; local files by size and time of change, others by name alone."""
+    digest = hashlib.sha256(str(with_images).encode())
+    for part in parts:
+        how = f'{part.dataset} {part.classes} {part.convention} {_transforms(part)} {part.times}'
+        digest.update(how.encode())
+        for sample in part.samples:
+            for file in (sample.label, sample.image) if with_images else (sample.label,):
+                stat = os.stat(file) if file and osp.isfile(file) else None
+                digest.update(f'{file} {stat and (stat.st_size, stat.st_mtime_ns)}'.encode())
+    return digest.hexdigest()
+
+
+def _transforms(part: LabelFiles) -> str:
+    """Types and settings of the transforms that make the labels, without addresses in memory."""
+    reader = part.reader
+    transforms = [reader.load] if isinstance(reader, AnnotationReader) else reader.pipeline.transforms
+    return re.sub(r' at 0x[0-9a-f]+', '', str([(type(t).__qualname__, vars(t)) for t in transforms]))

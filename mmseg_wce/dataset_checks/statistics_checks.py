@@ -1,0 +1,277 @@
+"""Check the statistics of a scan: values that are no class, values that reading changes, shifts, missing files."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from mmseg_wce.class_weights import LabelStatistics
+from mmseg_wce.dataset_checks.findings import Finding, Severity
+from mmseg_wce.label_causes import LabelEvidence, likely_causes, mapping_advice
+
+__all__ = ['check_statistics']
+
+_MANY_IMAGES = 100  # below, it says little that a class never occurs
+
+
+def check_statistics(statistics: LabelStatistics) -> list[Finding]:
+    """Return what the statistics of a scan show, worst first.
+
+    Args:
+        statistics: of label files that are read in the same way; those of joined data sets are checked one by one.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from mmseg_wce.class_weights import Convention, LabelStatistics
+        >>> from mmseg_wce.dataset_checks import check_statistics
+        >>> nothing = LabelStatistics.empty('mine', ['sky', 'road'], Convention())
+        >>> (finding,) = check_statistics(replace(nothing, failed={'a.png': 'it is empty, or no image'}))
+        >>> finding.what
+        'label files cannot be read: it is empty, or no image'
+    """
+    s = statistics
+    checks = (
+        _failed,
+        _altered,
+        _unexpected,
+        _image_mismatches,
+        _binary_masks,
+        _shifted_on_disk,
+        _mostly_ignored,
+        _without_label,
+        _never,
+        _storage,
+        _dropped,
+    )
+    return sorted((finding for check in checks for finding in check(s)), key=lambda finding: -finding.severity)
+
+
+def _failed(s: LabelStatistics) -> Iterator[Finding]:
+    groups: dict[str, list[str]] = {}
+    for file, reason in s.failed.items():
+        groups.setdefault(re.sub(r'-?\d+', '#', reason), []).append(file)
+    for files in groups.values():
+        what = f'label files cannot be read: {s.failed[files[0]]}'
+        yield Finding(Severity.ERROR, what, 'correct them, or take their images out', len(files), files[0])
+
+
+_ALTERED = {
+    'not finite': (
+        Severity.ERROR,
+        'labels are not finite',
+        'NaN and infinities are no labels: write the ignored label, {ignored}, where there is no data',
+    ),
+    'fraction': (
+        Severity.ERROR,
+        'labels are not whole numbers, and the part behind the point is cut off',
+        'store class indices; masks that were resized with interpolation have to be resized with nearest neighbour',
+    ),
+    'wrapped': (
+        Severity.ERROR,
+        'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to others',
+        'store class indices in 8 bits, or load them with a transform that keeps all of them',
+    ),
+    'wrapped to ignored': (
+        Severity.WARNING,
+        'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to the ignored label',
+        'store {ignored} for pixels without a class, or load them with a transform that keeps all values',
+    ),
+    'all ones': (
+        Severity.NOTE,
+        'values wrap to the ignored label in the 8 bits that LoadAnnotations keeps, as they seem to be meant',
+        'nothing has to be changed, but {ignored} would say so',
+    ),
+}
+
+
+def _altered(s: LabelStatistics) -> Iterator[Finding]:
+    for kind, tally in s.altered.items():
+        severity, what, change = _ALTERED[kind]
+        what = f'{what}: {tally.pixels} px, the first is {tally.detail}'
+        yield Finding(severity, what, change.format(ignored=s.conventions[0].ignore_index), tally.files, tally.example)
+
+
+_IMAGE_MISMATCHES = {
+    'size': (
+        Severity.ERROR,
+        'image and label differ in size (width x height)',
+        'make the labels at the size of the images',
+    ),
+    'stretched': (
+        Severity.WARNING,
+        'image and label differ in size and shape (width x height) until the pipeline resizes both',
+        'make the labels at the size of the images: they are stretched in another way than these',
+    ),
+    'resized': (
+        Severity.NOTE,
+        'image and label differ in size (width x height) until the pipeline resizes both',
+        'a validation at the size of the images would need labels of that size',
+    ),
+    'turned': (
+        Severity.ERROR,
+        'EXIF turns the image when it is read, but not its label',
+        "store the images upright, or set color_type='color_ignore_orientation' in LoadImageFromFile",
+    ),
+    'missing': (
+        Severity.ERROR,
+        'labels have no image',
+        'their suffix or folder is wrong, or remove these labels',
+    ),
+    'unreadable': (Severity.ERROR, 'images cannot be read', 'correct them, or take them out'),
+    'unknown': (Severity.NOTE, 'sizes of images are not known', 'they were not compared; nothing else was needed'),
+}
+
+
+def _image_mismatches(s: LabelStatistics) -> Iterator[Finding]:
+    for kind, tally in s.image_mismatches.items():
+        severity, what, change = _IMAGE_MISMATCHES[kind]
+        yield Finding(severity, what, change, tally.files, tally.detail)
+
+
+def _binary_masks(s: LabelStatistics) -> Iterator[Finding]:
+    """Files of 0 and 255 alone in a binary task; where others do hold 1, a little 255 may be a border."""
+    tally, reduced = s.zero_and_255, s.conventions[0].reduce_zero_label
+    if tally is None or len(s.classes) > 2 or any(c.ignore_index != 255 for c in s.conventions):
+        return
+    mixed = 1 in s.raw_values if s.raw_values else s.pixels[1:].any()
+    little = tally.pixels < 0.1 * tally.files * s.num_pixels / s.num_images
+    what = 'masks hold 0 and 255 only: 255 is not counted, so a foreground of 255 would be ignored'
+    first = 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and ' * reduced
+    yield Finding(
+        Severity.NOTE if mixed and little else Severity.WARNING,
+        f'{what}; others hold 1' if mixed else what,
+        f'{first}{mapping_advice({255: 1})}; or store 1 for the foreground',
+        tally.files,
+        tally.example,
+    )
+
+
+def _unexpected(s: LabelStatistics) -> Iterator[Finding]:
+    if not s.unexpected:
+        return
+    listed = sorted(s.unexpected.items(), key=lambda item: -item[1].pixels)
+    evidence = _evidence(s)
+    raw = (lambda value: f'raw {value + 1}, ') if evidence.reduce_zero_label else (lambda _: '')
+    names = [f'{value} ({raw(value)}{tally.pixels} px)' for value, tally in listed[:6]]
+    more = len(listed) - 6
+    names += [f'{more}{" or more" * (s.more_unexpected > 0)} others'] * (more > 0)
+    worst = max(s.unexpected.values(), key=lambda tally: tally.files)
+    few = s.num_images >= 10 and worst.files <= max(1, 0.05 * s.num_images)
+    causes = likely_causes(evidence)
+    jpeg = next((tally for kind, tally in s.storage.items() if kind.endswith('JPEG')), None)
+    if few:
+        causes = ['these few files were painted with values that are no class: correct them']
+    elif jpeg is not None and 'JPEG' not in causes[0]:
+        causes = ['JPEG changes values along borders, into those of other classes: save the masks as PNG', *causes]
+    ignored = s.conventions[0].ignore_index
+    yield Finding(
+        Severity.ERROR,
+        f'labels are neither in [0, {len(s.classes)}) nor ignore_index={ignored}: {", ".join(names)}',
+        f'likely cause: {"; or ".join(causes)}',
+        worst.files,
+        worst.example,
+    )
+
+
+def _evidence(s: LabelStatistics) -> LabelEvidence:
+    """Values and their pixels, as the advice needs them."""
+    convention = s.conventions[0]
+    counts: dict[float, int] = {value: tally.pixels for value, tally in s.unexpected.items()}
+    counts |= {c: int(pixels) for c, pixels in enumerate(s.pixels) if pixels}
+    if s.ignored_pixels:
+        counts[convention.ignore_index] = s.ignored_pixels
+    known = len(s.conventions) == 1 and convention.label_map is None and bool(s.raw_values)
+    reduced = convention.reduce_zero_label if known else None
+    return LabelEvidence(counts, len(s.classes), convention.ignore_index, reduced)
+
+
+def _shifted_on_disk(s: LabelStatistics) -> Iterator[Finding]:
+    """Masks that were shifted before. 255 can hardly be in files before the shift: it is what the shift makes of 0."""
+    convention, number, raw = s.conventions[0], len(s.classes), s.raw_values
+    simple = len(s.conventions) == 1 and convention.label_map is None
+    if not (simple and convention.reduce_zero_label and convention.ignore_index == 255):
+        return
+    if {0, number - 1, 255} <= set(raw) and number not in raw:
+        yield Finding(
+            Severity.WARNING,
+            f'masks look shifted already: they hold 255 and values from 0 to {number - 1}, and never {number}, so '
+            'reduce_zero_label=True would shift them a second time and ignore their class 0',
+            'set reduce_zero_label=False in the dataset and in LoadAnnotations, or store the masks as they were',
+            raw[255].files,
+            raw[255].example,
+        )
+    elif 255 in raw and 0 in raw:
+        what = 'both raw 0 and raw 255 become ignored'
+        yield Finding(Severity.NOTE, what, 'look whether both are meant to', raw[255].files, raw[255].example)
+
+
+def _mostly_ignored(s: LabelStatistics) -> Iterator[Finding]:
+    zero = s.raw_values.get(0)
+    if zero is None or not any(c.reduce_zero_label for c in s.conventions):
+        return
+    nothing_else = len(s.classes) <= 2 and not s.pixels[1:].any()
+    if zero.pixels > 0.5 * s.num_pixels or nothing_else:
+        yield Finding(
+            Severity.WARNING,
+            f'raw 0 is {_percent(zero.pixels, s.num_pixels)} of all pixels, which reduce_zero_label=True ignores: it '
+            'looks like a class (background), not like "other"',
+            'if it is one, set reduce_zero_label=False in dataset and LoadAnnotations, and add it to the classes',
+            zero.files,
+            zero.example,
+        )
+
+
+def _without_label(s: LabelStatistics) -> Iterator[Finding]:
+    empty = s.images_without_label
+    if empty:
+        yield Finding(
+            Severity.WARNING,
+            'labels have no valid pixel: nothing but ignored ones',
+            'training learns nothing from these images: take them out, or look whether ignore_index is meant',
+            empty.files,
+            empty.example,
+        )
+
+
+def _never(s: LabelStatistics) -> Iterator[Finding]:
+    if not s.absent or s.num_images == 0:
+        return
+    listed = ', '.join(name.strip() for name in s.absent[:6]) + (
+        f' and {len(s.absent) - 6} more' if len(s.absent) > 6 else ''
+    )
+    largest = int(np.flatnonzero(s.pixels).max(initial=-1))
+    ends = s.absent == list(s.classes[largest + 1 :])
+    cause = f'is num_classes={len(s.classes)} too large'
+    if s.conventions[0].reduce_zero_label:
+        cause += ', or raw 0 a class that reduce_zero_label takes away'
+    yield Finding(
+        Severity.WARNING if ends and s.num_images >= _MANY_IMAGES else Severity.NOTE,
+        f'{len(s.absent)} of the {len(s.classes)} classes never occur in {s.num_images} images: {listed}',
+        f'labels end at {largest}: {cause}?' if ends else 'nothing can be learnt of them',
+    )
+
+
+def _dropped(s: LabelStatistics) -> Iterator[Finding]:
+    if s.dropped is None:
+        return
+    all_of_them = s.num_images == 0 and not s.failed
+    what = f'{"all " * all_of_them}samples are left out of the training: {s.dropped.detail} returns None for them'
+    severity = Severity.ERROR if all_of_them else Severity.NOTE
+    yield Finding(severity, what, 'look whether this is meant', s.dropped.files, s.dropped.example)
+
+
+def _storage(s: LabelStatistics) -> Iterator[Finding]:
+    """Palettes and JPEG."""
+    for kind, tally in s.storage.items():
+        if kind.startswith('P '):
+            change = "their indices are read, as long as LoadAnnotations keeps imdecode_backend='pillow'"
+            yield Finding(Severity.NOTE, 'labels have a palette', change, tally.files, tally.example)
+        elif kind.endswith('JPEG'):
+            change = 'JPEG changes values along borders, into those of other classes: store PNG'
+            yield Finding(Severity.WARNING, 'labels are JPEG files', change, tally.files, tally.example)
+
+
+def _percent(part: float, whole: float) -> str:
+    return f'{100 * part / max(whole, 1):.{0 if math.isclose(part, whole) else 1}f} %'

@@ -1,0 +1,58 @@
+"""Old import names: they work, with a DeprecationWarning that says the new one."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ['install']
+
+_MODULES = {
+    'mmseg_wce.labels': 'mmseg_wce.targets',
+    'mmseg_wce.label_files': 'mmseg_wce.dataset_checks',
+    'mmseg_wce.label_files.agreement': 'mmseg_wce.dataset_checks.config_consistency',
+    'mmseg_wce.label_files.listing': 'mmseg_wce.dataset_checks.discovery',
+    'mmseg_wce.label_files.scanning': 'mmseg_wce.dataset_checks.scanning',
+    'mmseg_wce.label_files.statistics_checks': 'mmseg_wce.dataset_checks.statistics_checks',
+}
+_NAMES = {
+    'in_folder': 'from_folder',
+    'of_config': 'from_config',
+    'of_dataset': 'from_dataset',
+}
+
+
+class _Alias(ModuleType):
+    """A module under its old name; names inside it are looked up in the module that took its place."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return getattr(import_module(_MODULES[self.__name__]), _NAMES.get(name, name))
+
+
+class _AliasFinder(MetaPathFinder, Loader):
+    """Find the old modules after everything else has failed to."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=name == 'mmseg_wce.label_files') if name in _MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Alias(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = _MODULES[module.__name__]
+        warnings.warn(f'{module.__name__} is now {new}', DeprecationWarning, stacklevel=2)
+        import_module(new)
+
+
+def install() -> None:
+    """Make the old names importable."""
+    if not any(isinstance(finder, _AliasFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_AliasFinder())

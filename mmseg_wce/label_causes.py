@@ -1,0 +1,376 @@
+"""Likely causes of labels that are no class, and what to change: one table for the loss, the hook and the tools.
+
+Everything is told from the values alone and how many pixels have each, since on CUDA the loss knows no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+__all__ = ['LabelEvidence', 'likely_causes', 'mapping_advice']
+
+# Shares of all pixels.
+_RARE_ZERO = 0.2  # "other", as ADE20K has it, covers less
+_FREQUENT = 0.05  # a value that interpolation made covers less
+_STRAY = 0.001  # less was painted by mistake
+# Interpolation and JPEG make at least this many values.
+_MANY_VALUES = 8
+# Class indices are next to each other; grey levels keep at least this distance.
+_GREY_STEP = 6
+_LONGEST_TABLE = 40
+_MOST_CAUSES = 3
+
+
+@dataclass(frozen=True)
+class LabelEvidence:
+    """Label values of a batch or of a data set.
+
+    Attributes:
+        counts: pixels of every value, legal ones included. -inf stands for all values below 0, inf for all above 255
+            that are no class, where they were counted together.
+        num_classes: C, labels go from 0 to C - 1.
+        ignore_index: the label that does not count.
+        reduce_zero_label: how the labels were made of the values in files; None where that is not known.
+    """
+
+    counts: Mapping[float, int]
+    num_classes: int
+    ignore_index: int
+    reduce_zero_label: bool | None = None
+
+    def is_legal(self, value: float) -> bool:
+        """Whether a value is a class or ignored."""
+        return 0 <= value < self.num_classes or value == self.ignore_index
+
+    @cached_property
+    def bad(self) -> list[float]:
+        """Values that are neither a class nor ignored, in order."""
+        return sorted(value for value in self.counts if not self.is_legal(value))
+
+    @cached_property
+    def labels(self) -> list[float]:
+        """Values that are not ignored, in order."""
+        return sorted(value for value in self.counts if value != self.ignore_index)
+
+    @cached_property
+    def num_pixels(self) -> int:
+        """Number of all pixels."""
+        return sum(self.counts.values())
+
+    def share(self, value: float) -> float:
+        """Share of all pixels that have a value."""
+        return self.counts.get(value, 0) / max(self.num_pixels, 1)
+
+
+class _KnownIds(NamedTuple):
+    """Ids of a data set that are often taken for class indices.
+
+    Attributes:
+        name: of the ids.
+        num_classes: of the benchmark.
+        matches: tells from the smallest and the largest label, and all of them, if they may be these ids.
+        advice: which files have class indices.
+    """
+
+    name: str
+    num_classes: int
+    matches: Callable[[float, float, set[float]], bool]
+    advice: str
+
+
+_ABSENT_FROM_COCO_STUFF = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+# The files are those that mmsegmentation's converters (tools/dataset_converters) write.
+_KNOWN_IDS = (
+    _KnownIds(
+        'Cityscapes labelIds (0..33)',
+        19,
+        lambda smallest, largest, _: smallest >= 0 and 21 <= largest <= 34,
+        "read the train ids: seg_map_suffix='_gtFine_labelTrainIds.png', files that mmseg's "
+        'tools/dataset_converters/cityscapes.py writes',
+    ),
+    _KnownIds(
+        'COCO-Stuff ids (0..181, with gaps)',
+        171,
+        lambda smallest, largest, labels: smallest >= 0 and largest <= 181 and not _ABSENT_FROM_COCO_STUFF & labels,
+        "read the train ids: seg_map_suffix='_labelTrainIds.png', files that mmseg's "
+        'tools/dataset_converters/coco_stuff164k.py writes',
+    ),
+    _KnownIds(
+        'ids of the full ADE20K (up to 3,687)',
+        150,
+        lambda smallest, largest, _: smallest >= 0 and 255 < largest <= 3687,
+        'read the annotations of ADEChallengeData2016, which hold the 150 classes of the benchmark, with '
+        'reduce_zero_label=True',
+    ),
+)
+
+
+def mapping_advice(mapping: Mapping[int, int]) -> str:
+    """Advice to map label values in the pipeline, with the line to write.
+
+    Args:
+        mapping: the class index of each value.
+
+    Example:
+        >>> from mmseg_wce.label_causes import mapping_advice
+        >>> mapping_advice({255: 1})
+        "map them in every pipeline, directly after LoadAnnotations: dict(type='MapLabels', mapping={255: 1})"
+    """
+    shown = ', '.join(f'{old}: {new}' for old, new in list(mapping.items())[:_LONGEST_TABLE])
+    more = ', ...' if len(mapping) > _LONGEST_TABLE else ''
+    line = f"dict(type='MapLabels', mapping={{{shown}{more}}})"
+    return f'map them in every pipeline, directly after LoadAnnotations: {line}'
+
+
+def likely_causes(evidence: LabelEvidence) -> list[str]:
+    """Return why labels are what they are and what to change, from the most to the least likely; at least one sentence.
+
+    Args:
+        evidence: values of which at least one is no class.
+
+    Example:
+        >>> from mmseg_wce.label_causes import LabelEvidence, likely_causes
+        >>> likely_causes(LabelEvidence({0: 500, 127: 300, 254: 200}, num_classes=3, ignore_index=255))[0][:57]
+        'these are grey levels or colours, not class indices (0..2'
+    """
+    causes = list(dict.fromkeys(cause for rule in _RULES if (cause := rule(evidence))))[:_MOST_CAUSES]
+    largest = evidence.num_classes - 1
+    return causes or [f'these values are no class of 0..{largest}: correct the files, or map the values']
+
+
+def _one_class(e: LabelEvidence) -> str | None:
+    """Background and foreground with ``num_classes=1``."""
+    if e.num_classes != 1 or len(e.labels) > 2 or e.labels[-1] not in (1, 255):
+        return None
+    mapped = '' if e.labels[-1] == 1 else f'; and {mapping_advice({255: 1})}'
+    return (
+        'background and foreground are two classes: set num_classes=2 in every head, with out_channels=1 and '
+        "use_sigmoid=True in the loss or with two channels and a softmax, and name both, classes=('background', ...). "
+        f"With one class mmseg's IoUMetric counts background as a hit{mapped}"
+    )
+
+
+def _interpolated(e: LabelEvidence) -> str | None:
+    """Many values, each rare, between two frequent ones."""
+    frequent = [value for value in e.counts if e.share(value) > _FREQUENT or value == e.ignore_index]
+    rare = [value for value in e.bad if value not in frequent]
+    if len(rare) < _MANY_VALUES or len(frequent) < 2 or sum(map(e.share, rare)) > 0.5:
+        return None
+    below = [value for value in frequent if value < rare[0]]
+    above = [value for value in frequent if value > rare[-1]]
+    # others fill the gap as well, but not up to its end: 100..149 below 255, say
+    if not below or not above or rare[-1] < max(below) + 0.8 * (min(above) - max(below)):
+        return None
+    cause = (
+        f'masks were resized with interpolation or saved as JPEG, which makes values such as {_listed(rare[:3])}: '
+        'resize masks with nearest neighbour (cv2.INTER_NEAREST, PIL.Image.NEAREST) and save them as PNG'
+    )
+    classes = sorted(value for value in frequent if value != e.ignore_index or len(frequent) == e.num_classes)
+    if len(classes) > e.num_classes or all(value < e.num_classes for value in classes):
+        return cause
+    return f'{cause}; then {mapping_advice({int(value): i for i, value in enumerate(classes)})}'
+
+
+def _known_ids(e: LabelEvidence) -> str | None:
+    """Ids of a known data set."""
+    for known in _KNOWN_IDS:
+        if e.num_classes == known.num_classes and known.matches(e.labels[0], e.labels[-1], set(e.labels)):
+            return f'these look like {known.name}: {known.advice}'
+    return None
+
+
+def _grey_levels(e: LabelEvidence) -> str | None:
+    """A few values far apart."""
+    values = _values_in_files(e)
+    steps = [b - a for a, b in pairwise(values)]
+    far_apart = steps and min(steps) >= _GREY_STEP and values[-1] >= 3 * e.num_classes
+    if not far_apart or len(values) > e.num_classes + 1:
+        return None
+    return f'these are grey levels or colours, not class indices (0..{e.num_classes - 1}): {_map_ascending(e, values)}'
+
+
+def _ids_with_gaps(e: LabelEvidence) -> str | None:
+    """As many values as classes, with gaps between them."""
+    values = _values_in_files(e)
+    has_gaps = len(values) > 1 and values[-1] - values[0] + 1 > len(values)
+    if not has_gaps or len(values) != e.num_classes or values[0] < 0 or _unknown(e) is not None or _grey_levels(e):
+        return None
+    return f'these ids have gaps, and class indices (0..{e.num_classes - 1}) have none: {_map_ascending(e, values)}'
+
+
+def _values_in_files(e: LabelEvidence) -> list[int]:
+    """Values as files hold them: with 255 where it makes up the number of classes, and before reduce_zero_label."""
+    values = [int(value) for value in e.labels if math.isfinite(value)]
+    if e.reduce_zero_label:
+        return [0] * (e.counts.get(255, 0) > 0) + [value + 1 for value in values]
+    if e.ignore_index == 255 and 255 in e.counts and len(values) == e.num_classes - 1:
+        values.append(255)
+    return values
+
+
+def _map_ascending(e: LabelEvidence, values: list[int]) -> str:
+    """Advice to map the values in their order; of one too many the lowest is no class."""
+    surplus = len(values) - e.num_classes
+    mapping = {value: i - surplus if i >= surplus else e.ignore_index for i, value in enumerate(values)}
+    first = 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and ' * bool(e.reduce_zero_label)
+    return f'{first}{mapping_advice(mapping)} (look whether the order is that of classes)'
+
+
+def _unknown_value(e: LabelEvidence) -> str | None:
+    """The classes, and one value beyond a gap."""
+    value = _unknown(e)
+    if value is None:
+        return None
+    once = f"dict(type='MapLabels', mapping={{{value}: {e.ignore_index}}})"
+    return (
+        f'{value} perhaps marks pixels without a class: map it to the ignored label in every pipeline, directly after '
+        f'LoadAnnotations: {once} (or say {value} in the place of {e.ignore_index} everywhere: ignore_index in every '
+        'head, in the data sets, in RandomCrop and IoUMetric, seg_pad_val in data_preprocessor and RandomRotate)'
+    )
+
+
+def _unknown(e: LabelEvidence) -> int | None:
+    """The only value beyond the classes, with a gap before it; 254 has an explanation of its own."""
+    if len(e.bad) != 1 or not e.num_classes < e.bad[0] < 254 or e.num_classes == 1 or e.share(e.bad[0]) < _STRAY:
+        return None
+    share_of_classes = (len(e.labels) - 1) / e.num_classes
+    return int(e.bad[0]) if share_of_classes == 1 or (e.num_classes > 10 and share_of_classes >= 0.5) else None
+
+
+def _zero_and_255(e: LabelEvidence) -> str | None:
+    """A binary task in black and white."""
+    if e.num_classes != 2 or 255 not in e.bad or not set(e.counts) <= {0, 255, e.ignore_index}:
+        return None
+    return f'masks of 0 and 255 for a binary task: {mapping_advice({255: 1})}, or store 0 and 1'
+
+
+def _ignored_255(e: LabelEvidence) -> str | None:
+    """255 under another ignored label."""
+    if 255 not in e.bad:
+        return None
+    return (
+        f'255 marks pixels without a class (reduce_zero_label=True and padding write it), but ignore_index is '
+        f'{e.ignore_index}: set ignore_index=255 in the head and in the loss'
+    )
+
+
+def _shifted_twice(e: LabelEvidence) -> str | None:
+    """255 - 1."""
+    if 254 not in e.bad:
+        return None
+    return (
+        'masks were shifted by code that does not keep 255 (255 - 1 = 254), perhaps a second time after they had been '
+        'shifted on disk: shift once, by reduce_zero_label=True, or not at all'
+    )
+
+
+def _negative(e: LabelEvidence) -> str | None:
+    """Negative labels."""
+    if e.bad[0] >= 0:
+        return None
+    if e.bad[0] == -1:
+        return (
+            '-1 marks pixels without a class (unlabelled, or 0 - 1 = -1 where code shifts labels itself), but '
+            f'ignore_index is {e.ignore_index}: {mapping_advice({-1: e.ignore_index})}'
+        )
+    return f'negative labels mark pixels without a class, but ignore_index is {e.ignore_index}'
+
+
+def _too_few_classes(e: LabelEvidence) -> str | None:
+    """All values from 0 on, one or two too many, and 0 as frequent as a class."""
+    beyond = _beyond(e)
+    contiguous = beyond and beyond == [e.num_classes + i for i in range(len(beyond))] and len(beyond) <= 2
+    return _num_classes(e) if contiguous and not _looks_unshifted(e) else None
+
+
+def _never_shifted(e: LabelEvidence) -> str | None:
+    """1..C, with 0 rare or absent."""
+    if _beyond(e) != [e.num_classes] or e.reduce_zero_label or e.num_classes == 1:
+        return None
+    return (
+        f'raw labels 0..{e.num_classes}, as ADE20K stores them (0 is "other"), that were not shifted: set '
+        'reduce_zero_label=True in the dataset and in LoadAnnotations'
+    )
+
+
+def _shifted_one_too_many(e: LabelEvidence) -> str | None:
+    """1..C + 1, shifted."""
+    return _more_values_than_classes(e) if _beyond(e) == [e.num_classes] and _looks_shifted(e) else None
+
+
+def _more_values_than_classes(e: LabelEvidence) -> str | None:
+    """With ``reduce_zero_label=True``, files that hold more than the classes."""
+    beyond = _beyond(e)
+    if not beyond or beyond[-1] > 253 or e.reduce_zero_label is False:
+        return None
+    if e.reduce_zero_label is None and e.ignore_index != 255:
+        return None
+    found, raw = (_range(values) for values in (beyond, [value + 1 for value in beyond]))
+    return (
+        f'with reduce_zero_label=True, raw {raw} in the label files became {found} (only raw 0 and raw 255 become '
+        '255): the files hold values that are no class'
+    )
+
+
+def _num_classes(e: LabelEvidence) -> str | None:
+    """The last resort for values beyond the classes."""
+    beyond = _beyond(e)
+    if not beyond:
+        return None
+    values = [value for value in e.labels if 0 <= value <= beyond[-1]]
+    enough = f'num_classes={beyond[-1] + 1:.0f} in every head, and a name for each in classes'
+    if 2 * len(values) >= beyond[-1] + 1 or e.num_classes == 1:
+        return f'num_classes={e.num_classes} is too small: these labels need {enough}'
+    return (
+        f'labels go from 0 to {e.num_classes - 1} for num_classes={e.num_classes}, and {_range(beyond)} are ids of '
+        'another kind: map every id to its class in every pipeline, directly after LoadAnnotations: '
+        f"dict(type='MapLabels', mapping={{id: class, ...}}); if there are as many classes, these labels need {enough}"
+    )
+
+
+def _beyond(e: LabelEvidence) -> list[float]:
+    """Values from C on, but for the two that have explanations of their own."""
+    return [value for value in e.bad if e.num_classes <= value < math.inf and value not in (254, 255)]
+
+
+def _range(values: list[float]) -> str:
+    return f'{values[0]:.0f}..{values[-1]:.0f}' if len(values) > 1 else f'{values[0]:.0f}'
+
+
+def _looks_unshifted(e: LabelEvidence) -> bool:
+    """Shifted labels hold no raw 0 but many 255; raw ones hold few 0, "other", and 255 only where they were padded."""
+    return not e.reduce_zero_label and e.share(0) < _RARE_ZERO and e.num_classes > 1
+
+
+def _looks_shifted(e: LabelEvidence) -> bool:
+    unknown = e.reduce_zero_label is None and e.ignore_index == 255
+    return unknown and e.counts.get(255, 0) > e.counts.get(0, 0)
+
+
+def _listed(values: list[float]) -> str:
+    return ', '.join(f'{value:.0f}' for value in values)
+
+
+# The first that speaks is the likeliest.
+_RULES: tuple[Callable[[LabelEvidence], str | None], ...] = (
+    _one_class,
+    _zero_and_255,
+    _known_ids,
+    _interpolated,
+    _grey_levels,
+    _ids_with_gaps,
+    _unknown_value,
+    _ignored_255,
+    _shifted_twice,
+    _negative,
+    _too_few_classes,
+    _shifted_one_too_many,
+    _never_shifted,
+    _more_values_than_classes,
+    _num_classes,
+)
