@@ -12,10 +12,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.models.utils import resize
-from mmseg.registry import MODELS
+from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.class_weights import class_weights
 from mmseg_wce.dataset_checks import from_config, scan
+from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 
 SEGFORMER = 'ade20k/segformer_mit-b0_8xb2-wce-160k_ade20k-512x512.py'
@@ -38,8 +39,9 @@ WEIGHTED = {
     'camvid/segformer_mit-b0_1xb8-wce-4k_camvid-352x480.py': 'camvid/segformer_mit-b0_1xb8-4k_camvid-352x480.py',
     **dict.fromkeys(ADE20K),
 }
+BINARY = 'demo/fast_scnn_1xb4-wce-binary-400_demo-192x256.py'
 COMPARED = ['camvid/fast_scnn_1xb8-2k_camvid-176x240.py', 'camvid/fpn_r18_1xb8-2k_camvid-176x240.py']
-ALL = [*WEIGHTED, *filter(None, WEIGHTED.values()), *COMPARED]
+ALL = [*WEIGHTED, BINARY, *filter(None, WEIGHTED.values()), *COMPARED]
 
 
 @pytest.fixture
@@ -162,8 +164,15 @@ def assert_logged_losses_are_pytorchs(model, losses: dict, seen: list) -> None:
     ours = [m for m in losses_of(model) if isinstance(m, WeightedCrossEntropyLoss)]
     assert len(logged) == len(seen) == len(ours) > 0
     for value, (loss, logits, label) in zip(logged, seen, strict=True):
-        expected = loss.loss_weight * F.cross_entropy(logits, label, loss.class_weight, ignore_index=255)
-        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(value, loss.loss_weight * pytorchs(loss, logits, label))
+
+
+def pytorchs(loss, logits, label):
+    if not loss.use_sigmoid:
+        return F.cross_entropy(logits, label, loss.class_weight, ignore_index=255)
+    elements = F.binary_cross_entropy_with_logits(logits.squeeze(1), (label == 1).float(), reduction='none')
+    counted = label != 255
+    return (loss.class_weight[label[counted]] * elements[counted]).mean()
 
 
 @pytest.fixture
@@ -179,7 +188,7 @@ def seen(monkeypatch) -> list:
     return calls
 
 
-@pytest.mark.parametrize('name', [name for name in WEIGHTED if name not in ADE20K])
+@pytest.mark.parametrize('name', [BINARY, *(name for name in WEIGHTED if name not in ADE20K)])
 def test_loss_is_pytorchs_and_predict_runs(load, name, seen):
     torch.manual_seed(0)
     model = build(load(name))
@@ -197,6 +206,43 @@ def test_loss_is_pytorchs_and_predict_runs(load, name, seen):
     with torch.no_grad():
         predicted = model.predict(data['inputs'])
     assert predicted[0].pred_sem_seg.data.shape == (1, 64, 64)
+    assert set(predicted[0].pred_sem_seg.data.unique().tolist()) <= set(range(model.num_classes))
+
+
+def test_one_channel_learns_a_class_of_the_generated_scenes(load, tmp_path):
+    """From files of eleven raw values to the IoU of trees, with the hooks that know of one channel."""
+    generate_demo_scenes(tmp_path / 'data/demo_scenes', num_training=4, num_validation=4, progress=False)
+    config = load(BINARY)
+    config.merge_from_dict(
+        {
+            'work_dir': str(tmp_path / 'work'),
+            'experiment_name': tmp_path.name,
+            'log_level': 'WARNING',
+            'custom_hooks': [dict(type='FusedLossHook'), dict(type='LossMonitorHook')],
+            'train_cfg.max_iters': 60,
+            'train_cfg.val_interval': 60,
+            'param_scheduler': [],
+            'val_dataloader.dataset.data_prefix': config.train_dataloader.dataset.data_prefix,
+            'default_hooks.checkpoint.interval': -1,
+            'default_hooks.logger.interval': 10,
+            **{f'{split}_dataloader.num_workers': 0 for split in ('train', 'val')},
+            **{f'{split}_dataloader.persistent_workers': False for split in ('train', 'val')},
+            'train_dataloader.batch_size': 2,
+        }
+    )
+    labels = DATASETS.build(config.train_dataloader.dataset)[0]['data_samples'].gt_sem_seg.data
+    runner = Runner.from_cfg(config)
+
+    runner.train()
+
+    assert set(labels.unique().tolist()) == {0, 1, 255}
+    assert 'loss_by_feat' in vars(runner.model.decode_head)
+    losses, _ = runner.message_hub.get_scalar('train/decode.loss_ce').data
+    assert losses[-5:].mean() < 0.5 * losses[:5].mean()
+    assert 90 < runner.message_hub.get_scalar('train/decode.acc_seg').current() <= 100
+    assert runner.message_hub.get_scalar('val/mIoU').current() > 60  # nothing but background: 48
+    monitored = (next((tmp_path / 'work').glob('*/vis_data/scalars.json'))).read_text()
+    assert all(f'"{kind}/tree"' in monitored for kind in ('pixels', 'nll_share', 'acc'))
 
 
 @pytest.mark.parametrize('name', COMPARED)

@@ -52,7 +52,8 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def measure_case(case: Case, args: argparse.Namespace) -> dict:
-    names = [name for name, way in WAYS.items() if way.runs(args.device) and (args.ways is None or name in args.ways)]
+    asked = args.ways or [name for name, way in WAYS.items() if way.by_default]
+    names = [name for name in asked if WAYS[name].runs(args.device)]
     times = interleaved({name: Step(name, case, args.device) for name in names}, args.rounds, args.device, case.title)
     ways = {name: {part: summary(values) for part, values in parts.items()} for name, parts in times.items()}
     for name in track(names, f'Memory, {case.title}', console=console, transient=True):
@@ -109,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--rounds', type=int, default=7, help='interleaved rounds [%(default)s]')
     parser.add_argument('--threads', type=int, help="PyTorch's threads [all]")
     parser.add_argument('--cases', nargs='+', choices=list(CASES), help='[all that are made for the device]')
-    parser.add_argument('--ways', nargs='+', choices=list(WAYS), help='[all that run on the device]')
+    parser.add_argument('--ways', nargs='+', choices=list(WAYS), help='[those with a softmax that run on the device]')
     parser.add_argument('--models', nargs='*', choices=END_TO_END, default=list(END_TO_END), help='end to end [all]')
     parser.add_argument('--crop', type=int, default=512, help='of the training iterations [%(default)s]')
     parser.add_argument('--crops', nargs='*', type=int, default=[256, 512, 1024, 2048], help='of the memory plot')

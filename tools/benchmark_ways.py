@@ -15,9 +15,9 @@ from mmseg.models.losses import CrossEntropyLoss, accuracy
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from mmseg_wce.functional import weighted_cross_entropy
+from mmseg_wce.functional import weighted_binary_cross_entropy, weighted_cross_entropy
 from mmseg_wce.fusion import fuse_decode_heads
-from mmseg_wce.kernels import pixel_nll
+from mmseg_wce.kernels import pixel_bce, pixel_nll
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -43,7 +43,7 @@ class Case:
     def make(self, device: str) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(self.images, self.classes, *self.nodes, generator=generator) * self.scale
-        target = torch.randint(0, self.classes, (self.images, *self.pixels), generator=generator)
+        target = torch.randint(0, max(self.classes, 2), (self.images, *self.pixels), generator=generator)
         target[torch.rand(target.shape, generator=generator) < 0.08] = 255
         return logits.to(device, getattr(torch, self.dtype)), target.to(device)
 
@@ -61,6 +61,7 @@ CASES = {
     'lvis': Case('1203 classes, stride 8', 1, 1203, (64, 64), (512, 512)),
     'binary': Case('binary, nothing to resize', 2, 2, (512, 512), (512, 512)),
     'binary-resized': Case('binary, stride 4', 2, 2, (128, 128), (512, 512)),
+    'one-channel': Case('one channel, stride 4', 2, 1, (128, 128), (512, 512), devices=()),  # of sigmoids alone
     'tiny': Case('64 images of 3 classes, 32 -> 64', 64, 3, (32, 32), (64, 64)),
     'small': Case('8 images of 5 classes, 64 x 64, nothing to resize', 8, 5, (64, 64), (64, 64)),
     'smaller': Case('19 classes, downscaled 128 -> 32', 1, 19, (128, 128), (32, 32)),
@@ -142,6 +143,23 @@ def ours_weighted(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, T
     return ours(logits, target, case, torch.linspace(0.5, 2, case.classes, device=logits.device))
 
 
+def built_in_sigmoid(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    z = resize(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
+    loss = _built_in_sigmoid_loss()(z, target, ignore_index=255)
+    return loss, accuracy(z.detach(), target, ignore_index=255)
+
+
+@cache
+def _built_in_sigmoid_loss() -> CrossEntropyLoss:
+    return CrossEntropyLoss(use_sigmoid=True, avg_non_ignore=False)
+
+
+def ours_sigmoid(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    pixels = pixel_bce(logits, target, ignore_index=255, align_corners=case.align_corners)
+    correct = pixels[2].count_nonzero() / (target != 255).count_nonzero()
+    return weighted_binary_cross_entropy(logits, target, normalize_by='all', pixels=pixels), correct
+
+
 def _always(device: str) -> bool:
     return True
 
@@ -156,6 +174,7 @@ def _with_liger(device: str) -> bool:
 class Opponent:
     step: Way
     runs: Callable[[str], bool] = _always
+    by_default: bool = True
 
 
 WAYS = {
@@ -165,6 +184,8 @@ WAYS = {
     'liger': Opponent(liger, _with_liger),
     'mmseg_wce': Opponent(ours),
     'mmseg_wce, weighted': Opponent(ours_weighted),
+    'built-in, sigmoid': Opponent(built_in_sigmoid, by_default=False),
+    'mmseg_wce, sigmoid': Opponent(ours_sigmoid, by_default=False),
 }
 
 

@@ -38,7 +38,7 @@ def test_all_ways_agree(import_tool):
     case = ways.Case('small', 2, 7, (8, 8), (30, 33))
     found = {}
     for name, way in ways.WAYS.items():
-        if way.runs('cpu') and name != 'compiled':  # compiled is plain, which needs a compiler
+        if way.by_default and way.runs('cpu') and name != 'compiled':  # compiled is plain, which needs a compiler
             step = ways.Step(name, case, 'cpu')
             step.forward()
             step.backward()
@@ -55,6 +55,28 @@ def test_all_ways_agree(import_tool):
     torch.testing.assert_close(found['built-in'][1], found['mmseg_wce'][1] * share)
     _, accuracy = ways.ours(logits, target, case)
     torch.testing.assert_close(accuracy, plain_accuracy)
+
+
+@pytest.mark.parametrize('classes', [1, 7])
+def test_ways_with_sigmoids_agree(import_tool, classes):
+    ways = import_tool('benchmark_ways')
+    case, found = ways.Case('small', 2, classes, (8, 8), (30, 33)), []
+    for name in ('built-in, sigmoid', 'mmseg_wce, sigmoid'):
+        step = ways.Step(name, case, 'cpu')
+        step.forward()
+        step.backward()
+        found.append((step.loss.detach(), step.logits.grad))
+
+    torch.testing.assert_close(*found)
+
+
+def test_ways_with_sigmoids_are_measured_when_asked(benchmark, tmp_path, capsys):
+    arguments = ['--cases', 'binary', '--ways', 'built-in, sigmoid', 'mmseg_wce, sigmoid', '--rounds', '1']
+
+    benchmark.main([*arguments, '--models', '--crops', '--out', str(tmp_path)])
+
+    (case,) = json.loads((tmp_path / 'benchmark.json').read_text())['cases']
+    assert list(case['ways']) == ['built-in, sigmoid', 'mmseg_wce, sigmoid']
 
 
 def test_floor_of_a_gpu(import_tool, monkeypatch):

@@ -1,4 +1,4 @@
-# FastSCNN with softmax losses. The base has use_sigmoid=True in all three heads: that would be a binary cross-entropy.
+# FastSCNN with softmax losses. The base has use_sigmoid=True in all three heads: a binary cross-entropy for each class.
 # Its BatchNorm momentum of 0.01 is made for 160k iterations; statistics have to settle within some hundreds here.
 _base_ = 'mmseg::_base_/models/fast_scnn.py'
 
