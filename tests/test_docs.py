@@ -164,7 +164,7 @@ def test_imports_point_down_the_layers_of_the_design(root):
             assert all(layer_of[other] >= layer_of[own] for other in imported(file)), file
 
 
-@pytest.mark.parametrize('page', ['docs/getting_started.md', 'docs/faq.md'])
+@pytest.mark.parametrize('page', ['docs/getting_started.md', 'docs/faq.md', 'docs/binary.md'])
 def test_configs_of_a_page_build(page, checkout):
     write_statistics_of_camvid()
     configs = [block for block in python_blocks((ROOT / page).read_text()) if '_base_' in block]
@@ -206,9 +206,11 @@ def test_commands_of_a_page_are_understood(page, checkout, monkeypatch):
             tool.main(*[arguments] * bool(tool.main.__code__.co_argcount))
 
 
-@pytest.mark.parametrize('page', ['docs/getting_started.md', 'docs/faq.md'])
-def test_commands_of_a_page_are_found(page):
-    assert len(commands(page)) >= 3
+@pytest.mark.parametrize(
+    ('page', 'fewest'), [('docs/getting_started.md', 3), ('docs/faq.md', 3), ('docs/binary.md', 2)]
+)
+def test_commands_of_a_page_are_found(page, fewest):
+    assert len(commands(page)) >= fewest
 
 
 def test_the_config_of_getting_started_can_be_converted(checkout):
@@ -224,6 +226,25 @@ def test_examples_of_the_faq_print_what_they_say(capsys):
         exec(example, {})
         assert capsys.readouterr().out.split() == re.findall(r'print\(.*\)  # (\S+)', example)
     assert len(examples) == 2
+
+
+def test_the_iou_of_one_class_prints_what_the_page_says(capsys):
+    text = (ROOT / 'docs/binary.md').read_text()
+    (example,) = [block for block in python_blocks(text) if 'IoUMetric' in block]
+
+    exec(example, {})
+
+    printed = capsys.readouterr().out.splitlines()
+    assert [f'`{line}`' in text for line in printed] == [True, True]
+
+
+def test_weights_of_sigmoids_in_the_faq():
+    with pytest.raises(RuntimeError) as error:
+        CrossEntropyLoss(use_sigmoid=True, class_weight=[1.0, 2.0, 3.0])(
+            torch.zeros(1, 3, 5, 6), torch.zeros(1, 5, 6).long(), ignore_index=255
+        )
+
+    assert f'RuntimeError: {error.value}\n' in blocks('docs/faq.md')
 
 
 @pytest.mark.skipif(FORK, reason='the fork ignores label 255 there')
