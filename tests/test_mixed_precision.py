@@ -46,10 +46,10 @@ class Segmentor(nn.Module):
 @every_device
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('fused', [False, True])
-@pytest.mark.parametrize('label_smoothing', [0.0, 0.1])
-def test_under_autocast_only_the_gradient_is_rounded_and_only_once(device, dtype, fused, label_smoothing):
+@pytest.mark.parametrize('options', [dict(), dict(label_smoothing=0.1), dict(use_sigmoid=True)])
+def test_under_autocast_only_the_gradient_is_rounded_and_only_once(device, dtype, fused, options):
     """Against PyTorch in float32 on the logits that the loss got: half a unit in the last place, and float32's own."""
-    model, label = Segmentor(label_smoothing=label_smoothing).to(device), labels().to(device)
+    model, label = Segmentor(**options).to(device), labels().to(device)
     images = torch.randn(2, 3, 32, 40, generator=torch.Generator().manual_seed(1)).to(device)
     got = []
     model.decode_head.loss_decode.register_forward_pre_hook(lambda _, arguments: got.append(arguments[0]))
@@ -63,9 +63,14 @@ def test_under_autocast_only_the_gradient_is_rounded_and_only_once(device, dtype
 
     z = logits.detach().float().requires_grad_()
     resized = F.interpolate(z, size=label.shape[1:], mode='bilinear') if fused else z
-    expected = F.cross_entropy(
-        resized, label, torch.tensor(WEIGHTS, device=device), ignore_index=255, label_smoothing=label_smoothing
-    )
+    weight = torch.tensor(WEIGHTS, device=device)
+    if options.get('use_sigmoid'):
+        one_hot = torch.stack([label == c for c in range(5)], 1).float()
+        pos_weight = weight.view(5, 1, 1)
+        elements = F.binary_cross_entropy_with_logits(resized, one_hot, pos_weight=pos_weight, reduction='none')
+        expected = elements.movedim(1, -1)[label != 255].mean()
+    else:
+        expected = F.cross_entropy(resized, label, weight, ignore_index=255, **options)
     (exact,) = torch.autograd.grad(SCALE * expected, z)
     expected_of_weights = torch.autograd.grad(logits, weights, exact.to(dtype))
 
