@@ -190,3 +190,24 @@ def test_schemes_that_cannot_be(options, error, words):
 
     assert 'class_weight' in str(caught.value) or 'statistics' in str(caught.value)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize('one', [3, 3.0, np.float32(3.0), np.array(3.0), torch.tensor(3.0), [3.0], np.array([3.0])])
+def test_one_number_where_it_is_allowed(one):
+    assert load_class_weight(one, single=True).tolist() == [3.0]
+    with pytest.raises((TypeError, ValueError), match='class_weight must be'):
+        load_class_weight(one)
+
+
+@pytest.mark.parametrize('bad', [True, -1.0, float('nan'), float('inf'), 0.0, [0.0], [[3.0]], 'three', b'3', [True]])
+def test_one_number_is_checked_too(bad):
+    with pytest.raises((TypeError, ValueError), match='class_weight'):
+        load_class_weight(bad, single=True)
+
+
+def test_one_number_of_a_file(tmp_path):
+    (tmp_path / 'weights.json').write_text('[3.0]')
+
+    assert load_class_weight(str(tmp_path / 'weights.json'), single=True).tolist() == [3.0]
+    with pytest.raises(ValueError, match='one weight per class'):
+        load_class_weight(str(tmp_path / 'weights.json'))
