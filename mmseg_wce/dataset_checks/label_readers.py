@@ -116,14 +116,13 @@ class AnnotationReader:
         kept = _as_bytes(raw)
         histogram = _histogram(kept)
         raw_values = np.flatnonzero(histogram)
-        values, positions = np.unique(self.table[raw_values], return_inverse=True)
-        counts = np.zeros(len(values), np.int64)
-        np.add.at(counts, positions, histogram[raw_values])
+        labels = np.bincount(self.table, weights=histogram, minlength=256).astype(np.int64)
+        values = np.flatnonzero(labels)
         return FileLabels(
             sample.label,
             raw.shape,
-            values.astype(np.int64),
-            counts,
+            values,
+            labels[values],
             raw_values=raw_values,
             raw_counts=histogram[raw_values],
             storage=storage,
