@@ -66,6 +66,13 @@ class LabelFiles:
         """Whether labels are what ``LoadAnnotations`` makes of the raw values in the files, and nothing else."""
         return isinstance(self.reader, AnnotationReader)
 
+    @property
+    def transforms(self) -> list[tuple[str, dict]]:
+        """Types and settings of the transforms that make the labels."""
+        reader = self.reader
+        used = [reader.load] if isinstance(reader, AnnotationReader) else reader.pipeline.transforms
+        return [(type(transform).__qualname__, vars(transform)) for transform in used]
+
     @cached_property
     def common_folder(self) -> str:
         """The deepest folder that holds all files."""

@@ -56,12 +56,14 @@ class LoadedLabels(NamedTuple):
         size: height and width of the labels directly after they were loaded; None where that is not known.
         image: the image directly after it was loaded; None where it was not loaded.
         path: of the file that plain ``LoadAnnotations`` read; None without one.
+        resized_by: name of the first transform after that which changed their size; empty where none did.
     """
 
     labels: np.ndarray
     size: tuple[int, int] | None = None
     image: np.ndarray | None = None
     path: str | None = None
+    resized_by: str = ''
 
 
 class _Step(NamedTuple):
@@ -86,6 +88,7 @@ class LabelPipeline:
     Attributes:
         notes: what a user should know about how the labels are looked at, a sentence each.
         needs_image: if a transform makes other labels, or fails, without the image.
+        first_move: the first transform that moves pixels, if image and labels are loaded before it; else None.
 
     Raises:
         ValueError: no transform loads labels, or one of them cannot be copied.
@@ -102,7 +105,7 @@ class LabelPipeline:
         if not changing:
             raise ValueError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
         self._steps = _copied(name, steps[: changing[-1] + 1])
-        self._first_move = _first_move(transforms)
+        self.first_move = _first_move(transforms)
         self._dataset = copy.copy(dataset)
         self._dataset.pipeline = _unchanged
         self._original = dataset
@@ -187,20 +190,21 @@ class LabelPipeline:
             label_size: height and width of the label.
             image_size: height and width of the image.
         """
-        if self._first_move is None or not is_resize(self._first_move):
+        if not is_resize(self.first_move):
             return False
+        move: Any = copy.deepcopy(self.first_move)
         results = dict(img=np.zeros((*image_size, 3), np.uint8), img_shape=image_size, ori_shape=image_size)
         results.update(gt_seg_map=np.zeros(label_size, np.uint8), seg_fields=['gt_seg_map'])
         with isolated_random_state():
             try:
-                results = copy.deepcopy(self._first_move)(results)
+                results = move(results)
             except Exception:  # it needs more than an image and a label
                 return False
         return results['img'].shape[:2] == results['gt_seg_map'].shape[:2]
 
     def _run(self, index: int, with_image: bool) -> LoadedLabels:
         results: Any = self._dataset.prepare_data(index)
-        size, image, path = None, None, None
+        size, image, path, resized_by = None, None, None, ''
         for transform, effect in self._steps:
             if effect is Effect.LOADS_IMAGE and not with_image:
                 continue
@@ -209,11 +213,13 @@ class LabelPipeline:
             results = transform(results)
             if results is None:
                 raise SampleDroppedError(type(transform).__name__)
-            if size is None and results.get('gt_seg_map') is not None:
-                size = np.shape(results['gt_seg_map'])[:2]
+            if results.get('gt_seg_map') is not None:
+                shape = np.shape(results['gt_seg_map'])[:2]
+                size = shape if size is None else size
+                resized_by = resized_by or (type(transform).__name__ if shape != size else '')
             if image is None:
                 image = results.get('img')
-        return LoadedLabels(_labels_in(results), size, image, path)
+        return LoadedLabels(_labels_in(results), size, image, path, resized_by)
 
     def _run_whole(self, index: int) -> LoadedLabels:
         if self._whole is None:
@@ -261,14 +267,13 @@ class LabelPipeline:
         return True, self._whole_note(index, loaded)
 
     def _shape_note(self, loaded: LoadedLabels) -> str:
-        left = np.shape(loaded.labels)[-2:]
-        if loaded.size is None or left == loaded.size:
+        left = np.shape(loaded.labels)[:2]
+        if not loaded.resized_by or loaded.size is None or len(left) < 2:
             return ''
-        names = ', '.join(type(t).__name__ for t in self.label_transforms if not _is_known_loader(t))
-        before, after = ('{1} x {0}'.format(*size) if len(size) == 2 else str(size) for size in (loaded.size, left))
+        before, after = ('{1} x {0}'.format(*size) for size in (loaded.size, left))
         return (
-            f'{type(self._original).__name__}: {names} changes the size of labels ({before} becomes {after}, width x '
-            f'height): they are counted as it leaves them'
+            f'{type(self._original).__name__}: {loaded.resized_by} changes the size of labels ({before} becomes '
+            f'{after}, width x height): they are counted as the transforms leave them'
         )
 
     def _whole_note(self, index: int, error: Exception) -> str:

@@ -17,6 +17,7 @@ from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.class_weights.statistics import FileLabels
+from mmseg_wce.dataset_checks.known_transforms import is_resize
 from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline, LoadedLabels
 from mmseg_wce.errors import in_one_line
 from PIL import Image
@@ -79,6 +80,11 @@ class AnnotationReader:
                 seg_fields=[],
             )
             return load(results)['gt_seg_map'].ravel()
+
+    @property
+    def resizes(self) -> bool:
+        """Whether image and label are resized before anything else moves them, so that their sizes may differ."""
+        return self.pipeline is not None and is_resize(self.pipeline.first_move)
 
     def raw(self, path: str) -> tuple[np.ndarray, str]:
         """Return a file's values (H, W) as ``load`` decodes them, before it keeps 8 bits, and how they are stored.
@@ -169,6 +175,11 @@ class PipelineReader:
     """
 
     pipeline: LabelPipeline
+
+    @property
+    def resizes(self) -> bool:
+        """Whether image and label are resized before anything else moves them, so that their sizes may differ."""
+        return is_resize(self.pipeline.first_move)
 
     def labels(self, sample: Sample) -> np.ndarray:
         """Return (H, W), integers: the labels as the loss gets them."""
@@ -267,6 +278,9 @@ def _squeezed(values: np.ndarray) -> np.ndarray:
 def _two_dimensional(values: np.ndarray) -> np.ndarray:
     if values.ndim == 2:
         return values
+    for axis in (0, -1) if values.ndim == 3 else ():
+        if values.shape[axis] > 1 and ((values == 0) | (values == 1)).all() and (values.sum(axis) == 1).all():
+            raise LabelFileError(f'it holds one-hot labels of shape {values.shape}: take their argmax({axis})')
     if values.ndim == 3 and values.shape[-1] <= 4:
         raise LabelFileError(
             f'it holds {values.shape[-1]} colour channels, as an RGB mask does: store one class index for each pixel'
@@ -336,9 +350,12 @@ def _as_integers(values: np.ndarray) -> tuple[np.ndarray, dict[str, tuple[int, s
     """
     if values.ndim == 3 and values.shape[0] == 1:
         values = values[0]
-    if values.ndim == 3 and values.shape[-1] > 4:
-        raise VolumeError(f'labels are volumes of shape {values.shape}, which are not checked')
-    values = _two_dimensional(values)
+    try:
+        values = _two_dimensional(values)
+    except LabelFileError as error:
+        if values.ndim == 3 and values.shape[-1] > 4 and 'one-hot' not in str(error):
+            raise VolumeError(f'labels are volumes of shape {values.shape}, which are not checked') from error
+        raise
     if values.dtype.kind not in 'biuf':
         raise LabelFileError(f'labels have dtype {values.dtype}: class indices are integers')
     altered = _altered_floats(values)

@@ -624,6 +624,8 @@ def test_labels_that_are_no_whole_numbers(tmp_path):
     [
         (np.zeros((4, 5, 3), np.uint8), '3 colour channels'),
         (np.zeros((4, 5, 1), np.uint8), '1 colour channels'),
+        (np.eye(3, dtype=np.uint8)[np.zeros((4, 5), int)], 'one-hot labels of shape (4, 5, 3): take their argmax(-1)'),
+        (np.eye(7)[np.zeros((4, 5), int)].transpose(2, 0, 1), 'take their argmax(0)'),
         (np.zeros(4, np.uint8), r'shape (4,)'),
         (np.array([['a', 'b']]), 'dtype <U1'),
     ],

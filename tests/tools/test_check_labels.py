@@ -7,8 +7,8 @@ from PIL import Image
 from three_classes import config_text, dataset_config, make_masks, write_data
 
 
-@TRANSFORMS.register_module(force=True)
-class LoadNpy(BaseTransform):
+@TRANSFORMS.register_module()
+class LoadArrays(BaseTransform):
     def transform(self, results):
         results['gt_seg_map'] = np.load(results['seg_map_path'])
         return results
@@ -105,7 +105,7 @@ def test_contact_sheet_of_wide_labels(tool, tmp_path, capsys):
     folder = tmp_path / 'data/annotations/training'
     for i, file in enumerate(sorted(folder.iterdir())):
         np.save(folder / f'{file.stem}.npy', np.full((64, 64), (0, 299, -1, 70000)[i % 4], np.int64))
-    load = [dict(type='LoadImageFromFile'), dict(type='LoadNpy')]
+    load = [dict(type='LoadImageFromFile'), dict(type='LoadArrays')]
     dataset = dataset_config(
         tmp_path / 'data',
         type='BaseSegDataset',
@@ -177,6 +177,20 @@ def test_labels_that_mmseg_would_refuse_to_load(tool, tmp_path, capsys):
     assert tool.main(['config.py']) == 1
 
     assert 'its LoadAnnotations False' in capsys.readouterr().out
+
+
+def test_a_validation_that_resizes_images_alone(tool, tmp_path, capsys):
+    """Labels of half the size: the training resizes both, the validation compares at the size of the images."""
+    for file in (tmp_path / 'data/images/training').iterdir():
+        cv2.imwrite(str(file), np.zeros((128, 128, 3), np.uint8))
+    load, resize = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')], dict(type='Resize', scale=(64, 64))
+    validation = dataset_config(tmp_path / 'data', pipeline=[load[0], resize, load[1]])
+    text = config_text(tmp_path / 'data', pipeline=[*load, resize])
+    (tmp_path / 'config.py').write_text(f'{text}val_dataloader = dict(dataset={validation!r})\n')
+
+    assert tool.main(['config.py', '--splits', 'train', '--workers', '0']) == 0
+    assert tool.main(['config.py', '--workers', '0']) == 1
+    assert 'wrong  image and label differ in size' in capsys.readouterr().out
 
 
 def test_the_same_files_are_read_once(tool, tmp_path, capsys):
