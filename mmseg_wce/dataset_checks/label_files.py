@@ -76,7 +76,10 @@ class LabelFiles:
     @cached_property
     def common_folder(self) -> str:
         """The deepest folder that holds all files."""
-        common = osp.commonpath([osp.dirname(file) for file in self.files])
+        folders = {osp.dirname(file) for file in self.files}
+        if len({osp.isabs(folder) for folder in folders}) > 1:  # some samples have no file of their own
+            return ''
+        common = osp.commonpath(folders)
         return osp.realpath(common) if osp.isdir(common) else common
 
     def subset(self, indices: Iterable[int]) -> LabelFiles:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, is_resize
 from mmseg_wce.errors import in_one_line
@@ -54,14 +55,12 @@ class LoadedLabels(NamedTuple):
     Attributes:
         labels: as the transforms left them: (H, W) integers, if all is well.
         size: height and width of the labels directly after they were loaded; None where that is not known.
-        image: the image directly after it was loaded; None where it was not loaded.
         path: of the file that plain ``LoadAnnotations`` read; None without one.
         resized_by: name of the first transform after that which changed their size; empty where none did.
     """
 
     labels: np.ndarray
     size: tuple[int, int] | None = None
-    image: np.ndarray | None = None
     path: str | None = None
     resized_by: str = ''
 
@@ -143,15 +142,11 @@ class LabelPipeline:
         self.needs_image = not outcomes or any(needs_image for needs_image, _ in outcomes)
         self.notes += dict.fromkeys(note for _, note in outcomes if note)
 
-    def load(self, index: int, with_image: bool = False) -> LoadedLabels:
+    def load(self, index: int) -> LoadedLabels:
         """Make the labels of a sample.
 
         Args:
             index: of the sample in the data set.
-            with_image: load the image as well, even if no label depends on it.
-
-        Returns:
-            Labels, and the image where it was loaded.
 
         Raises:
             SampleDroppedError: a transform returned None.
@@ -160,28 +155,42 @@ class LabelPipeline:
         """
         with isolated_random_state(index):
             try:
-                return self._run(index, with_image or self.needs_image)
+                return self._run(index, self.needs_image)
             except (SampleDroppedError, NoLabelsError):
                 raise
             except Exception:  # of any transform: perhaps one that needs what was left out
                 return self._run_whole(index)
 
+    @property
+    def has_plain_images(self) -> bool:
+        """Whether the image of a sample is the file that the data set names, read by ``LoadImageFromFile``."""
+        loaders = [step.transform for step in self._image_steps() if step.effect is Effect.LOADS_IMAGE]
+        return len(loaders) == len(self._image_steps()) and all(type(load) is LoadImageFromFile for load in loaders)
+
     def load_image(self, index: int) -> np.ndarray | None:
-        """Load the image of a sample by its loaders alone.
+        """Load the image of a sample without its labels.
 
         Args:
             index: of the sample in the data set.
 
         Returns:
-            What the loaders set as ``img``; None where there is no loader, or it drops the sample.
+            What the loaders set as ``img``; None where there is no loader, or the sample is dropped.
         """
         with isolated_random_state(index):
             results: Any = self._dataset.prepare_data(index)
-            for load in self.image_loaders:
-                results = load(results)
+            for transform, _ in self._image_steps():
+                results = transform(results)
                 if results is None:
                     return None
             return results.get('img')
+
+    def _image_steps(self) -> list[_Step]:
+        """Loaders of the image, and transforms of other projects that stand before all loaders."""
+        loads = [
+            i for i, s in enumerate(self._steps) if s.effect is Effect.LOADS_IMAGE or _is_known_loader(s.transform)
+        ]
+        first = loads[0] if loads else 0
+        return [step for i, step in enumerate(self._steps) if i < first or step.effect is Effect.LOADS_IMAGE]
 
     def resized_alike(self, label_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
         """Return True if a resize brings image and label to one size before anything else moves them.
@@ -204,7 +213,7 @@ class LabelPipeline:
 
     def _run(self, index: int, with_image: bool) -> LoadedLabels:
         results: Any = self._dataset.prepare_data(index)
-        size, image, path, resized_by = None, None, None, ''
+        size, path, resized_by = None, None, ''
         for transform, effect in self._steps:
             if effect is Effect.LOADS_IMAGE and not with_image:
                 continue
@@ -217,9 +226,7 @@ class LabelPipeline:
                 shape = np.shape(results['gt_seg_map'])[:2]
                 size = shape if size is None else size
                 resized_by = resized_by or (type(transform).__name__ if shape != size else '')
-            if image is None:
-                image = results.get('img')
-        return LoadedLabels(_labels_in(results), size, image, path, resized_by)
+        return LoadedLabels(_labels_in(results), size, path, resized_by)
 
     def _run_whole(self, index: int) -> LoadedLabels:
         if self._whole is None:

@@ -120,6 +120,15 @@ class OtherFolder(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class OtherImage(BaseTransform):
+    """Images come from another file than the data set says."""
+
+    def transform(self, results):
+        results['img_path'] = results['img_path'].replace('00.jpg', '01.jpg')
+        return results
+
+
+@TRANSFORMS.register_module()
 class WithScale(BaseTransform):
     """Needs what Resize makes."""
 
@@ -308,6 +317,28 @@ def test_missing_images_do_not_cost_the_labels(data):
     part = part_of(data, IMAGE, LOAD, dict(type='AddOne'))
 
     assert part.statistics().failed == {}
+
+
+@pytest.mark.parametrize('more', [[], [dict(type='AddOne')]])
+@pytest.mark.parametrize(('damage', 'kind'), [(Path.unlink, 'missing'), (lambda p: p.write_bytes(b'x'), 'unreadable')])
+def test_images_that_cannot_be_compared_do_not_cost_the_labels(data, more, damage, kind):
+    part = part_of(data, IMAGE, LOAD, *more)
+    damage(data / 'images/training/02.jpg')
+
+    statistics = part.statistics(with_images=True)
+
+    assert statistics.failed == {}
+    assert {k: (t.files, Path(t.example).name) for k, t in statistics.image_mismatches.items()} == {kind: (1, '02.png')}
+
+
+def test_images_of_changed_paths_are_compared(data):
+    """A transform before the loaders decides which files are read."""
+    Image.new('RGB', (9, 7)).save(data / 'images/training/00.jpg')
+
+    part = part_of(data, dict(type='OtherImage'), IMAGE, LOAD)
+
+    assert part.statistics(with_images=True).image_mismatches == {}
+    assert part.reader.image(part.samples[0]).shape == (12, 16, 3)
 
 
 def random_states():
