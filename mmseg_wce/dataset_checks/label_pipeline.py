@@ -103,7 +103,8 @@ class LabelPipeline:
         changing = [i for i, step in enumerate(steps) if step.effect is Effect.LABELS]
         if not changing:
             raise ValueError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
-        self._steps = _copied(name, steps[: changing[-1] + 1])
+        self._steps = _copied(name, steps)
+        self._end = changing[-1] + 1  # of the steps that make labels; loaders of images may follow
         self.first_move = _first_move(transforms)
         self._dataset = copy.copy(dataset)
         self._dataset.pipeline = _unchanged
@@ -115,7 +116,7 @@ class LabelPipeline:
     @property
     def transforms(self) -> list[Callable]:
         """The transforms that are run, loaders of images included."""
-        return [step.transform for step in self._steps]
+        return [step.transform for step in self._steps[: self._end]]
 
     @property
     def image_loaders(self) -> list[Callable]:
@@ -214,7 +215,7 @@ class LabelPipeline:
     def _run(self, index: int, with_image: bool) -> LoadedLabels:
         results: Any = self._dataset.prepare_data(index)
         size, path, resized_by = None, None, ''
-        for transform, effect in self._steps:
+        for transform, effect in self._steps[: self._end]:
             if effect is Effect.LOADS_IMAGE and not with_image:
                 continue
             if type(transform) is LoadAnnotations:
