@@ -157,23 +157,40 @@ def _one_class(e: LabelEvidence) -> str | None:
 
 def _interpolated(e: LabelEvidence) -> str | None:
     """Many values, each rare, between two frequent ones."""
-    frequent = [value for value in e.counts if e.share(value) > _FREQUENT or value == e.ignore_index]
-    rare = [value for value in e.bad if value not in frequent]
-    if len(rare) < _MANY_VALUES or len(frequent) < 2 or sum(map(e.share, rare)) > 0.5:
+    peaks = _peaks(e)
+    rare = [value for value in e.bad if value not in peaks]
+    if len(rare) < _MANY_VALUES or len(peaks) < 2 or sum(map(e.share, rare)) > 0.6:
         return None
-    below = [value for value in frequent if value < rare[0]]
-    above = [value for value in frequent if value > rare[-1]]
-    # others fill the gap as well, but not up to its end: 100..149 below 255, say
-    if not below or not above or rare[-1] < max(below) + 0.8 * (min(above) - max(below)):
+    anchors = sorted({*peaks, e.ignore_index} & set(e.counts))
+    low, high = max(pairwise(anchors), key=lambda gap: gap[1] - gap[0])
+    between = [value for value in rare if anchors[0] < value < anchors[-1]]
+    # others fill the widest gap as well, but not up to its end: 100..149 below 255, say
+    fills = any(low + 0.8 * (high - low) <= value < high for value in rare)
+    if 2 * len(between) < len(rare) or not fills:
         return None
     cause = (
         f'masks were resized with interpolation or saved as JPEG, which makes values such as {_listed(rare[:3])}: '
         'resize masks with nearest neighbour (cv2.INTER_NEAREST, PIL.Image.NEAREST) and save them as PNG'
     )
-    classes = sorted(value for value in frequent if value != e.ignore_index or len(frequent) == e.num_classes)
+    classes = sorted(value for value in peaks if value != e.ignore_index or len(peaks) == e.num_classes)
     if len(classes) > e.num_classes or all(value < e.num_classes for value in classes):
         return cause
     return f'{cause}; then {mapping_advice({int(value): i for i, value in enumerate(classes)})}'
+
+
+def _peaks(e: LabelEvidence) -> list[float]:
+    """The frequent values: as many as classes may be, while the next is a third as frequent at most."""
+    candidates = [value for value in e.counts if not _is_beside_a_peak(e, value)]
+    ordered = sorted(candidates, key=lambda value: -e.counts[value])
+    falls = enumerate(pairwise(map(e.counts.__getitem__, ordered)), 1)
+    ends = [k for k, (count, following) in falls if 2 <= k <= e.num_classes + 1 and count >= 3 * following]
+    return ordered[: ends[-1]] if ends else []
+
+
+def _is_beside_a_peak(e: LabelEvidence, value: float) -> bool:
+    """JPEG makes values next to the frequent ones that are frequent themselves; so may classes be."""
+    times = 5 if 0 <= value < e.num_classes else 1
+    return any(e.counts.get(value + step, 0) > times * e.counts[value] for step in (-3, -2, -1, 1, 2, 3))
 
 
 def _known_ids(e: LabelEvidence) -> str | None:
@@ -189,7 +206,7 @@ def _grey_levels(e: LabelEvidence) -> str | None:
     values = _values_in_files(e)
     steps = [b - a for a, b in pairwise(values)]
     far_apart = steps and min(steps) >= _GREY_STEP and values[-1] >= 3 * e.num_classes
-    if not far_apart or len(values) > e.num_classes + 1:
+    if not far_apart or len(values) > e.num_classes + 1 or e.bad == [254]:
         return None
     return f'these are grey levels or colours, not class indices (0..{e.num_classes - 1}): {_map_ascending(e, values)}'
 
@@ -198,7 +215,8 @@ def _ids_with_gaps(e: LabelEvidence) -> str | None:
     """As many values as classes, with gaps between them."""
     values = _values_in_files(e)
     has_gaps = len(values) > 1 and values[-1] - values[0] + 1 > len(values)
-    if not has_gaps or len(values) != e.num_classes or values[0] < 0 or _unknown(e) is not None or _grey_levels(e):
+    explained = _unknown(e) is not None or _grey_levels(e) is not None or e.bad == [254]
+    if not has_gaps or len(values) != e.num_classes or values[0] < 0 or explained:
         return None
     return f'these ids have gaps, and class indices (0..{e.num_classes - 1}) have none: {_map_ascending(e, values)}'
 
@@ -214,8 +232,13 @@ def _values_in_files(e: LabelEvidence) -> list[int]:
 
 
 def _map_ascending(e: LabelEvidence, values: list[int]) -> str:
-    """Advice to map the values in their order; of one too many the lowest is no class."""
+    """Advice to map the values in their order; of one too many the lowest is no class, of too few nothing is known."""
     surplus = len(values) - e.num_classes
+    if surplus < 0:
+        return (
+            'map every value of the data set to its class in every pipeline, directly after LoadAnnotations: '
+            "dict(type='MapLabels', mapping={value: class, ...})"
+        )
     mapping = {value: i - surplus if i >= surplus else e.ignore_index for i, value in enumerate(values)}
     first = 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and ' * bool(e.reduce_zero_label)
     return f'{first}{mapping_advice(mapping)} (look whether the order is that of classes)'
@@ -282,10 +305,12 @@ def _negative(e: LabelEvidence) -> str | None:
 
 
 def _too_few_classes(e: LabelEvidence) -> str | None:
-    """All values from 0 on, one or two too many, and 0 as frequent as a class."""
+    """All values from 0 on, some too many, and 0 as frequent as a class."""
     beyond = _beyond(e)
-    contiguous = beyond and beyond == [e.num_classes + i for i in range(len(beyond))] and len(beyond) <= 2
-    return _num_classes(e) if contiguous and not _looks_unshifted(e) else None
+    contiguous = beyond == [e.num_classes + i for i in range(len(beyond))]
+    if not beyond or not contiguous or _looks_shifted(e) or 0 not in e.counts:
+        return None
+    return None if len(beyond) == 1 and _looks_unshifted(e) else _num_classes(e)
 
 
 def _never_shifted(e: LabelEvidence) -> str | None:
@@ -308,7 +333,8 @@ def _more_values_than_classes(e: LabelEvidence) -> str | None:
     beyond = _beyond(e)
     if not beyond or beyond[-1] > 253 or e.reduce_zero_label is False:
         return None
-    if e.reduce_zero_label is None and e.ignore_index != 255:
+    bad_share = sum(map(e.share, e.bad))
+    if e.reduce_zero_label is None and (e.ignore_index != 255 or (255 not in e.counts and bad_share > _FREQUENT)):
         return None
     found, raw = (_range(values) for values in (beyond, [value + 1 for value in beyond]))
     return (

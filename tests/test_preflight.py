@@ -8,6 +8,7 @@ from mmseg_wce.preflight import (
     check_checkpoint,
     check_data,
     check_losses,
+    check_model,
     check_work_dir,
     load_config,
 )
@@ -109,6 +110,44 @@ def test_missing_list(dataset):
     assert 'train.txt' in complaint(dataset)
 
 
+def test_an_empty_list_is_named(dataset, tmp_path):
+    (tmp_path / 'empty.txt').touch()
+    dataset['ann_file'] = 'empty.txt'
+
+    message = complaint(dataset)
+
+    assert f"ann_file '{tmp_path}/empty.txt' is empty" in message
+    assert 'holds no files' not in message
+
+
+@pytest.mark.parametrize('kind', ['BaseSegDataset', 'CamVidDataset'])
+def test_classes_in_one_string(dataset, kind):
+    dataset.update(type=kind, metainfo=dict(classes='skyroad'))
+
+    assert f"{kind}: classes is one string, 'skyroad'" in complaint(dataset)
+
+
+def test_classes_in_a_file_are_no_string(dataset, tmp_path):
+    (tmp_path / 'classes.txt').write_text('sky\nroad\n')
+    dataset.update(type='BaseSegDataset', metainfo=dict(classes=str(tmp_path / 'classes.txt')))
+
+    check_data(config(dataset), 'train')
+
+
+@pytest.mark.parametrize('metric', ['IoUMetric', 'ClassIoUMetric', 'mmseg.IoUMetric'])
+def test_a_metric_without_classes(dataset, metric):
+    def validation(**changes) -> Config:
+        nameless = dict(dataset, type='BaseSegDataset', **changes)
+        joined = dict(type='ConcatDataset', datasets=[dataset, nameless])
+        return Config(dict(val_dataloader=dict(dataset=joined), val_evaluator=[dict(type=metric)]))
+
+    with pytest.raises(PreflightError, match=r"val_dataloader: BaseSegDataset names no classes.*'classes' in \w*IoU"):
+        check_data(validation(), 'val')
+
+    check_data(validation(metainfo=dict(classes=('a', 'b'))), 'val')
+    check_data(config(dict(dataset, type='BaseSegDataset')), 'train')
+
+
 def test_other_storages_are_left_alone(dataset):
     dataset.update(data_root='s3://bucket', backend_args=dict(backend='petrel'))
 
@@ -195,6 +234,72 @@ def test_class_weights_that_cannot_be_used(weights, words):
     assert '\n' not in str(caught.value)
     loss['class_weight'] = [1.0, 2.0]
     check_losses(Config(dict(model=model)))
+
+
+OURS, BUILT_IN = dict(type='WeightedCrossEntropyLoss'), dict(type='CrossEntropyLoss')
+
+
+@pytest.mark.parametrize(
+    ('head', 'words'),
+    [
+        (dict(num_classes=3, loss_decode=dict(OURS, class_weight=[1.0, 2.0])), 'holds 2 weights, but FCNHead has num_'),
+        (dict(num_classes=3, loss_decode=dict(BUILT_IN, class_weight=[1.0, 2.0])), 'CrossEntropyLoss holds 2 weights'),
+        (dict(num_classes=3, loss_decode=dict(type='OhemCrossEntropy', class_weight=[1.0])), 'Ohem.* holds 1 weights'),
+        (dict(num_classes=3, loss_decode=[dict(type='DiceLoss', class_weight=[1.0] * 4)]), 'DiceLoss holds 4 weights'),
+        (
+            dict(num_classes=3, loss_decode=dict(BUILT_IN, use_sigmoid=True, class_weight=[1.0] * 3)),
+            'along the width of the image.*WeightedCrossEntropyLoss',
+        ),
+        (
+            dict(num_classes=2, out_channels=1, loss_decode=dict(BUILT_IN, use_sigmoid=True, class_weight=[1.0, 2.0])),
+            'along the width of the image',
+        ),
+        (
+            dict(num_classes=2, out_channels=1, loss_decode=dict(OURS, use_sigmoid=True, class_weight=[1.0] * 3)),
+            'holds 3 weights, but FCNHead has one channel',
+        ),
+        (dict(num_classes=3, loss_decode=dict(OURS, class_weight=[1.0] * 3)), None),
+        (dict(num_classes=3, loss_decode=dict(OURS, use_sigmoid=True, class_weight=[1.0] * 3)), None),
+        (dict(num_classes=2, out_channels=1, loss_decode=dict(OURS, use_sigmoid=True, class_weight=[1.0, 2.0])), None),
+        (dict(num_classes=2, out_channels=1, loss_decode=dict(BUILT_IN, use_sigmoid=True, class_weight=[2.0])), None),
+        (dict(num_classes=3, loss_decode=dict(BUILT_IN, class_weight='weights.npy')), None),
+        (dict(num_classes=3, loss_decode=dict(type='FocalLoss', class_weight=0.5)), None),
+    ],
+)
+def test_number_of_class_weights(head, words):
+    whole = Config(dict(model=dict(decode_head=dict(type='FCNHead', **head))))
+    if words is None:
+        check_losses(whole)
+    else:
+        with pytest.raises(PreflightError, match=words):
+            check_losses(whole)
+
+
+def test_messages_are_not_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = dict(statistics='a/very/long/way/to/' + 'statistics/' * 20 + 'nowhere.json', scheme='enet')
+    whole = Config(dict(model=dict(decode_head=dict(loss_decode=dict(OURS, class_weight=weights)))))
+
+    with pytest.raises(PreflightError, match=r'a file written by tools/class_weights\.py$'):
+        check_losses(whole)
+
+
+def test_heads_that_cannot_learn():
+    head = dict(num_classes=1, loss_decode=BUILT_IN)
+
+    with pytest.raises(PreflightError, match=r'model\.decode_head has one channel and a softmax'):
+        check_model(Config(dict(model=dict(decode_head=head))))
+
+
+def test_what_is_doubtful_about_heads_is_logged(monkeypatch):
+    said = []
+    monkeypatch.setattr(preflight, 'print_log', lambda message, *_: said.append(message))
+
+    check_model(Config(dict(model=dict(decode_head=dict(num_classes=300)))))
+    check_model(Config(dict(model=dict(decode_head=dict(num_classes=150)))))
+
+    (line,) = said
+    assert 'num_classes=300 and ignores class 255' in line
 
 
 def test_damaged_checkpoint(tmp_path):

@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 import torch
-from mmseg_wce.recovery import checkpoints_in, damage
+from mmseg_wce.recovery import checkpoint_before, checkpoints_in, damage
 
 
 def write(path, step: int, seconds: int) -> str:
@@ -239,3 +239,22 @@ def test_another_storage_is_left_to_mmengine(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('s3://bucket/iter_5.pth')
 
     assert checkpoints_in(str(tmp_path)).usable == 's3://bucket/iter_5.pth'
+
+
+def test_the_checkpoint_before_another(work_dir):
+    write(work_dir / 'epoch_12.pth', 12, 1)
+    write(work_dir / 'iter_7_ema.pth', 7, 1)
+
+    assert checkpoint_before(str(work_dir / 'iter_15.pth')) == str(work_dir / 'iter_10.pth')
+    assert checkpoint_before(str(work_dir / 'iter_10.pth')) == str(work_dir / 'iter_5.pth')
+    assert checkpoint_before(str(work_dir / 'iter_5.pth')) is None
+    assert checkpoint_before(str(work_dir / 'epoch_12.pth')) is None
+    assert checkpoint_before(str(work_dir / 'best.pth')) is None
+
+
+def test_the_checkpoint_before_another_is_whole_and_finite(work_dir):
+    torch.save(dict(state_dict=dict(weight=torch.tensor([1.0, torch.inf]))), work_dir / 'iter_10.pth')
+    assert checkpoint_before(str(work_dir / 'iter_15.pth')) == str(work_dir / 'iter_5.pth')
+
+    cut(str(work_dir / 'iter_5.pth'), 200)
+    assert checkpoint_before(str(work_dir / 'iter_15.pth')) is None

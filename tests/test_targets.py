@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from cases import examples
@@ -89,9 +91,11 @@ def ade_like(*values: int) -> torch.Tensor:
         (ade_like(254), 150, 255, '255 - 1 = 254'),
         (ade_like(-1), 150, 255, '0 - 1 = -1'),
         (ade_like(-100), 150, 255, 'negative labels mark pixels without a class'),
-        (ade_like(12, 14), 11, -1, 'num_classes=11 is too small: these labels need at least 15'),
+        (ade_like(12, 14), 11, -1, 'these ids have gaps, and class indices (0..10) have none'),
+        (ade_like(10, 11), 10, -1, 'num_classes=10 is too small: these labels need num_classes=12'),
         (torch.tensor([[0, 255, 255, 0]]), 2, -100, 'masks of 0 and 255'),
-        (ade_like(1000, 3000), 150, 255, 'num_classes=150 is too small: these labels need at least 3001'),
+        (ade_like(1000, 3000), 150, 255, 'ids of the full ADE20K'),
+        (ade_like(1000, 3000), 140, -1, '1000..3000 are ids of another kind'),
         (ade_like(150), 150, -1, 'raw labels 0..150'),
         (ade_like(150), 150, 255, 'raw labels 0..150'),
     ],
@@ -129,6 +133,40 @@ def test_on_a_device_values_outside_a_byte_are_counted_together(pending):
 
     with pytest.raises(ValueError, match=r'above 255 \(2 px\), below 0 \(1 px\)\. The first is 1000'):
         targets.raise_pending()
+
+
+@given(
+    num_classes=st.sampled_from((3, 256, 300)),
+    ignore_index=st.sampled_from((255, -1, 299, 70000, 0)),
+    low=st.sampled_from((-3, 0)),
+    high=st.sampled_from((3, 400)),
+    seed=st.integers(0, 99),
+)
+@examples(60)
+def test_what_a_device_measures_is_what_the_target_holds(num_classes, ignore_index, low, high, seed):
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(low, high, (2, 5, 7), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.2] = ignore_index
+    bad = (target != ignore_index) & ((target < 0) | (target >= num_classes))
+
+    measured = targets._measure(target, bad, ignore_index)
+    findings = targets._read(measured, target.shape, num_classes, ignore_index, ())
+
+    if not bad.any():
+        assert findings is None
+        return
+    assert findings.first_index == tuple(bad.nonzero()[0].tolist())
+    assert findings.first_value == target[findings.first_index]
+    assert findings.num_bad == bad.sum()
+    assert sum(findings.counts.values()) == target.numel()
+    counted = dict(zip(*(x.tolist() for x in target.unique(return_counts=True)), strict=True))
+    together = {
+        -math.inf: sum(n for v, n in counted.items() if v < 0 and v != ignore_index),
+        math.inf: sum(n for v, n in counted.items() if v > 255 and v >= num_classes and v != ignore_index),
+        ignore_index: counted.get(ignore_index, 0),
+    }
+    assert all(findings.counts.get(value, 0) == n for value, n in together.items())
+    assert all(findings.counts.get(value, 0) == n for value, n in counted.items() if 0 <= value < 256)
 
 
 def test_many_different_values_are_summed_up():

@@ -78,9 +78,12 @@ def splits_of(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[Lab
 
 
 def _same_labels(parts: list[LabelFiles], others: list[LabelFiles]) -> bool:
-    """Whether two splits read the same files in the same way, so that one is to be checked."""
-    keys = [[(part.files, part.classes, part.convention, type(part.reader)) for part in p] for p in (parts, others)]
-    return keys[0] == keys[1]
+    """Whether two splits read the same files in the same way, and compare them with images in the same way."""
+    one, other = (
+        [(p.files, p.classes, p.convention, str(p.transforms), p.reader.resizes) for p in side]
+        for side in (parts, others)
+    )
+    return one == other
 
 
 def check(parts: list[LabelFiles], args: argparse.Namespace, name: str) -> tuple[list[LabelStatistics], list[Finding]]:

@@ -190,49 +190,57 @@ class LabelStatistics:
         """
         total = cls.empty(dataset, classes, convention)
         pixels, images, pixels_in_images = total.pixels, total.images, np.zeros_like(total.pixels)
-        unexpected: dict[int, Tally] = {}
+        num_images = num_pixels = ignored_pixels = fingerprint = 0
+        without_label: Tally | None = None
+        zero_and_255: Tally | None = None
         for file in files:
-            ignored = file.values == convention.ignore_index
-            is_class = (file.values >= 0) & (file.values < len(classes)) & ~ignored
-            present, num_pixels = file.values[is_class], math.prod(file.size)
-            pixels[present] += file.counts[is_class]
-            images[present] += 1
-            pixels_in_images[present] += num_pixels
-            num_ignored = int(file.counts[ignored].sum())
-            no_class = ~(is_class | ignored)
-            _count(unexpected, file.values[no_class], file.counts[no_class], file.file)
-            total = total._with_file(file, num_pixels, num_ignored)
-        unexpected, more = _smallest(unexpected)
-        return replace(total, pixels_in_images=pixels_in_images, unexpected=unexpected, more_unexpected=more)
+            size = math.prod(file.size)
+            num_ignored = total._count_file(file, size, pixels_in_images)
+            if num_ignored == size:
+                without_label = _sum(without_label, Tally(size, 1, file.file))
+            number_of_255 = _number_of_255(file)
+            if number_of_255:
+                zero_and_255 = _sum(zero_and_255, Tally(number_of_255, 1, file.file))
+            num_images, num_pixels, ignored_pixels = num_images + 1, num_pixels + size, ignored_pixels + num_ignored
+            fingerprint = (fingerprint + _fingerprint(file)) % _FINGERPRINTS
+        unexpected, more = _smallest(total.unexpected)
+        return replace(
+            total,
+            pixels=pixels,
+            images=images,
+            pixels_in_images=pixels_in_images,
+            num_images=num_images,
+            num_pixels=num_pixels,
+            ignored_pixels=ignored_pixels,
+            images_without_label=without_label,
+            zero_and_255=zero_and_255,
+            unexpected=unexpected,
+            more_unexpected=more,
+            fingerprint=fingerprint,
+        )
 
-    def _with_file(self, file: FileLabels, num_pixels: int, num_ignored: int) -> LabelStatistics:
-        """Add everything of a file but its classes; dicts are changed in place."""
-        values, counts = file.values, file.counts
+    def _count_file(self, file: FileLabels, size: int, pixels_in_images: np.ndarray) -> int:
+        """Add a file to all that is counted in place; return the number of its ignored pixels."""
+        ignored = file.values == self.conventions[0].ignore_index
+        is_class = (file.values >= 0) & (file.values < len(self.classes)) & ~ignored
+        present = file.values[is_class]
+        self.pixels[present] += file.counts[is_class]
+        self.images[present] += 1
+        pixels_in_images[present] += size
+        num_ignored = int(file.counts[ignored].sum())
+        if len(present) + (num_ignored > 0) < len(file.values):
+            no_class = ~(is_class | ignored)
+            _count(self.unexpected, file.values[no_class], file.counts[no_class], file.file)
         if file.raw_values is not None and file.raw_counts is not None:
-            values, counts = file.raw_values, file.raw_counts
-            _count(self.raw_values, values, counts, file.file)
-        zero_and_255 = self.zero_and_255
-        if sorted(values.tolist()) == [0, 255]:
-            zero_and_255 = _sum(zero_and_255, Tally(int(counts[values == 255][0]), 1, file.file))
-        without_label = self.images_without_label
-        if num_ignored == num_pixels:
-            without_label = _sum(without_label, Tally(num_ignored, 1, file.file))
+            _count(self.raw_values, file.raw_values, file.raw_counts, file.file)
         for kind, (number, detail) in file.altered.items():
             _add(self.altered, kind, Tally(number, 1, file.file, detail))
         if file.image_mismatch is not None:
             _add(self.image_mismatches, file.image_mismatch[0], Tally(0, 1, file.file, file.image_mismatch[1]))
         _add(self.storage, file.storage, Tally(0, 1, file.file))
-        size = f'{file.size[1]} x {file.size[0]}'
-        self.sizes[size] = self.sizes.get(size, 0) + 1
-        return replace(
-            self,
-            num_images=self.num_images + 1,
-            num_pixels=self.num_pixels + num_pixels,
-            ignored_pixels=self.ignored_pixels + num_ignored,
-            images_without_label=without_label,
-            zero_and_255=zero_and_255,
-            fingerprint=(self.fingerprint + _fingerprint(file)) % _FINGERPRINTS,
-        )
+        shape = f'{file.size[1]} x {file.size[0]}'
+        self.sizes[shape] = self.sizes.get(shape, 0) + 1
+        return num_ignored
 
     @property
     def share(self) -> np.ndarray:
@@ -332,6 +340,14 @@ def _fingerprint(file: FileLabels) -> int:
     else:
         content = file.values.tobytes() + file.counts.tobytes()
     return int.from_bytes(hashlib.blake2b(name + content, digest_size=8).digest(), 'little')
+
+
+def _number_of_255(file: FileLabels) -> int:
+    """Number of pixels of 255 in a file that holds 0 and 255 alone, raw values where they are known; 0 in others."""
+    values, counts = file.values, file.counts
+    if file.raw_values is not None and file.raw_counts is not None:
+        values, counts = file.raw_values, file.raw_counts
+    return int(counts[values.argmax()]) if len(values) == 2 and {*values.tolist()} == {0, 255} else 0
 
 
 def _add(tallies: dict[Any, Tally], key: Any, tally: Tally) -> None:

@@ -98,5 +98,5 @@ def effect_of(transform: Any) -> Effect:
 
 
 def is_resize(transform: Any) -> bool:
-    """Return True for a transform that resizes image and labels, each by itself."""
+    """Return True for a transform that resizes image and labels, each by itself; False for anything else."""
     return effect_of(transform) is Effect.MOVES and type(transform).__name__ in _RESIZES

@@ -66,10 +66,20 @@ class LabelFiles:
         """Whether labels are what ``LoadAnnotations`` makes of the raw values in the files, and nothing else."""
         return isinstance(self.reader, AnnotationReader)
 
+    @property
+    def transforms(self) -> list[tuple[str, dict]]:
+        """Types and settings of the transforms that make the labels."""
+        reader = self.reader
+        used = [reader.load] if isinstance(reader, AnnotationReader) else reader.pipeline.transforms
+        return [(type(transform).__qualname__, vars(transform)) for transform in used]
+
     @cached_property
     def common_folder(self) -> str:
         """The deepest folder that holds all files."""
-        common = osp.commonpath([osp.dirname(file) for file in self.files])
+        folders = {osp.dirname(file) for file in self.files}
+        if len({osp.isabs(folder) for folder in folders}) > 1:  # some samples have no file of their own
+            return ''
+        common = osp.commonpath(folders)
         return osp.realpath(common) if osp.isdir(common) else common
 
     def subset(self, indices: Iterable[int]) -> LabelFiles:

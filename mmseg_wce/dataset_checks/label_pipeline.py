@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, is_resize
 from mmseg_wce.errors import in_one_line
@@ -54,14 +55,14 @@ class LoadedLabels(NamedTuple):
     Attributes:
         labels: as the transforms left them: (H, W) integers, if all is well.
         size: height and width of the labels directly after they were loaded; None where that is not known.
-        image: the image directly after it was loaded; None where it was not loaded.
         path: of the file that plain ``LoadAnnotations`` read; None without one.
+        resized_by: name of the first transform after that which changed their size; empty where none did.
     """
 
     labels: np.ndarray
     size: tuple[int, int] | None = None
-    image: np.ndarray | None = None
     path: str | None = None
+    resized_by: str = ''
 
 
 class _Step(NamedTuple):
@@ -86,6 +87,7 @@ class LabelPipeline:
     Attributes:
         notes: what a user should know about how the labels are looked at, a sentence each.
         needs_image: if a transform makes other labels, or fails, without the image.
+        first_move: the first transform that moves pixels, if image and labels are loaded before it; else None.
 
     Raises:
         ValueError: no transform loads labels, or one of them cannot be copied.
@@ -101,8 +103,9 @@ class LabelPipeline:
         changing = [i for i, step in enumerate(steps) if step.effect is Effect.LABELS]
         if not changing:
             raise ValueError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
-        self._steps = _copied(name, steps[: changing[-1] + 1])
-        self._first_move = _first_move(transforms)
+        self._steps = _copied(name, steps)
+        self._end = changing[-1] + 1  # of the steps that make labels; loaders of images may follow
+        self.first_move = _first_move(transforms)
         self._dataset = copy.copy(dataset)
         self._dataset.pipeline = _unchanged
         self._original = dataset
@@ -113,7 +116,7 @@ class LabelPipeline:
     @property
     def transforms(self) -> list[Callable]:
         """The transforms that are run, loaders of images included."""
-        return [step.transform for step in self._steps]
+        return [step.transform for step in self._steps[: self._end]]
 
     @property
     def image_loaders(self) -> list[Callable]:
@@ -140,15 +143,11 @@ class LabelPipeline:
         self.needs_image = not outcomes or any(needs_image for needs_image, _ in outcomes)
         self.notes += dict.fromkeys(note for _, note in outcomes if note)
 
-    def load(self, index: int, with_image: bool = False) -> LoadedLabels:
+    def load(self, index: int) -> LoadedLabels:
         """Make the labels of a sample.
 
         Args:
             index: of the sample in the data set.
-            with_image: load the image as well, even if no label depends on it.
-
-        Returns:
-            Labels, and the image where it was loaded.
 
         Raises:
             SampleDroppedError: a transform returned None.
@@ -157,28 +156,42 @@ class LabelPipeline:
         """
         with isolated_random_state(index):
             try:
-                return self._run(index, with_image or self.needs_image)
+                return self._run(index, self.needs_image)
             except (SampleDroppedError, NoLabelsError):
                 raise
             except Exception:  # of any transform: perhaps one that needs what was left out
                 return self._run_whole(index)
 
+    @property
+    def has_plain_images(self) -> bool:
+        """Whether the image of a sample is the file that the data set names, read by ``LoadImageFromFile``."""
+        loaders = [step.transform for step in self._image_steps() if step.effect is Effect.LOADS_IMAGE]
+        return len(loaders) == len(self._image_steps()) and all(type(load) is LoadImageFromFile for load in loaders)
+
     def load_image(self, index: int) -> np.ndarray | None:
-        """Load the image of a sample by its loaders alone.
+        """Load the image of a sample without its labels.
 
         Args:
             index: of the sample in the data set.
 
         Returns:
-            What the loaders set as ``img``; None where there is no loader, or it drops the sample.
+            What the loaders set as ``img``; None where there is no loader, or the sample is dropped.
         """
         with isolated_random_state(index):
             results: Any = self._dataset.prepare_data(index)
-            for load in self.image_loaders:
-                results = load(results)
+            for transform, _ in self._image_steps():
+                results = transform(results)
                 if results is None:
                     return None
             return results.get('img')
+
+    def _image_steps(self) -> list[_Step]:
+        """Loaders of the image, and transforms of other projects that stand before all loaders."""
+        loads = [
+            i for i, s in enumerate(self._steps) if s.effect is Effect.LOADS_IMAGE or _is_known_loader(s.transform)
+        ]
+        first = loads[0] if loads else 0
+        return [step for i, step in enumerate(self._steps) if i < first or step.effect is Effect.LOADS_IMAGE]
 
     def resized_alike(self, label_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
         """Return True if a resize brings image and label to one size before anything else moves them.
@@ -187,21 +200,22 @@ class LabelPipeline:
             label_size: height and width of the label.
             image_size: height and width of the image.
         """
-        if self._first_move is None or not is_resize(self._first_move):
+        if not is_resize(self.first_move):
             return False
+        move: Any = copy.deepcopy(self.first_move)
         results = dict(img=np.zeros((*image_size, 3), np.uint8), img_shape=image_size, ori_shape=image_size)
         results.update(gt_seg_map=np.zeros(label_size, np.uint8), seg_fields=['gt_seg_map'])
         with isolated_random_state():
             try:
-                results = copy.deepcopy(self._first_move)(results)
+                results = move(results)
             except Exception:  # it needs more than an image and a label
                 return False
         return results['img'].shape[:2] == results['gt_seg_map'].shape[:2]
 
     def _run(self, index: int, with_image: bool) -> LoadedLabels:
         results: Any = self._dataset.prepare_data(index)
-        size, image, path = None, None, None
-        for transform, effect in self._steps:
+        size, path, resized_by = None, None, ''
+        for transform, effect in self._steps[: self._end]:
             if effect is Effect.LOADS_IMAGE and not with_image:
                 continue
             if type(transform) is LoadAnnotations:
@@ -209,11 +223,11 @@ class LabelPipeline:
             results = transform(results)
             if results is None:
                 raise SampleDroppedError(type(transform).__name__)
-            if size is None and results.get('gt_seg_map') is not None:
-                size = np.shape(results['gt_seg_map'])[:2]
-            if image is None:
-                image = results.get('img')
-        return LoadedLabels(_labels_in(results), size, image, path)
+            if results.get('gt_seg_map') is not None:
+                shape = np.shape(results['gt_seg_map'])[:2]
+                size = shape if size is None else size
+                resized_by = resized_by or (type(transform).__name__ if shape != size else '')
+        return LoadedLabels(_labels_in(results), size, path, resized_by)
 
     def _run_whole(self, index: int) -> LoadedLabels:
         if self._whole is None:
@@ -261,14 +275,13 @@ class LabelPipeline:
         return True, self._whole_note(index, loaded)
 
     def _shape_note(self, loaded: LoadedLabels) -> str:
-        left = np.shape(loaded.labels)[-2:]
-        if loaded.size is None or left == loaded.size:
+        left = np.shape(loaded.labels)[:2]
+        if not loaded.resized_by or loaded.size is None or len(left) < 2:
             return ''
-        names = ', '.join(type(t).__name__ for t in self.label_transforms if not _is_known_loader(t))
-        before, after = ('{1} x {0}'.format(*size) if len(size) == 2 else str(size) for size in (loaded.size, left))
+        before, after = ('{1} x {0}'.format(*size) for size in (loaded.size, left))
         return (
-            f'{type(self._original).__name__}: {names} changes the size of labels ({before} becomes {after}, width x '
-            f'height): they are counted as it leaves them'
+            f'{type(self._original).__name__}: {loaded.resized_by} changes the size of labels ({before} becomes '
+            f'{after}, width x height): they are counted as the transforms leave them'
         )
 
     def _whole_note(self, index: int, error: Exception) -> str:

@@ -17,7 +17,8 @@ from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.class_weights.statistics import FileLabels
-from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline, LoadedLabels
+from mmseg_wce.dataset_checks.known_transforms import is_resize
+from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline
 from mmseg_wce.errors import in_one_line
 from PIL import Image
 
@@ -80,6 +81,11 @@ class AnnotationReader:
             )
             return load(results)['gt_seg_map'].ravel()
 
+    @property
+    def resizes(self) -> bool:
+        """Whether image and label are resized before anything else moves them, so that their sizes may differ."""
+        return self.pipeline is not None and is_resize(self.pipeline.first_move)
+
     def raw(self, path: str) -> tuple[np.ndarray, str]:
         """Return a file's values (H, W) as ``load`` decodes them, before it keeps 8 bits, and how they are stored.
 
@@ -116,49 +122,23 @@ class AnnotationReader:
         kept = _as_bytes(raw)
         histogram = _histogram(kept)
         raw_values = np.flatnonzero(histogram)
-        values, positions = np.unique(self.table[raw_values], return_inverse=True)
-        counts = np.zeros(len(values), np.int64)
-        np.add.at(counts, positions, histogram[raw_values])
+        labels = np.bincount(self.table, weights=histogram, minlength=256).astype(np.int64)
+        values = np.flatnonzero(labels)
         return FileLabels(
             sample.label,
             raw.shape,
-            values.astype(np.int64),
-            counts,
+            values,
+            labels[values],
             raw_values=raw_values,
             raw_counts=histogram[raw_values],
             storage=storage,
             altered={} if raw is kept else _altered_bytes(raw, kept, self.table[kept] == self.convention.ignore_index),
-            image_mismatch=self._compare(sample, raw.shape) if with_image else None,
+            image_mismatch=_find_mismatch(sample, raw.shape, self.pipeline) if with_image else None,
         )
 
     def image(self, sample: Sample) -> np.ndarray | None:
         """Return the image as its loader leaves it: (H, W, 3), uint8, BGR as a rule."""
-        if self.pipeline is not None:
-            return self.pipeline.load_image(sample.index)
-        return None if sample.image is None else LoadImageFromFile()(dict(img_path=sample.image))['img']
-
-    def _compare(self, sample: Sample, size: tuple[int, int]) -> tuple[str, str] | None:
-        if sample.image is None:
-            return None
-        loaders = [] if self.pipeline is None else self.pipeline.image_loaders
-        is_plain = all(type(load) is LoadImageFromFile for load in loaders)
-        stored = None
-        if is_plain:
-            try:
-                stored, is_turned = _stored_size(sample.image, self.load.backend_args)
-                if stored == size and not is_turned:
-                    return None
-            except FileNotFoundError:
-                return 'missing', sample.image
-            except Exception:  # a format that Pillow does not know
-                stored = None
-        try:
-            image = self.image(sample)
-        except FileNotFoundError:
-            return 'missing', sample.image
-        except Exception as error:  # every decoder has its own errors
-            return ('unreadable' if loaders else 'unknown'), f'{sample.image}: {in_one_line(error)}'
-        return compare_sizes(sample, size, image, self.pipeline, turned=stored == size)
+        return _image(sample, self.pipeline)
 
 
 @dataclass(frozen=True)
@@ -171,19 +151,26 @@ class PipelineReader:
 
     pipeline: LabelPipeline
 
+    @property
+    def resizes(self) -> bool:
+        """Whether image and label are resized before anything else moves them, so that their sizes may differ."""
+        return is_resize(self.pipeline.first_move)
+
     def labels(self, sample: Sample) -> np.ndarray:
         """Return (H, W), integers: the labels as the loss gets them."""
-        return _as_integers(self._load(sample).labels)[0]
+        return _as_integers(self.pipeline.load(sample.index).labels)[0]
 
     def count(self, sample: Sample, with_image: bool = False) -> FileLabels:
         """Count the pixels of every label; compare its size with the image's where that is asked."""
-        loaded = self._load(sample, with_image)
+        loaded = self.pipeline.load(sample.index)
         labels, altered = _as_integers(loaded.labels)
-        valid = labels if 'not finite' not in altered else labels[np.isfinite(loaded.labels)]
+        valid = labels
+        if 'not finite' in altered:
+            valid = labels[np.isfinite(loaded.labels).reshape(labels.shape)]
         values, counts = _count_values(valid)
         mismatch = None
         if with_image and loaded.size is not None:
-            mismatch = compare_sizes(sample, loaded.size, loaded.image, self.pipeline)
+            mismatch = _find_mismatch(sample, loaded.size, self.pipeline)
         names = [type(transform).__name__ for transform in self.pipeline.label_transforms]
         return FileLabels(
             sample.label,
@@ -197,10 +184,7 @@ class PipelineReader:
 
     def image(self, sample: Sample) -> np.ndarray | None:
         """Return the image as its loader leaves it: (H, W, 3), uint8, BGR as a rule."""
-        return self.pipeline.load_image(sample.index)
-
-    def _load(self, sample: Sample, with_image: bool = False) -> LoadedLabels:
-        return self.pipeline.load(sample.index, with_image)
+        return _image(sample, self.pipeline)
 
     def _altered_before(self, path: str | None) -> dict[str, tuple[int, str]]:
         """Find values that plain ``LoadAnnotations`` changes before another transform sees them."""
@@ -212,43 +196,65 @@ class PipelineReader:
         return {} if raw is kept else _altered_bytes(raw, kept, kept == 255)
 
 
-def compare_sizes(
-    sample: Sample,
-    size: tuple[int, int],
-    image: np.ndarray | None,
-    pipeline: LabelPipeline | None,
-    turned: bool = False,
+def _image(sample: Sample, pipeline: LabelPipeline | None) -> np.ndarray | None:
+    if pipeline is not None:
+        return pipeline.load_image(sample.index)
+    return None if sample.image is None else LoadImageFromFile()(dict(img_path=sample.image))['img']
+
+
+def _find_mismatch(
+    sample: Sample, label_size: tuple[int, int], pipeline: LabelPipeline | None
 ) -> tuple[str, str] | None:
     """Compare the sizes of a label and its image as their loaders leave them.
 
+    The image is decoded only where its header may not tell its size: turned by EXIF, or in a format of another loader.
+
     Args:
         sample: their paths.
-        size: height and width of the label.
-        image: (H, W) or (H, W, channels); of other shapes nothing is known.
+        label_size: height and width of the label.
         pipeline: of the data set; None where there is none.
-        turned: if the label has the size that the image file has before EXIF turns the image.
 
     Returns:
         None where they are equal, or the kind of mismatch (a key of ``LabelStatistics.image_mismatches``) and both
         files with their sizes.
     """
-    if image is None or np.ndim(image) not in (2, 3) or image.shape[:2] == tuple(size):
+    loaders: list[Any] = [LoadImageFromFile()] if pipeline is None else pipeline.image_loaders
+    if sample.image is None or not loaders:
+        return None
+    stored = None
+    try:
+        if pipeline is None or pipeline.has_plain_images:
+            backend_args = loaders[0].backend_args
+            stored, is_turned = _stored_size(sample.image, backend_args)
+            if stored == label_size and not is_turned:
+                return None
+        image = _image(sample, pipeline)
+    except FileNotFoundError:
+        return 'missing', sample.image
+    except Exception as error:  # every decoder has its own errors
+        return 'unknown' if pipeline is None else 'unreadable', f'{sample.image}: {in_one_line(error)}'
+    if image is None or np.ndim(image) not in (2, 3) or image.shape[:2] == label_size:
         return None
     height, width = image.shape[:2]
-    detail = f'{sample.label} {size[1]} x {size[0]}, {sample.image} {width} x {height}'
-    if turned and (width, height) == tuple(size):
+    detail = f'{sample.label} {label_size[1]} x {label_size[0]}, {sample.image} {width} x {height}'
+    if stored == label_size == (width, height):
         return 'turned', detail
-    if pipeline is None or not pipeline.resized_alike(size, (height, width)):
+    if pipeline is None or not pipeline.resized_alike(label_size, (height, width)):
         return 'size', detail
-    same_shape = abs(height * size[1] - width * size[0]) <= max(height, width, *size)
+    same_shape = abs(height * label_size[1] - width * label_size[0]) <= max(height, width, *label_size)
     return 'resized' if same_shape else 'stretched', detail
 
 
 def _stored_size(path: str, backend_args: dict | None) -> tuple[tuple[int, int], bool]:
-    """Return height and width of an image file by its header, and if EXIF asks to swap them."""
+    """Return height and width of an image file by its header, and if EXIF asks to swap them; zeros if it has none."""
     local = osp.isfile(path)
-    with Image.open(path if local else io.BytesIO(fileio.get(path, backend_args=backend_args))) as image:
-        return image.size[::-1], image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+    try:
+        with Image.open(path if local else io.BytesIO(fileio.get(path, backend_args=backend_args))) as image:
+            return image.size[::-1], image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+    except FileNotFoundError:
+        raise
+    except Exception:  # a format that Pillow does not know
+        return (0, 0), False
 
 
 def _has_bytes(path: str, backend_args: dict | None) -> bool:
@@ -268,6 +274,9 @@ def _squeezed(values: np.ndarray) -> np.ndarray:
 def _two_dimensional(values: np.ndarray) -> np.ndarray:
     if values.ndim == 2:
         return values
+    for axis in (0, -1) if values.ndim == 3 else ():
+        if values.shape[axis] > 1 and ((values == 0) | (values == 1)).all() and (values.sum(axis) == 1).all():
+            raise LabelFileError(f'it holds one-hot labels of shape {values.shape}: take their argmax({axis})')
     if values.ndim == 3 and values.shape[-1] <= 4:
         raise LabelFileError(
             f'it holds {values.shape[-1]} colour channels, as an RGB mask does: store one class index for each pixel'
@@ -337,9 +346,12 @@ def _as_integers(values: np.ndarray) -> tuple[np.ndarray, dict[str, tuple[int, s
     """
     if values.ndim == 3 and values.shape[0] == 1:
         values = values[0]
-    if values.ndim == 3 and values.shape[-1] > 4:
-        raise VolumeError(f'labels are volumes of shape {values.shape}, which are not checked')
-    values = _two_dimensional(values)
+    try:
+        values = _two_dimensional(values)
+    except LabelFileError as error:
+        if values.ndim == 3 and values.shape[-1] > 4 and 'one-hot' not in str(error):
+            raise VolumeError(f'labels are volumes of shape {values.shape}, which are not checked') from error
+        raise
     if values.dtype.kind not in 'biuf':
         raise LabelFileError(f'labels have dtype {values.dtype}: class indices are integers')
     altered = _altered_floats(values)

@@ -164,17 +164,10 @@ def _digest(parts: Iterable[LabelFiles], with_images: bool) -> str:
     """Of everything that the statistics depend on; local files by size and time of change, others by name alone."""
     digest = hashlib.sha256(str(with_images).encode())
     for part in parts:
-        how = f'{part.dataset} {part.classes} {part.convention} {_transforms(part)} {part.times}'
-        digest.update(how.encode())
+        how = f'{part.dataset} {part.classes} {part.convention} {part.transforms} {part.times}'
+        digest.update(re.sub(r' at 0x[0-9a-f]+', '', how).encode())  # addresses in memory
         for sample in part.samples:
             for file in (sample.label, sample.image) if with_images else (sample.label,):
                 stat = os.stat(file) if file and osp.isfile(file) else None
                 digest.update(f'{file} {stat and (stat.st_size, stat.st_mtime_ns)}'.encode())
     return digest.hexdigest()
-
-
-def _transforms(part: LabelFiles) -> str:
-    """Types and settings of the transforms that make the labels, without addresses in memory."""
-    reader = part.reader
-    transforms = [reader.load] if isinstance(reader, AnnotationReader) else reader.pipeline.transforms
-    return re.sub(r' at 0x[0-9a-f]+', '', str([(type(t).__qualname__, vars(t)) for t in transforms]))

@@ -163,7 +163,7 @@ def _unexpected(s: LabelStatistics) -> Iterator[Finding]:
     jpeg = next((tally for kind, tally in s.storage.items() if kind.endswith('JPEG')), None)
     if few:
         causes = ['these few files were painted with values that are no class: correct them']
-    elif jpeg is not None and 'JPEG' not in causes[0]:
+    elif jpeg is not None and 'JPEG' not in causes[0] and sum(map(evidence.share, evidence.bad)) < 0.2:
         causes = ['JPEG changes values along borders, into those of other classes: save the masks as PNG', *causes]
     ignored = s.conventions[0].ignore_index
     yield Finding(

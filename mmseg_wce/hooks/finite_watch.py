@@ -120,7 +120,7 @@ def explain(
     return (
         f'{what}{_listed(first)}. Other images since the last check, iteration {iteration} backwards: {_listed(rest)}. '
         f'Likely causes: a learning rate that is too high, or no warm-up; an image or label that cannot be right; '
-        f'float16, which overflows at 65504 (bfloat16 does not). No checkpoint was written since; {where}.'
+        f'float16, which overflows at 65504 (bfloat16 does not). No checkpoint was written since; {where}'
     )
 
 
@@ -133,7 +133,7 @@ def _where_to_go_on(last_checkpoint: str | None, resumed_from: str | None, confi
         if good is not None:
             where += f': it went on from {resumed_from}, and the one before that with finite weights is {good}'
     if good is None:
-        return where
+        return f'{where}.'
     return f'{where}. Go on from it: python tools/train.py {quote(config_file)} --resume-from {quote(good)}'
 
 

@@ -34,6 +34,7 @@ RESIZE, CROP = dict(type='Resize', scale=(8, 8)), dict(type='RandomCrop', crop_s
     ('size', 'pipeline', 'severity', 'words'),
     [
         ((12, 16), LOAD, Severity.ERROR, 'differ in size (width x height)'),
+        ((12, 16), LOAD[::-1], Severity.ERROR, 'differ in size (width x height)'),
         ((12, 16), [*LOAD, CROP], Severity.ERROR, 'differ in size (width x height)'),
         ((12, 16), [*LOAD, CROP, RESIZE], Severity.ERROR, 'differ in size (width x height)'),
         ((12, 16), [LOAD[0], RESIZE, LOAD[1]], Severity.ERROR, 'differ in size (width x height)'),

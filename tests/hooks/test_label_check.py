@@ -96,6 +96,72 @@ def test_weights_of_other_classes_stop_the_run(data):
         check(runner_on(build(data), class_weight=dict(statistics='ade20k')))
 
 
+def test_images_of_another_size_stop_the_run(data):
+    cv2.imwrite(str(data / 'images/training/00.jpg'), np.zeros((7, 9, 3), np.uint8))
+    load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+
+    with pytest.raises(ValueError, match=r'image and label differ in size .*00\.png 16 x 12, .*00\.jpg 9 x 7'):
+        check(runner_on(build(data, pipeline=load)))
+
+
+def joined(data, classes, **changes):
+    one = dataset_config(data, type='BaseSegDataset', metainfo=dict(classes=('a', 'b', 'c')))
+    other = dict(one, metainfo=dict(classes=classes), **changes)
+    keys = ['classes', 'palette', 'reduce_zero_label', 'label_map']
+    return DATASETS.build(dict(type='ConcatDataset', datasets=[one, other], ignore_keys=keys))
+
+
+def test_joined_data_sets_are_checked_with_their_own_classes(data, caplog):
+    check(runner_on(joined(data, ('A', 'B', 'C'))))
+    check(runner_on(joined(data, ('one', 'two', 'three'))))
+    assert caplog.records == []
+
+    with pytest.raises(ValueError, match=r"joined data sets have their classes in another order: class 0 is 'a'"):
+        check(runner_on(joined(data, ('c', 'b', 'a'))))
+    with pytest.raises(ValueError, match=r'3 \(\d+ px\)'):  # the second alone is not shifted
+        check(runner_on(joined(data, ('A', 'B', 'C'), reduce_zero_label=False)))
+
+
+@pytest.mark.parametrize(
+    ('values', 'head', 'line'),
+    [
+        ([0, 1], dict(num_classes=2, out_channels=1), None),
+        ([0, 255], dict(num_classes=2, out_channels=1), 'masks hold 0 and 255 only'),
+        ([0, 2], dict(num_classes=2, out_channels=1), r'neither in \[0, 2\)'),
+    ],
+)
+def test_labels_of_one_channel(data, caplog, values, head, line):
+    for file in (data / 'annotations/training').iterdir():
+        cv2.imwrite(str(file), np.array(values, np.uint8).repeat(96).reshape(12, 16))
+    dataset = build(data, type='BaseSegDataset', metainfo=dict(classes=('bg', 'fg')), reduce_zero_label=False)
+    runner = runner_on(dataset)
+    runner.model.decode_head.num_classes, runner.model.decode_head.out_channels = 2, 1
+
+    if line and 'neither' in line:
+        with pytest.raises(ValueError, match=line):
+            check(runner)
+    else:
+        check(runner)
+        assert [line in record.message for record in caplog.records] == [True] * (line is not None)
+
+
+def test_one_channel_with_a_softmax_stops_the_run(data):
+    runner = runner_on(build(data))
+    runner.cfg.model.decode_head = dict(num_classes=2, out_channels=1, loss_decode=dict(type='CrossEntropyLoss'))
+
+    with pytest.raises(ValueError, match='one channel and a softmax'):
+        check(runner)
+
+
+def test_how_labels_are_looked_at_is_logged(data, caplog):
+    steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+    draws = dict(type='RandomApply', transforms=[dict(type='MapLabels', mapping={1: 2})], prob=0.5)
+
+    check(runner_on(build(data, pipeline=[*steps, draws])))
+
+    assert ['RandomApply changes labels at random' in record.message for record in caplog.records] == [True]
+
+
 def test_backgrounds_with_borders_do_not_stop_the_run(data, caplog):
     for file in (data / 'annotations/training').iterdir():
         mask = np.zeros((12, 16), np.uint8)

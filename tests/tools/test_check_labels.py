@@ -1,8 +1,17 @@
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import BaseTransform
+from mmseg.registry import TRANSFORMS
 from PIL import Image
 from three_classes import config_text, dataset_config, make_masks, write_data
+
+
+@TRANSFORMS.register_module()
+class LoadArrays(BaseTransform):
+    def transform(self, results):
+        results['gt_seg_map'] = np.load(results['seg_map_path'])
+        return results
 
 
 @pytest.fixture
@@ -72,6 +81,51 @@ def test_mistakes_made_on_purpose(tool, tmp_path, capsys):
     assert (sheet[..., :3] == [255, 0, 255]).all(-1).any()  # no class, in the legend
 
 
+def test_joined_data_sets_with_conventions_of_their_own(tool, tmp_path, capsys):
+    """One is shifted and one is not, as both have to be."""
+    write_data(tmp_path / 'more', [np.where(mask == 0, 255, mask - 1) for mask in make_masks(20, shape=(64, 64))])
+    parts = [
+        dataset_config(tmp_path / 'data'),
+        dict(type='RepeatDataset', times=2, dataset=dataset_config(tmp_path / 'more', reduce_zero_label=False)),
+    ]
+    joined = dict(type='ConcatDataset', datasets=parts, ignore_keys=['reduce_zero_label'])
+    text = config_text(tmp_path / 'data')
+    (tmp_path / 'config.py').write_text(f'{text}train_dataloader = dict(dataset={joined!r})\n')
+
+    assert tool.main(['config.py', '--workers', '0']) == 0
+    assert 'train: 60 labels' in capsys.readouterr().out
+
+    parts[1]['dataset']['reduce_zero_label'] = True
+    (tmp_path / 'config.py').write_text(f'{text}train_dataloader = dict(dataset={joined!r})\n')
+    assert tool.main(['config.py', '--workers', '0']) == 1
+    assert 'masks look shifted already' in capsys.readouterr().out
+
+
+def test_contact_sheet_of_wide_labels(tool, tmp_path, capsys):
+    folder = tmp_path / 'data/annotations/training'
+    for i, file in enumerate(sorted(folder.iterdir())):
+        np.save(folder / f'{file.stem}.npy', np.full((64, 64), (0, 299, -1, 70000)[i % 4], np.int64))
+    load = [dict(type='LoadImageFromFile'), dict(type='LoadArrays')]
+    dataset = dataset_config(
+        tmp_path / 'data',
+        type='BaseSegDataset',
+        pipeline=load,
+        seg_map_suffix='.npy',
+        metainfo=dict(classes=tuple(f'c{i}' for i in range(300))),
+        reduce_zero_label=False,
+        ignore_index=-1,
+    )
+    (tmp_path / 'config.py').write_text(
+        f'default_scope = "mmseg"\ntrain_dataloader = dict(dataset={dataset!r})\n'
+        'model = dict(decode_head=dict(num_classes=300, ignore_index=-1))\n'
+    )
+
+    assert tool.main(['config.py', '--workers', '0']) == 1
+
+    assert '70000 (20480 px)' in capsys.readouterr().out
+    assert (tmp_path / 'work_dirs/check_labels/config/train.png').stat().st_size > 5000
+
+
 def test_splits_without_labels_are_said(tool, tmp_path, capsys):
     unlabelled = dataset_config(tmp_path / 'data')
     unlabelled['pipeline'] = [dict(type='LoadImageFromFile')]
@@ -123,6 +177,20 @@ def test_labels_that_mmseg_would_refuse_to_load(tool, tmp_path, capsys):
     assert tool.main(['config.py']) == 1
 
     assert 'its LoadAnnotations False' in capsys.readouterr().out
+
+
+def test_a_validation_that_resizes_images_alone(tool, tmp_path, capsys):
+    """Labels of half the size: the training resizes both, the validation compares at the size of the images."""
+    for file in (tmp_path / 'data/images/training').iterdir():
+        cv2.imwrite(str(file), np.zeros((128, 128, 3), np.uint8))
+    load, resize = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')], dict(type='Resize', scale=(64, 64))
+    validation = dataset_config(tmp_path / 'data', pipeline=[load[0], resize, load[1]])
+    text = config_text(tmp_path / 'data', pipeline=[*load, resize])
+    (tmp_path / 'config.py').write_text(f'{text}val_dataloader = dict(dataset={validation!r})\n')
+
+    assert tool.main(['config.py', '--splits', 'train', '--workers', '0']) == 0
+    assert tool.main(['config.py', '--workers', '0']) == 1
+    assert 'wrong  image and label differ in size' in capsys.readouterr().out
 
 
 def test_the_same_files_are_read_once(tool, tmp_path, capsys):

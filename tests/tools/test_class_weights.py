@@ -19,7 +19,7 @@ from mmseg_wce.class_weights import (
     load_statistics,
     save_statistics,
 )
-from three_classes import config_text, make_masks, write_data
+from three_classes import config_text, dataset_config, make_masks, write_data
 
 
 @pytest.fixture
@@ -121,6 +121,52 @@ def test_values_that_are_no_class_are_said(tool, tmp_path, capsys):
     tool.main(['config.py'])
 
     assert 'Labels that are no class: 199' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('share', 'value', 'status'), [(0.8, 200, 1), (0.2, 200, 0), (0.95, 0, 0)], ids=['mostly', 'some', 'scribbles']
+)
+def test_labels_that_are_mostly_no_class(tool, tmp_path, capsys, share, value, status):
+    for file in sorted((tmp_path / 'data/annotations/training').iterdir()):
+        mask = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        mask.ravel()[: int(share * mask.size)] = value
+        cv2.imwrite(str(file), mask)
+
+    assert tool.main([*FOLDER, *KEPT]) == status
+    assert ('neither a class nor ignored: run tools/check_labels.py' in capsys.readouterr().out) == bool(status)
+    assert tool.main(['kept.json']) == status
+
+
+def joined_config(tmp_path, *classes, **changes) -> str:
+    parts = [
+        dataset_config(tmp_path / 'data', type='BaseSegDataset', metainfo=dict(classes=names)) for names in classes
+    ]
+    dataset = dict(type='ConcatDataset', datasets=parts, ignore_keys=['classes', 'palette', 'label_map'])
+    return f'{config_text(tmp_path / "data")}train_dataloader = dict(dataset={dataset!r})\n'
+
+
+def test_joined_data_sets_add_up_by_index(tool, tmp_path, capsys):
+    (tmp_path / 'config.py').write_text(joined_config(tmp_path, ('a', 'b', 'c'), ('A', 'B', 'C'), ('x', 'y', 'z')))
+
+    assert tool.main(['config.py', '--workers', '0', *KEPT]) == 0
+
+    np.testing.assert_allclose(load_statistics('kept.json').share, share_of_the_masks())
+    assert load_statistics('kept.json').num_images == 60
+    assert "class 0 is 'a' in the first, and 'x' in data set 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('other', 'words'),
+    [
+        (('b', 'a', 'c'), "in another order: class 0 is 'a' in the first, and 'b' in data set 2"),
+        (('a', 'b'), 'statistics of different numbers of classes do not add up'),
+    ],
+)
+def test_joined_data_sets_that_do_not_add_up(tool, tmp_path, capsys, other, words):
+    (tmp_path / 'config.py').write_text(joined_config(tmp_path, ('a', 'b', 'c'), other))
+
+    assert tool.main(['config.py', '--workers', '0', *KEPT]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('absent', [0, 1])

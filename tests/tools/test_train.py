@@ -2,10 +2,12 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -77,6 +79,39 @@ def test_killed_training_resumes_where_it_was(root, demo_folder, import_tool):
     predictions = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (demo_folder / 'predictions').glob('*.png')]
     assert len(predictions) == 2
     assert set(np.unique(predictions)) <= set(range(1, 11))  # the files' convention: classes start at 1
+
+
+@pytest.mark.heavy
+def test_a_training_goes_back_to_a_checkpoint_before_its_weights_were_nan(root, demo_folder):
+    """The message of LossMonitorHook names the command, and the command works."""
+    options = ['train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'default_hooks.checkpoint.interval=2']
+    options += ['default_hooks.checkpoint.max_keep_ckpts=-1']
+    config = demo_folder / 'config.py'
+    hooks = "[dict(type='FusedLossHook'), dict(type='LossMonitorHook', interval=1)]"
+    config.write_text(f"_base_ = '{root / WEIGHTED}'\ncustom_hooks = {hooks}\n")
+    run(command(root, 'train.py', str(config), '--work-dir', 'wd', options=options))
+    last = torch.load('wd/iter_6.pth', weights_only=True)
+    for tensor in last['state_dict'].values():
+        if tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+    torch.save(last, 'wd/iter_6.pth')
+    options[0] = 'train_cfg.max_iters=8'
+
+    failed = subprocess.run(
+        command(root, 'train.py', str(config), '--work-dir', 'wd', '--resume', options=options),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert failed.returncode == 1
+    (advice,) = {line.split('Go on from it: ')[1] for line in failed.stderr.splitlines() if 'Go on from it: ' in line}
+    assert advice == f'python tools/train.py {config} --resume-from wd/iter_4.pth'
+
+    _, tool, *arguments = shlex.split(advice)
+    output = run(command(root, Path(tool).name, *arguments, '--work-dir', 'wd', options=options))
+
+    assert 'resumed epoch: 0, iter: 4' in output
+    assert torch.load('wd/iter_8.pth', weights_only=True)['meta']['iter'] == 8
 
 
 def test_two_processes_on_cpu(root, demo_folder, import_tool, monkeypatch):
@@ -170,9 +205,9 @@ def resumed(root, demo_folder, import_tool, monkeypatch):
     train, said = import_tool('train'), []
     monkeypatch.setattr(train, 'print_log', lambda message, *_: said.append(message))
 
-    def resume(*options: str, config=root / WEIGHTED) -> str | None:
-        arguments = ['--resume', '--work-dir', 'new', *(['--cfg-options', *options] if options else [])]
-        monkeypatch.setattr(sys, 'argv', ['train.py', str(config), *arguments])
+    def resume(*options: str, config=root / WEIGHTED, arguments=('--resume',)) -> str | None:
+        options = ['--cfg-options', *options] if options else []
+        monkeypatch.setattr(sys, 'argv', ['train.py', str(config), *arguments, '--work-dir', 'new', *options])
         config = train.build_config(train.parse_args())
         return config.load_from if config.resume else None
 
@@ -208,16 +243,31 @@ def test_resumes_from_the_work_dir_and_not_from_what_the_config_starts_with(resu
     assert said[1].endswith("training starts from the beginning, with the weights in 'pretrained.pth'")
 
 
-def test_the_same_command_again_goes_on_from_the_work_dir(resumed, demo_folder):
-    """The command line names a checkpoint to go on from; once there are newer ones, they count."""
+def test_a_checkpoint_on_the_command_line_counts_more_than_the_newest(resumed, demo_folder):
     resume, said = resumed
-    torch.save({}, demo_folder / 'other.pth')
 
-    assert resume('load_from=other.pth') == 'new/iter_10.pth'
-    for file in demo_folder.glob('new/*'):
-        file.unlink()
-    assert resume('load_from=other.pth') == 'other.pth'
-    assert said[1] == "--resume: no checkpoint in 'new': training goes on from 'other.pth'"
+    assert resume('load_from=new/iter_5.pth') == 'new/iter_5.pth'
+    assert resume(arguments=['--resume-from', 'new/iter_5.pth']) == 'new/iter_5.pth'
+    assert resume('load_from=new/iter_5.pth', arguments=['--resume-from', 'new/iter_5.pth']) == 'new/iter_5.pth'
+    assert said == [
+        "--resume with load_from on the command line: training goes on from 'new/iter_5.pth'",
+        "--resume-from: training goes on from 'new/iter_5.pth'",
+        "--resume-from: training goes on from 'new/iter_5.pth'",
+    ]
+
+
+def test_checkpoints_that_cannot_be_chosen(resumed, demo_folder):
+    resume, _ = resumed
+    os.truncate(demo_folder / 'new/iter_5.pth', 200)
+
+    with pytest.raises(Exception, match=r"checkpoint 'new/iter_5.pth' cannot be read: it is damaged"):
+        resume(arguments=['--resume-from', 'new/iter_5.pth'])
+    with pytest.raises(Exception, match=r"checkpoint 'nowhere.pth' does not exist"):
+        resume('load_from=nowhere.pth')
+    with pytest.raises(Exception, match=r"--resume-from 'new/iter_10.pth' contradicts load_from='other.pth'"):
+        resume('load_from=other.pth', arguments=['--resume-from', 'new/iter_10.pth'])
+    with pytest.raises(SystemExit, match='2'):
+        resume(arguments=['--resume', '--resume-from', 'new/iter_10.pth'])
 
 
 def test_weights_that_are_gone_do_not_keep_a_training_from_going_on(resumed, root, demo_folder):
