@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import lru_cache
 from numbers import Integral
 from typing import Literal
 
@@ -10,6 +12,7 @@ from mmseg_wce.kernels import check_shapes
 from torch import Tensor
 
 __all__ = [
+    'DEFAULT_IGNORE_INDEX',
     'NORMALIZERS',
     'REDUCTIONS',
     'Normalizer',
@@ -18,6 +21,7 @@ __all__ = [
     'check_class_weight_tensor',
     'check_logits_and_target',
     'check_options',
+    'resolve_ignore_index',
 ]
 
 Reduction = Literal['mean', 'sum', 'none']
@@ -25,6 +29,7 @@ Normalizer = Literal['class_weight', 'valid', 'all']
 REDUCTIONS: tuple[Reduction, ...] = ('mean', 'sum', 'none')
 NORMALIZERS: tuple[Normalizer, ...] = ('class_weight', 'valid', 'all')
 
+DEFAULT_IGNORE_INDEX = 255
 _LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -42,21 +47,25 @@ def check_logits_and_target(logits: Tensor, target: Tensor) -> None:
     if logits.dtype not in _LOGITS_DTYPES:
         raise TypeError(f'logits must be float16, bfloat16, float32 or float64: got {both}')
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
-        raise TypeError(f'target must hold class indices in an integer dtype, not {target.dtype}: got {both}')
+        advice = _one_hot_advice(logits, target) or f': got {both}'
+        raise TypeError(f'target must hold class indices in an integer dtype, not {target.dtype}{advice}')
     if logits.device != target.device:
         raise ValueError(f'logits are on {logits.device}, target is on {target.device}: got {both}')
     if logits.dim() < 2:
         raise ValueError(f'logits must be (N, C) or (N, C, ...): got {both}')
     if target.dim() != logits.dim() - 1:
         raise ValueError(
-            f'target must be (N, ...) for logits (N, C, ...), one dimension less: got {both}{_hint(target)}'
+            f'target must be (N, ...) for logits (N, C, ...), one dimension less: got {both}{_hint(logits, target)}'
         )
     if target.shape[0] != logits.shape[0]:
         raise ValueError(f'logits and target differ in batch size: got {both}')
     check_shapes(logits, target)
 
 
-def _hint(target: Tensor) -> str:
+def _hint(logits: Tensor, target: Tensor) -> str:
+    """Name the likely cause of a target with a dimension too many."""
+    if advice := _one_hot_advice(logits, target):
+        return advice
     if target.dim() != 4:
         return ''
     for dim in (1, -1):
@@ -68,6 +77,47 @@ def _hint(target: Tensor) -> str:
             'expanded (OpenCV does). Store the class index in a single-channel PNG'
         )
     return ''
+
+
+def _one_hot_advice(logits: Tensor, target: Tensor) -> str:
+    """Recognise one-hot labels by their shape, and where they could be colours, by their values."""
+    if logits.dim() < 2 or target.dim() != logits.dim():
+        return ''
+    for dim in (1, -1):
+        number = target.shape[dim]
+        if number == logits.shape[1] > 1 and (number not in (3, 4) or _is_one_hot(target, dim)):
+            return f'. The labels are one-hot: take their class indices, target.argmax({dim})'
+    return ''
+
+
+def _is_one_hot(target: Tensor, dim: int) -> bool:
+    if torch.compiler.is_compiling() or target.is_meta or target.is_complex():  # values cannot be read
+        return False
+    return bool(((target == 0) | (target == 1)).all() and (target.sum(dim) == 1).all())
+
+
+def resolve_ignore_index(ignore_index: int | None, num_classes: int) -> int:
+    """Return the label that does not count; warn once where the default is a class.
+
+    Args:
+        ignore_index: None for 255.
+        num_classes: C.
+    """
+    if ignore_index is not None:
+        return ignore_index
+    if num_classes > DEFAULT_IGNORE_INDEX and not torch.compiler.is_compiling():
+        _warn_that_a_class_is_ignored(num_classes)
+    return DEFAULT_IGNORE_INDEX
+
+
+@lru_cache
+def _warn_that_a_class_is_ignored(num_classes: int) -> None:
+    default = DEFAULT_IGNORE_INDEX
+    warnings.warn(
+        f'class {default} of {num_classes} does not count, because it is the ignore_index where none is given: give one '
+        f'that is no class (ignore_index=-1, say), or ignore_index={default} if it is meant',
+        stacklevel=4,
+    )
 
 
 def check_class_weight_tensor(class_weight: Tensor | None, logits: Tensor) -> None:

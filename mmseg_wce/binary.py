@@ -13,6 +13,7 @@ from mmseg_wce.arguments import (
     check_class_weight_tensor,
     check_logits_and_target,
     check_options,
+    resolve_ignore_index,
 )
 from mmseg_wce.kernels import pixel_bce
 from mmseg_wce.kernels.binary import element_loss, positive_elements, resized
@@ -99,7 +100,7 @@ def binary_normalizer(
     target: Tensor,
     class_weight: Tensor | None = None,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     normalize_by: Normalizer = 'valid',
 ) -> Tensor:
     """Return what :func:`weighted_binary_cross_entropy` divides by: known from the labels alone, no logit is read.
@@ -108,7 +109,7 @@ def binary_normalizer(
         logits: (N, C, ...); their shape and dtype matter.
         target: (N, ...), any integer dtype.
         class_weight: as in :func:`weighted_binary_cross_entropy`.
-        ignore_index: the label that does not count.
+        ignore_index: the label that does not count, 255 by default.
         normalize_by: as in :func:`weighted_binary_cross_entropy`.
 
     Returns:
@@ -125,6 +126,7 @@ def binary_normalizer(
         [9.0, 12.0]
     """
     check_binary_inputs(logits, target, class_weight)
+    ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
     check_options('mean', normalize_by, None, ignore_index)
     _check_normalizer(logits, class_weight, normalize_by)
     _, valid, label_weight = _labels(logits, target, class_weight, ignore_index)
@@ -170,7 +172,7 @@ def weighted_binary_cross_entropy(
     target: Tensor,
     class_weight: Tensor | None = None,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     pixel_weight: Tensor | None = None,
     reduction: Reduction = 'mean',
     normalize_by: Normalizer = 'valid',
@@ -210,7 +212,8 @@ def weighted_binary_cross_entropy(
         class_weight: (C,), finite and not negative (:class:`mmseg_wce.losses.WeightedCrossEntropyLoss` checks the
             values once, when it is built; here they are taken as they are); or one number, () or (1,), for all
             channels; (2,) for one channel. No gradient flows to it.
-        ignore_index: the label that does not count; may be negative or inside [0, C).
+        ignore_index: the label that does not count, 255 by default; may be negative or inside [0, C). A warning says so
+            once where the default is a class.
         pixel_weight: shape of the target, or broadcastable to it with as many dimensions; enters the numerator.
         reduction: 'mean', 'sum', or 'none' for the losses of the elements: (N, C, ...), or (N, ...) for one channel;
             0 where ignored. For more than one channel it needs memory for full-size logits.
@@ -239,6 +242,7 @@ def weighted_binary_cross_entropy(
         1.2539
     """
     check_binary_inputs(logits, target, class_weight)
+    ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
     check_options(reduction, normalize_by, avg_factor, ignore_index)
     _check_normalizer(logits, class_weight, normalize_by)
     target, valid, label_weight = _labels(logits, target, class_weight, ignore_index)

@@ -14,6 +14,7 @@ from mmseg_wce.arguments import (
     check_class_weight_tensor,
     check_logits_and_target,
     check_options,
+    resolve_ignore_index,
 )
 from mmseg_wce.binary import binary_normalizer, check_binary_inputs, weighted_binary_cross_entropy
 from mmseg_wce.kernels import pixel_nll
@@ -107,7 +108,7 @@ def normalizer(
     target: Tensor,
     class_weight: Tensor | None = None,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     normalize_by: Normalizer = 'class_weight',
 ) -> Tensor:
     """What :func:`weighted_cross_entropy` divides by: known from the labels alone, no logit is read.
@@ -116,7 +117,7 @@ def normalizer(
         logits: (N, C, ...); their shape and dtype matter.
         target: (N, ...), any integer dtype: classes in [0, C) or ``ignore_index``.
         class_weight: (C,).
-        ignore_index: the label that does not count.
+        ignore_index: the label that does not count, 255 by default.
         normalize_by: as in :func:`weighted_cross_entropy`.
 
     Returns:
@@ -134,6 +135,7 @@ def normalizer(
         [2.75, 3.0, 4.0]
     """
     check_inputs(logits, target, class_weight)
+    ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
     check_options('mean', normalize_by, None, ignore_index)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     _, valid, label_weight = label_weights(target, logits.shape[1], class_weight, ignore_index, dtype)
@@ -145,7 +147,7 @@ def weighted_cross_entropy(
     target: Tensor,
     class_weight: Tensor | None = None,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     pixel_weight: Tensor | None = None,
     reduction: Reduction = 'mean',
@@ -181,7 +183,8 @@ def weighted_cross_entropy(
         target: (N, H, W), (N, ...) or (N,), any integer dtype: classes in [0, C) or ``ignore_index``.
         class_weight: (C,), finite and not negative (:class:`mmseg_wce.losses.WeightedCrossEntropyLoss` checks the
             values once, when it is built; here they are taken as they are). No gradient flows to it.
-        ignore_index: the label that does not count; may be negative or inside [0, C).
+        ignore_index: the label that does not count, 255 by default; may be negative or inside [0, C). A warning says so
+            once where the default is a class.
         label_smoothing: e in [0, 1].
         pixel_weight: shape of the target, or broadcastable to it with as many dimensions; enters the numerator.
         reduction: 'mean', 'sum', or 'none' for the map of the pixels' losses, 0 where ignored.
@@ -212,6 +215,7 @@ def weighted_cross_entropy(
         1.5824
     """
     check_inputs(logits, target, class_weight)
+    ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
     check_options(reduction, normalize_by, avg_factor, ignore_index)
     _check_smoothing(label_smoothing)
     dtype = torch.promote_types(logits.dtype, torch.float32)

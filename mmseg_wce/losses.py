@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmseg.registry import MODELS
+from mmseg_wce.arguments import resolve_ignore_index
 from mmseg_wce.binary import summed_binary_loss, weights_of_labels
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
 from mmseg_wce.functional import (
@@ -28,8 +29,6 @@ from mmseg_wce.loss_options import check_loss_options, resolve_binary_normalizer
 from torch import Tensor, nn
 
 __all__ = ['ObservedPixels', 'WeightedCrossEntropyLoss']
-
-_DEFAULT_IGNORE_INDEX = 255
 
 
 def _gradients_are_averaged(logits: Tensor) -> bool:
@@ -240,9 +239,9 @@ class WeightedCrossEntropyLoss(nn.Module):
         assert self._class_weight_values is not None
         return self._class_weight_values.to(weights.device)
 
-    def _resolve_ignore_index(self, from_head: int | None) -> int:
+    def _resolve_ignore_index(self, from_head: int | None, num_classes: int = 0) -> int:
         if from_head is None:
-            return _DEFAULT_IGNORE_INDEX if self.ignore_index is None else self.ignore_index
+            return resolve_ignore_index(self.ignore_index, num_classes)
         if self.ignore_index not in (None, from_head):
             raise ValueError(
                 f'WeightedCrossEntropyLoss was built with ignore_index={self.ignore_index}, but the decode head '
@@ -284,7 +283,7 @@ class WeightedCrossEntropyLoss(nn.Module):
                 different labels to ignore.
         """
         reduction, class_weight = reduction_override or self.reduction, self._float32_class_weight()
-        ignore_index = self._resolve_ignore_index(ignore_index)
+        ignore_index = self._resolve_ignore_index(ignore_index, cls_score.shape[1])
         inputs = cls_score, label, class_weight
         options: dict[str, Any] = dict(ignore_index=ignore_index, normalize_by=self.normalize_by)
         of_ranks = None

@@ -15,10 +15,11 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
-from mmseg_wce.config_parts import has_one_channel, leaf_datasets, nodes, one_string
+from mmseg_wce.config_parts import has_one_channel, heads_of, leaf_datasets, nodes, one_string
 from mmseg_wce.dataset_checks import Severity, check_heads
 from mmseg_wce.errors import in_one_line
 from mmseg_wce.recovery import damage
+from mmseg_wce.samplers import check_sampler
 
 __all__ = [
     'PreflightError',
@@ -123,12 +124,14 @@ def _check_class_weight(loss: dict, head: dict) -> None:
     ours, sigmoid = name == 'WeightedCrossEntropyLoss', bool(loss.get('use_sigmoid'))
     if not ours and not isinstance(weights, list | tuple):  # files and single numbers are the loss's own business
         return
-    if not ours and sigmoid and name == 'CrossEntropyLoss' and not (has_one_channel(head) and len(weights) == 1):
+    number = _load(weights, single=sigmoid).numel() if ours else len(weights)
+    if sigmoid and number == 1:  # of label 1, or of every channel
+        return
+    if not ours and sigmoid and name == 'CrossEntropyLoss':
         raise PreflightError(
-            f"mmseg's CrossEntropyLoss(use_sigmoid=True) applies class_weight along the width of the image, and raises "
-            f'RuntimeError: set type="WeightedCrossEntropyLoss" in {head.get("type")}, which takes the same arguments'
+            "mmseg's CrossEntropyLoss(use_sigmoid=True) applies class_weight along the width of the image, and raises "
+            f"RuntimeError: set type='WeightedCrossEntropyLoss' in {head.get('type')}, which takes the same arguments"
         )
-    number = _load(weights, sigmoid).numel() if ours else len(weights)
     classes = head.get('num_classes')
     if has_one_channel(head):
         if number > 2:
@@ -143,9 +146,9 @@ def _check_class_weight(loss: dict, head: dict) -> None:
         )
 
 
-def _load(class_weight: ClassWeight, sigmoid: bool) -> torch.Tensor:
+def _load(class_weight: ClassWeight, single: bool) -> torch.Tensor:
     try:
-        return load_class_weight(class_weight)
+        return load_class_weight(class_weight, single)
     except (TypeError, ValueError) as error:
         raise PreflightError(' '.join(str(error).split())) from error
 
@@ -159,6 +162,9 @@ def check_model(config: Config) -> None:
     Raises:
         PreflightError: a head cannot learn, or its pixel sampler fails with its losses.
     """
+    for _, head in heads_of(config):
+        if problem := check_sampler(head):
+            raise PreflightError(problem)
     for finding in check_heads(config):
         if finding.severity == Severity.ERROR:
             raise PreflightError(str(finding))

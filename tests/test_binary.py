@@ -417,7 +417,7 @@ ONE = dict(logits=torch.randn(2, 1, 4, 4), normalize_by='class_weight')
         (dict(pixel_weight=torch.ones(2, 4, 4, dtype=torch.complex64)), TypeError, ['pixel_weight', 'complex64']),
         (dict(reduction='average'), ValueError, ["'average'"]),
         (dict(normalize_by='pixels'), ValueError, ["'pixels'"]),
-        (dict(ignore_index=None), TypeError, ['ignore_index', 'None']),
+        (dict(ignore_index='255'), TypeError, ['ignore_index', "'255'"]),
         (dict(ignore_index=255.0), TypeError, ['ignore_index', '255.0']),
         (dict(avg_factor=3.0, reduction='sum'), ValueError, ['avg_factor', 'sum']),
         (dict(avg_factor=-1.0), ValueError, ['avg_factor', '-1.0']),

@@ -417,7 +417,7 @@ GOOD = dict(logits=torch.randn(2, 3, 4, 4), target=torch.zeros(2, 4, 4, dtype=to
         (dict(normalize_by='pixels'), ValueError, ["'pixels'"]),
         (dict(label_smoothing=1.5), ValueError, ['1.5']),
         (dict(label_smoothing=math.nan), ValueError, ['nan']),
-        (dict(ignore_index=None), TypeError, ['ignore_index', 'None']),
+        (dict(ignore_index='255'), TypeError, ['ignore_index', "'255'"]),
         (dict(ignore_index=255.0), TypeError, ['ignore_index', '255.0']),
         (dict(avg_factor=3.0, reduction='sum'), ValueError, ['avg_factor', 'sum']),
         (dict(avg_factor=-1.0), ValueError, ['avg_factor', '-1.0']),

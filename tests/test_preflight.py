@@ -258,6 +258,8 @@ OURS, BUILT_IN = dict(type='WeightedCrossEntropyLoss'), dict(type='CrossEntropyL
             dict(num_classes=2, out_channels=1, loss_decode=dict(OURS, use_sigmoid=True, class_weight=[1.0] * 3)),
             'holds 3 weights, but FCNHead has one channel',
         ),
+        (dict(num_classes=3, loss_decode=dict(BUILT_IN, use_sigmoid=True, class_weight=[2.0])), None),
+        (dict(num_classes=3, loss_decode=dict(OURS, use_sigmoid=True, class_weight=2.0)), None),
         (dict(num_classes=3, loss_decode=dict(OURS, class_weight=[1.0] * 3)), None),
         (dict(num_classes=3, loss_decode=dict(OURS, use_sigmoid=True, class_weight=[1.0] * 3)), None),
         (dict(num_classes=2, out_channels=1, loss_decode=dict(OURS, use_sigmoid=True, class_weight=[1.0, 2.0])), None),
@@ -289,6 +291,14 @@ def test_heads_that_cannot_learn():
 
     with pytest.raises(PreflightError, match=r'model\.decode_head has one channel and a softmax'):
         check_model(Config(dict(model=dict(decode_head=head))))
+
+
+@pytest.mark.parametrize('loss', [OURS, BUILT_IN])
+def test_samplers_that_fail_with_sigmoids(loss):
+    head = dict(num_classes=3, loss_decode=dict(loss, use_sigmoid=True), sampler=dict(type='OHEMPixelSampler'))
+
+    with pytest.raises(PreflightError, match='OHEMPixelSampler without thresh ranks pixels by their losses'):
+        check_model(Config(dict(model=dict(decode_head=dict(type='FCNHead', **head)))))
 
 
 def test_what_is_doubtful_about_heads_is_logged(monkeypatch):
