@@ -102,6 +102,9 @@ def resolve_ignore_index(ignore_index: int | None, num_classes: int) -> int:
     Args:
         ignore_index: None for 255.
         num_classes: C.
+
+    Returns:
+        The label.
     """
     if ignore_index is not None:
         return ignore_index
@@ -114,8 +117,8 @@ def resolve_ignore_index(ignore_index: int | None, num_classes: int) -> int:
 def _warn_that_a_class_is_ignored(num_classes: int) -> None:
     default = DEFAULT_IGNORE_INDEX
     warnings.warn(
-        f'class {default} of {num_classes} does not count, because it is the ignore_index where none is given: give one '
-        f'that is no class (ignore_index=-1, say), or ignore_index={default} if it is meant',
+        f'class {default} of {num_classes} does not count, because it is the ignore_index where none is given: give a '
+        f'label that is no class (ignore_index=-1, say), or ignore_index={default} if it is meant',
         stacklevel=4,
     )
 
