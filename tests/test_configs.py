@@ -217,6 +217,7 @@ def test_one_channel_learns_a_class_of_the_generated_scenes(load, tmp_path):
         {
             'work_dir': str(tmp_path / 'work'),
             'experiment_name': tmp_path.name,
+            'visualizer.name': tmp_path.name,  # or it is that of an earlier run of this process
             'log_level': 'WARNING',
             'custom_hooks': [dict(type='FusedLossHook'), dict(type='LossMonitorHook')],
             'train_cfg.max_iters': 60,

@@ -23,13 +23,9 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.config_parts import has_one_channel, main_head, one_string
 from mmseg_wce.dataset_checks.label_files import LabelFiles
-from mmseg_wce.dataset_checks.label_pipeline import (
-    LabelPipeline,
-    NoLabelsError,
-    UnbuiltTransform,
-    isolated_random_state,
-)
+from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline, NoLabelsError, isolated_random_state
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader, PipelineReader, Sample, VolumeError
+from mmseg_wce.dataset_checks.pipeline_steps import UnbuiltTransform
 from mmseg_wce.errors import in_one_line
 from PIL import Image
 

@@ -12,7 +12,15 @@ import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, is_resize
+from mmseg_wce.dataset_checks.known_transforms import Effect, is_resize
+from mmseg_wce.dataset_checks.pipeline_steps import (
+    Step,
+    copy_steps,
+    find_first_move,
+    flatten,
+    label_step,
+    notes_on,
+)
 from mmseg_wce.errors import in_one_line
 
 __all__ = [
@@ -20,7 +28,6 @@ __all__ = [
     'LoadedLabels',
     'NoLabelsError',
     'SampleDroppedError',
-    'UnbuiltTransform',
     'isolated_random_state',
 ]
 
@@ -31,22 +38,6 @@ class SampleDroppedError(Exception):
 
 class NoLabelsError(KeyError):
     """No transform has set ``gt_seg_map``."""
-
-
-class UnbuiltTransform:
-    """Stands in the place of a transform of a config that cannot be built.
-
-    Args:
-        name: its type in the config.
-        kind: its class; None where none is registered.
-        reason: why it cannot be built.
-    """
-
-    def __init__(self, name: str, kind: type | None, reason: str) -> None:
-        self.name, self.kind, self.reason = name, kind, reason
-
-    def __call__(self, results: dict) -> dict:
-        raise ValueError(f'transform {self.name} cannot be built: {self.reason}')
 
 
 class LoadedLabels(NamedTuple):
@@ -63,11 +54,6 @@ class LoadedLabels(NamedTuple):
     size: tuple[int, int] | None = None
     path: str | None = None
     resized_by: str = ''
-
-
-class _Step(NamedTuple):
-    transform: Callable
-    effect: Effect
 
 
 class LabelPipeline:
@@ -97,15 +83,15 @@ class LabelPipeline:
         self, dataset: Any, more_transforms: Sequence[Callable] = (), whole: Callable[[int], dict] | None = None
     ) -> None:
         name = type(dataset).__name__
-        transforms = [*_flat([dataset.pipeline]), *_flat(more_transforms)]
-        self.notes: list[str] = [f'{name}: {note}' for transform in transforms for note in _notes(transform)]
-        steps = [step for transform in transforms if (step := _reduced(transform))]
+        transforms = [*flatten([dataset.pipeline]), *flatten(more_transforms)]
+        self.notes: list[str] = [f'{name}: {note}' for transform in transforms for note in notes_on(transform)]
+        steps = [step for transform in transforms if (step := label_step(transform))]
         changing = [i for i, step in enumerate(steps) if step.effect is Effect.LABELS]
         if not changing:
             raise ValueError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
-        self._steps = _copied(name, steps)
+        self._steps = copy_steps(name, steps)
         self._end = changing[-1] + 1  # of the steps that make labels; loaders of images may follow
-        self.first_move = _first_move(transforms)
+        self.first_move = find_first_move(transforms)
         self._dataset = copy.copy(dataset)
         self._dataset.pipeline = _unchanged
         self._original = dataset
@@ -185,7 +171,7 @@ class LabelPipeline:
                     return None
             return results.get('img')
 
-    def _image_steps(self) -> list[_Step]:
+    def _image_steps(self) -> list[Step]:
         """Loaders of the image, and transforms of other projects that stand before all loaders."""
         loads = [
             i for i, s in enumerate(self._steps) if s.effect is Effect.LOADS_IMAGE or _is_known_loader(s.transform)
@@ -299,92 +285,9 @@ class LabelPipeline:
         )
 
 
-def _first_move(transforms: Sequence[Callable]) -> Callable | None:
-    """Return the first transform that moves pixels after image and labels are loaded; None where none does."""
-    effects = [effect_of(transform) for transform in transforms]
-    loads = [i for i, effect in enumerate(effects) if effect in (Effect.LOADS_IMAGE, Effect.LABELS)]
-    after = range(loads[-1] + 1 if loads else 0, len(transforms))
-    first = next((transforms[i] for i in after if effects[i] is Effect.MOVES), None)
-    before = any(effects[i] is Effect.MOVES for i in range(after.start))
-    return None if before else first
-
-
 def _unchanged(results: dict) -> dict:
     """Pass a data set's own description of a sample on."""
     return results
-
-
-def _flat(transforms: Any) -> Iterator[Callable]:
-    """Yield transforms one by one, those of containers that always run all of theirs included."""
-    for transform in transforms:
-        known, name = effect_of(transform) is Effect.CONTAINER, type(transform).__name__
-        if known and name in ('Compose', 'MultiScaleFlipAug'):
-            inner = transform.transforms
-            yield from _flat(getattr(inner, 'transforms', inner))
-        elif known and name == 'TestTimeAug':
-            yield from _flat(transform.subroutines[0].transforms)
-        elif known and name == 'KeyMapper' and not transform.mapping and not transform.remapping:
-            yield from _flat(transform.transforms.transforms)
-        else:
-            yield transform
-
-
-def _reduced(transform: Callable) -> _Step | None:
-    """Return what is left of a transform, None where it can be left out."""
-    if isinstance(transform, UnbuiltTransform):
-        fails = transform.kind is not None and effect_of(transform.kind) is Effect.LABELS
-        return _Step(transform, Effect.LABELS) if fails else None
-    effect = effect_of(transform)
-    if effect in (Effect.MOVES, Effect.NONE):
-        return None
-    return _reduced_container(transform) if effect is Effect.CONTAINER else _Step(transform, effect)
-
-
-def _reduced_container(container: Any) -> _Step | None:
-    """Return a copy of a container without the transforms that can be left out."""
-    branches = container.transforms if isinstance(container.transforms, list) else [container.transforms]
-    reduced = [[step for inner in _flat(branch.transforms) if (step := _reduced(inner))] for branch in branches]
-    effects = {step.effect for steps in reduced for step in steps}
-    if not effects:
-        return None
-    kept = [type(b)([step.transform for step in steps]) for b, steps in zip(branches, reduced, strict=True)]
-    smaller = copy.copy(container)
-    smaller.transforms = kept if isinstance(container.transforms, list) else kept[0]
-    return _Step(smaller, Effect.LABELS if Effect.LABELS in effects else Effect.LOADS_IMAGE)
-
-
-def _notes(transform: Any) -> Iterator[str]:
-    """Say what is not looked into, or happens at random."""
-    name = type(transform).__name__
-    if isinstance(transform, UnbuiltTransform):
-        if transform.kind is None or effect_of(transform.kind) is Effect.CONTAINER:
-            yield f'transform {transform.name} is left out, since it cannot be built: {transform.reason}'
-    elif name == 'Albu' and _has_function(transform.transforms):
-        yield 'Albu holds functions or classes, which are not looked into: they may change labels'
-    elif name in ('RandomApply', 'RandomChoice') and (step := _reduced(transform)) and step.effect is Effect.LABELS:
-        yield f'{name} changes labels at random: they are counted as one draw leaves them'
-
-
-def _has_function(node: Any) -> bool:
-    """Search the config of albumentations transforms for Lambda and for classes of a project."""
-    if isinstance(node, dict):
-        kind = node.get('type')
-        return kind == 'Lambda' or isinstance(kind, type) or any(map(_has_function, node.values()))
-    return any(map(_has_function, node)) if isinstance(node, list | tuple) else False
-
-
-def _copied(name: str, steps: list[_Step]) -> list[_Step]:
-    """Copy the transforms that are not left out."""
-    copies = []
-    for step in steps:
-        try:
-            copies.append(step._replace(transform=copy.deepcopy(step.transform)))
-        except Exception as error:  # an open file, a lock
-            raise ValueError(
-                f'{name}: transform {type(step.transform).__name__} cannot be copied ({in_one_line(error)}), so its '
-                'labels are not looked at'
-            ) from error
-    return copies
 
 
 def _is_known_loader(transform: Any) -> bool:

@@ -1,0 +1,134 @@
+"""Which transforms of a pipeline decide what its labels mean, and which can be left out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of
+from mmseg_wce.errors import in_one_line
+
+__all__ = ['Step', 'UnbuiltTransform', 'copy_steps', 'find_first_move', 'flatten', 'label_step', 'notes_on']
+
+
+class UnbuiltTransform:
+    """Stands in the place of a transform of a config that cannot be built.
+
+    Args:
+        name: its type in the config.
+        kind: its class; None where none is registered.
+        reason: why it cannot be built.
+    """
+
+    def __init__(self, name: str, kind: type | None, reason: str) -> None:
+        self.name, self.kind, self.reason = name, kind, reason
+
+    def __call__(self, results: dict) -> dict:
+        raise ValueError(f'transform {self.name} cannot be built: {self.reason}')
+
+
+class Step(NamedTuple):
+    """A transform that is run.
+
+    Attributes:
+        transform: copied from the pipeline, or still the pipeline's own.
+        effect: what it may do.
+    """
+
+    transform: Callable
+    effect: Effect
+
+
+def find_first_move(transforms: Sequence[Callable]) -> Callable | None:
+    """Return the first transform that moves pixels after image and labels are loaded; None where none does."""
+    effects = [effect_of(transform) for transform in transforms]
+    loads = [i for i, effect in enumerate(effects) if effect in (Effect.LOADS_IMAGE, Effect.LABELS)]
+    after = range(loads[-1] + 1 if loads else 0, len(transforms))
+    first = next((transforms[i] for i in after if effects[i] is Effect.MOVES), None)
+    before = any(effects[i] is Effect.MOVES for i in range(after.start))
+    return None if before else first
+
+
+def flatten(transforms: Any) -> Iterator[Callable]:
+    """Yield transforms one by one, those of containers that always run all of theirs included."""
+    for transform in transforms:
+        known, name = effect_of(transform) is Effect.CONTAINER, type(transform).__name__
+        if known and name in ('Compose', 'MultiScaleFlipAug'):
+            inner = transform.transforms
+            yield from flatten(getattr(inner, 'transforms', inner))
+        elif known and name == 'TestTimeAug':
+            yield from flatten(transform.subroutines[0].transforms)
+        elif known and name == 'KeyMapper' and not transform.mapping and not transform.remapping:
+            yield from flatten(transform.transforms.transforms)
+        else:
+            yield transform
+
+
+def label_step(transform: Callable) -> Step | None:
+    """Return what labels need of a transform: itself, a container with fewer transforms, or None."""
+    if isinstance(transform, UnbuiltTransform):
+        fails = transform.kind is not None and effect_of(transform.kind) is Effect.LABELS
+        return Step(transform, Effect.LABELS) if fails else None
+    effect = effect_of(transform)
+    if effect in (Effect.MOVES, Effect.NONE):
+        return None
+    return _reduced_container(transform) if effect is Effect.CONTAINER else Step(transform, effect)
+
+
+def _reduced_container(container: Any) -> Step | None:
+    """Return a copy of a container without the transforms that can be left out."""
+    branches = container.transforms if isinstance(container.transforms, list) else [container.transforms]
+    kept_steps = [[step for inner in flatten(branch.transforms) if (step := label_step(inner))] for branch in branches]
+    effects = {step.effect for steps in kept_steps for step in steps}
+    if not effects:
+        return None
+    kept = [type(b)([step.transform for step in steps]) for b, steps in zip(branches, kept_steps, strict=True)]
+    smaller = copy.copy(container)
+    smaller.transforms = kept if isinstance(container.transforms, list) else kept[0]
+    return Step(smaller, Effect.LABELS if Effect.LABELS in effects else Effect.LOADS_IMAGE)
+
+
+def notes_on(transform: Any) -> Iterator[str]:
+    """Say what is not looked into, or happens at random."""
+    name = type(transform).__name__
+    if isinstance(transform, UnbuiltTransform):
+        if transform.kind is None or effect_of(transform.kind) is Effect.CONTAINER:
+            yield f'transform {transform.name} is left out, since it cannot be built: {transform.reason}'
+    elif name == 'Albu' and _has_function(transform.transforms):
+        yield 'Albu holds functions or classes, which are not looked into: they may change labels'
+    elif name in ('RandomApply', 'RandomChoice') and (step := label_step(transform)) and step.effect is Effect.LABELS:
+        yield f'{name} changes labels at random: they are counted as one draw leaves them'
+
+
+def _has_function(node: Any) -> bool:
+    """Search the config of albumentations transforms for Lambda and for classes of a project."""
+    if isinstance(node, dict):
+        kind = node.get('type')
+        return kind == 'Lambda' or isinstance(kind, type) or any(map(_has_function, node.values()))
+    return any(map(_has_function, node)) if isinstance(node, list | tuple) else False
+
+
+def copy_steps(name: str, steps: list[Step]) -> list[Step]:
+    """Copy transforms, or a training would notice that they were run.
+
+    Args:
+        name: of the data set.
+        steps: what is run of its pipeline.
+
+    Returns:
+        The same steps with copied transforms.
+
+    Raises:
+        ValueError: a transform cannot be copied.
+    """
+    copies = []
+    for step in steps:
+        try:
+            copies.append(step._replace(transform=copy.deepcopy(step.transform)))
+        except Exception as error:  # an open file, a lock
+            raise ValueError(
+                f'{name}: transform {type(step.transform).__name__} cannot be copied ({in_one_line(error)}), so its '
+                'labels are not looked at'
+            ) from error
+    return copies
