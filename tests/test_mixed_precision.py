@@ -1,5 +1,7 @@
 """Training in half precision: what autocast and a GradScaler see of the loss, on whole models."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,6 +104,11 @@ class Training:
     def weights(self) -> list[torch.Tensor]:
         return [p.detach().clone() for p in self.model.parameters()]
 
+    def continue_from(self, other: 'Training') -> None:
+        """Take the weights, momentum and scale of another training."""
+        for part in ('model', 'optimizer', 'scaler'):
+            getattr(self, part).load_state_dict(copy.deepcopy(getattr(other, part).state_dict()))
+
     def step(self) -> tuple[float, float, list[torch.Tensor]]:
         """Loss, scale of the next step, weights after this one."""
         self.optimizer.zero_grad()
@@ -124,11 +131,12 @@ def pytorchs(logits, label, weight):
 def test_steps_that_overflow_are_skipped_and_the_others_are_those_of_pytorchs_loss(device, upsampled):
     largest, steps = 2.0**24, 20
     ours, theirs = (Training(loss, device, upsampled, largest) for loss in (weighted_cross_entropy, pytorchs))
-    weights = [ours.weights()]
-
-    losses, scales, after = zip(*(ours.step() for _ in range(steps)), strict=True)
+    weights, results = [ours.weights()], []
+    for _ in range(steps):
+        theirs.continue_from(ours)  # else float16 rounding of one step grows in those that follow
+        results.append((*ours.step(), *theirs.step()))
+    losses, scales, after, their_losses, their_scales, their_weights = zip(*results, strict=True)
     weights += after
-    their_losses, their_scales, their_weights = zip(*(theirs.step() for _ in range(steps)), strict=True)
 
     assert scales[0] == largest / 2
     assert scales == their_scales
@@ -138,4 +146,4 @@ def test_steps_that_overflow_are_skipped_and_the_others_are_those_of_pytorchs_lo
         assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True)) == (scale < used)
     assert losses[-1] < 0.9 * losses[0]
     assert losses == pytest.approx(their_losses, rel=1e-4)
-    torch.testing.assert_close(weights[1:], list(their_weights), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(weights[1:], list(their_weights), rtol=1e-3, atol=2e-4)
