@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
 
-__all__ = ['has_one_channel', 'heads_of', 'leaf_datasets', 'main_head', 'nodes', 'one_string']
+__all__ = [
+    'classifies_masks',
+    'has_one_channel',
+    'heads_of',
+    'leaf_datasets',
+    'main_head',
+    'nodes',
+    'one_string',
+    'type_name',
+]
 
 
 def heads_of(config: Config) -> Iterator[tuple[str, dict]]:
@@ -30,6 +39,23 @@ def main_head(config: Config) -> dict:
 def has_one_channel(head: dict) -> bool:
     """Return True for a head whose only channel tells foreground from background."""
     return (head.get('out_channels') or head.get('num_classes')) == 1
+
+
+def classifies_masks(head: dict) -> bool:
+    """Return True for a head whose cross-entropy is on masks, with a class more for "no object", not on pixels."""
+    return type_name(head) == 'SideAdapterCLIPHead'
+
+
+def type_name(node: Mapping[str, Any]) -> str:
+    """Return the ``type`` of a config's dict as a name, also where it is given as a class or by its module.
+
+    Scopes of other projects stay: ``mmdet.CrossEntropyLoss`` is another class.
+    """
+    kind = node.get('type')
+    if isinstance(kind, type):
+        return kind.__name__
+    scope, _, rest = str(kind).partition('.')
+    return rest.split('.')[-1] if rest and scope in ('mmseg', 'mmcv', 'mmengine', 'mmseg_wce') else str(kind)
 
 
 def one_string(classes: str, dataset: str) -> str:

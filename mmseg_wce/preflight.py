@@ -15,7 +15,15 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
-from mmseg_wce.config_parts import has_one_channel, heads_of, leaf_datasets, nodes, one_string
+from mmseg_wce.config_parts import (
+    classifies_masks,
+    has_one_channel,
+    heads_of,
+    leaf_datasets,
+    nodes,
+    one_string,
+    type_name,
+)
 from mmseg_wce.dataset_checks import Severity, check_heads
 from mmseg_wce.errors import in_one_line
 from mmseg_wce.recovery import damage
@@ -105,7 +113,8 @@ def check_checkpoint(path: str | None) -> None:
     """Raise PreflightError unless a local checkpoint can be read; addresses with a scheme are left to mmengine."""
     if path is None or '://' in path:
         return
-    _check_file(path, 'checkpoint')
+    if not osp.isdir(path):  # sharded, or no checkpoint
+        _check_file(path, 'checkpoint')
     why = damage(path)
     if why is not None:
         raise PreflightError(f'checkpoint {path!r} cannot be read: {why}')
@@ -114,36 +123,53 @@ def check_checkpoint(path: str | None) -> None:
 def check_losses(config: Config) -> None:
     """Raise PreflightError where a loss of the config names class weights that cannot be used, or too many or few."""
     for head in nodes(config.get('model', {})):
-        for loss in nodes(head.get('loss_decode') or {}):
-            if loss.get('class_weight') is not None:
-                _check_class_weight(loss, head)
+        for loss in nodes(head.get('loss_decode') or {}) if not classifies_masks(head) else ():
+            number = _number_of_weights(loss)
+            if number is not None:
+                _check_number_of_weights(loss, head, number)
+            _check_normalizer(loss, head, number or 0)
 
 
-def _check_class_weight(loss: dict, head: dict) -> None:
-    name, weights = str(loss.get('type')).split('.')[-1], loss['class_weight']
-    ours, sigmoid = name == 'WeightedCrossEntropyLoss', bool(loss.get('use_sigmoid'))
-    if not ours and not isinstance(weights, list | tuple):  # files and single numbers are the loss's own business
+def _number_of_weights(loss: dict) -> int | None:
+    """Return how many class weights a loss has; None without, and where only the loss itself knows."""
+    weights, ours = loss.get('class_weight'), type_name(loss) == 'WeightedCrossEntropyLoss'
+    if weights is None:
+        return None
+    if ours:
+        return _load(weights, single=bool(loss.get('use_sigmoid'))).numel()
+    return len(weights) if isinstance(weights, list | tuple) else None
+
+
+def _check_number_of_weights(loss: dict, head: dict, number: int) -> None:
+    name, of_head, weights = type_name(loss), type_name(head), reprlib.repr(loss['class_weight'])
+    if loss.get('use_sigmoid') and number == 1:  # of label 1, or of every channel
         return
-    number = _load(weights, single=sigmoid).numel() if ours else len(weights)
-    if sigmoid and number == 1:  # of label 1, or of every channel
-        return
-    if not ours and sigmoid and name == 'CrossEntropyLoss':
+    if loss.get('use_sigmoid') and name == 'CrossEntropyLoss':
         raise PreflightError(
             "mmseg's CrossEntropyLoss(use_sigmoid=True) applies class_weight along the width of the image, and raises "
-            f"RuntimeError: set type='WeightedCrossEntropyLoss' in {head.get('type')}, which takes the same arguments"
+            f"RuntimeError: set type='WeightedCrossEntropyLoss' in {of_head}, which takes the same arguments"
         )
     classes = head.get('num_classes')
     if has_one_channel(head):
         if number > 2:
             raise PreflightError(
-                f'class_weight of {name} holds {number} weights, but {head.get("type")} has one channel, which takes '
-                f'one (of the foreground) or two (background and foreground): {reprlib.repr(weights)}'
+                f'class_weight of {name} holds {number} weights, but {of_head} has one channel, which takes '
+                f'one (of the foreground) or two (background and foreground): {weights}'
             )
     elif classes is not None and number != classes:
         raise PreflightError(
-            f'class_weight of {name} holds {number} weights, but {head.get("type")} has num_classes={classes}: '
-            f'{reprlib.repr(weights)}'
+            f'class_weight of {name} holds {number} weights, but {of_head} has num_classes={classes}: {weights}'
         )
+
+
+def _check_normalizer(loss: dict, head: dict, number: int) -> None:
+    by_weight = loss.get('use_sigmoid') and loss.get('normalize_by') == 'class_weight'
+    if type_name(loss) != 'WeightedCrossEntropyLoss' or not by_weight or (has_one_channel(head) and number == 2):
+        return
+    raise PreflightError(
+        f"normalize_by='class_weight' of WeightedCrossEntropyLoss with use_sigmoid=True in {type_name(head)} needs one "
+        f"channel (out_channels=1) and two class weights, of labels 0 and 1: use 'valid' or 'all'"
+    )
 
 
 def _load(class_weight: ClassWeight, single: bool) -> torch.Tensor:
@@ -196,7 +222,7 @@ def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
 def _check_class_names(config: Config, name: str) -> None:
     """Look whether the metric of a split will find the classes of its data sets."""
     evaluator = config.get(name.replace('dataloader', 'evaluator')) or {}
-    metrics = [kind for node in nodes(evaluator) if (kind := str(node.get('type')).split('.')[-1]) in _CLASS_METRICS]
+    metrics = [kind for node in nodes(evaluator) if (kind := type_name(node)) in _CLASS_METRICS]
     for dataset in leaf_datasets(config[name]['dataset']) if metrics else ():
         kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
         known = (dataset.get('metainfo') or {}).get('classes') or getattr(kind, 'METAINFO', {}).get('classes')

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ['Checkpoints', 'checkpoint_before', 'checkpoints_in', 'damage']
+__all__ = ['Checkpoints', 'checkpoint_before', 'checkpoints_in', 'damage', 'is_whole_and_finite']
 
 
 _LONGEST_NOTE = 4096  # characters, as a path
@@ -122,11 +122,23 @@ def checkpoint_before(path: str) -> str | None:
     pattern = re.compile(re.escape(name[: step.start()]) + r'(\d+)' + re.escape(name[step.end() :]))
     steps = {int(m[1]): str(p) for p in Path(path).parent.glob('*') if (m := pattern.fullmatch(p.name))}
     earlier = (steps[number] for number in sorted(steps, reverse=True) if number < int(step[1]))
-    return next((checkpoint for checkpoint in earlier if damage(checkpoint) is None and _is_finite(checkpoint)), None)
+    return next(filter(is_whole_and_finite, earlier), None)
 
 
-def _is_finite(path: str) -> bool:
-    if osp.isdir(path):  # sharded: it would have to be put together
+def is_whole_and_finite(path: str) -> bool:
+    """Return True for a checkpoint that can be read and whose weights are finite; of a sharded one they are not read.
+
+    Args:
+        path: of a local file or folder.
+
+    Example:
+        >>> from mmseg_wce.recovery import is_whole_and_finite
+        >>> is_whole_and_finite('iter_100.pth')
+        False
+    """
+    if damage(path) is not None:
+        return False
+    if osp.isdir(path):
         return True
     state = torch.load(path, map_location='cpu', weights_only=True)
     weights = state.get('state_dict', {}).values() if isinstance(state, dict) else ()

@@ -1,17 +1,21 @@
-"""Find pixel samplers that cannot work with a head's losses, before the training does."""
+"""Find pixel samplers that fail with a head's losses, before the training does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import torch
+from mmseg.registry import MODELS
+from mmseg.structures import OHEMPixelSampler
+from mmseg_wce.config_parts import type_name
+from mmseg_wce.errors import in_one_line
 from torch import nn
 
 __all__ = ['check_built_sampler', 'check_sampler']
-
-_SAMPLER = 'OHEMPixelSampler'
-_SIGMOID_LOSSES = ('CrossEntropyLoss', 'WeightedCrossEntropyLoss')
-_HEADS_WITHOUT_SAMPLER = ('DDRHead', 'PIDHead', 'PointHead')  # they take the argument and never use it
 
 
 def check_sampler(head: Mapping[str, Any]) -> str:
@@ -21,7 +25,7 @@ def check_sampler(head: Mapping[str, Any]) -> str:
         head: config of a decode head.
 
     Returns:
-        What is wrong and what to do; empty where nothing is.
+        What is wrong and what to do; empty where nothing is, and where the losses cannot be built.
 
     Example:
         >>> from mmseg_wce.samplers import check_sampler
@@ -32,45 +36,80 @@ def check_sampler(head: Mapping[str, Any]) -> str:
         >>> check_sampler(dict(head, sampler=dict(type='OHEMPixelSampler', thresh=0.7)))
         ''
     """
-    sampler, losses = head.get('sampler'), head.get('loss_decode') or {}
-    channels = head.get('out_channels') or head.get('num_classes')
-    if not isinstance(sampler, Mapping) or _name(sampler) != _SAMPLER or not isinstance(channels, int):
+    sampler, channels = head.get('sampler'), head.get('out_channels') or head.get('num_classes')
+    kind = head.get('type') if isinstance(head.get('type'), type) else MODELS.get(str(head.get('type')))
+    if not isinstance(sampler, Mapping) or type_name(sampler) != 'OHEMPixelSampler' or not isinstance(channels, int):
         return ''
-    listed = [losses] if isinstance(losses, Mapping) else losses
-    sigmoids = [_name(loss) for loss in listed if _name(loss) in _SIGMOID_LOSSES and loss.get('use_sigmoid')]
-    return _conflict(_name(head), channels, sampler.get('thresh'), sigmoids)
+    listed = head.get('loss_decode') or dict(type='CrossEntropyLoss')
+    try:
+        losses = [MODELS.build(copy.deepcopy(loss)) for loss in ([listed] if isinstance(listed, Mapping) else listed)]
+    except Exception:  # the losses of others raise anything; what is wrong with them is said where the head is built
+        return ''
+    return _conflict(kind, losses, channels, sampler.get('thresh'))
 
 
 def check_built_sampler(head: Any) -> str:
     """Explain the same of a decode head that has been built; empty where nothing is wrong."""
     sampler: Any = getattr(head, 'sampler', None)
-    if type(sampler).__name__ != _SAMPLER:
+    if type(sampler) is not OHEMPixelSampler:
         return ''
-    losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
-    names = [type(loss).__name__ for loss in losses if getattr(loss, 'use_sigmoid', False)]
-    sigmoids = [name for name in names if name in _SIGMOID_LOSSES]
-    return _conflict(type(head).__name__, head.out_channels, sampler.thresh, sigmoids)
-
-
-def _name(config: Mapping[str, Any]) -> str:
-    kind = config.get('type')
-    return kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
-
-
-def _conflict(head: str, channels: int, thresh: float | None, sigmoids: Iterable[str]) -> str:
-    losses = ', '.join(dict.fromkeys(sigmoids))
-    if head in _HEADS_WITHOUT_SAMPLER:
+    listed = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
+    try:
+        losses = [copy.deepcopy(loss).cpu() for loss in listed]
+    except Exception:  # one that holds an open file, say
         return ''
-    if channels == 1 and thresh is not None:
-        return (
-            f'{head}: {_SAMPLER} with thresh={thresh} picks pixels by the softmax probability of their labels, but the '
-            f'head has one channel{f", for {losses} with use_sigmoid=True" if losses else ""}: leave thresh out, to '
-            'rank pixels by their losses'
-        )
-    if channels > 1 and thresh is None and losses:
-        return (
-            f'{head}: {_SAMPLER} without thresh ranks pixels by their losses, but {losses} with use_sigmoid=True has '
-            f'one for each of the {channels} channels: give thresh, to pick pixels by the softmax probability of their '
-            'labels, or use a softmax loss'
-        )
+    return _conflict(type(head), losses, head.out_channels, sampler.thresh)
+
+
+def _conflict(kind: type | None, losses: Sequence[nn.Module], channels: int, thresh: float | None) -> str:
+    """Let mmseg's sampler pick pixels of a few random logits; explain what it raises."""
+    if kind is None or not _asks_sampler(kind) or _failure(losses, channels):
+        return ''
+    error = _failure(losses, channels, dict(thresh=thresh))
+    if not error:
+        return ''
+    names = ', '.join(dict.fromkeys(map(_described, losses)))
+    if thresh is None:
+        how, other = 'without thresh ranks pixels by their losses', 0.7
+        change = 'give thresh, to pick pixels by the softmax probability of their labels'
+    else:
+        how, other = f'with thresh={thresh} picks pixels by the softmax probability of their labels', None
+        change = 'leave thresh out, to rank pixels by their losses'
+    works = not _failure(losses, channels, dict(thresh=other))
+    return (
+        f'{kind.__name__}: OHEMPixelSampler {how}, which fails with {names} and {channels} '
+        f'channel{"s" * (channels > 1)} ({error}): {f"{change}, or " * works}leave the sampler out'
+    )
+
+
+def _described(loss: nn.Module) -> str:
+    return type(loss).__name__ + ' with use_sigmoid=True' * bool(getattr(loss, 'use_sigmoid', False))
+
+
+def _asks_sampler(head: type) -> bool:
+    """Return True where the loss of a head uses its sampler; heads with a loss of their own may not."""
+    for kind in head.__mro__:
+        if 'loss_by_feat' in vars(kind):
+            code = getattr(inspect.unwrap(vars(kind)['loss_by_feat']), '__code__', None)
+            names = () if code is None else code.co_names
+            if 'loss_by_feat' not in names:  # that of its base class
+                return 'sampler' in names
+    return False
+
+
+def _failure(losses: Sequence[nn.Module], channels: int, sampler: dict[str, Any] | None = None) -> str:
+    """Return the error of one loss step on the CPU, with a sampler or without; empty where there is none."""
+    logits = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = (torch.arange(128) % max(channels, 2)).view(2, 1, 8, 8)
+    weight, ignored = None, -100  # a label that no pixel has
+    try:
+        with torch.no_grad():
+            if sampler is not None:
+                modules = nn.ModuleList(losses) if len(losses) > 1 else losses[0]
+                context = SimpleNamespace(loss_decode=modules, ignore_index=ignored)
+                weight = OHEMPixelSampler(context, min_kept=8, **sampler).sample(logits, labels)
+            for loss in losses:
+                loss(logits, labels.squeeze(1), weight=weight, ignore_index=ignored)
+    except Exception as error:  # the losses of others raise anything
+        return in_one_line(error)
     return ''

@@ -10,8 +10,9 @@ from cases import examples
 from decode_heads import Model, head, samples, sweep, sweep_branches, two_branches
 from hypothesis import given
 from hypothesis import strategies as st
+from mmseg.models.decode_heads import FCNHead, PIDHead
 from mmseg.models.losses import CrossEntropyLoss
-from mmseg.registry import HOOKS
+from mmseg.registry import HOOKS, MODELS
 from mmseg_wce.fusion import fuse_decode_heads
 from mmseg_wce.kernels import binary, op
 from mmseg_wce.samplers import check_built_sampler, check_sampler
@@ -325,11 +326,66 @@ def test_the_hook_raises_before_a_run():
         dict(type='FCNHead', num_classes=5, sampler=dict(type='MySampler'), loss_decode=OURS),
         dict(type='PIDHead', num_classes=5, sampler=RANKED, loss_decode=[OURS] * 4),
         dict(type='FCNHead', sampler=RANKED, loss_decode=OURS),  # of how many channels is not said
-        dict(type='FCNHead', num_classes=5, sampler=RANKED, loss_decode=dict(type='DiceLoss', use_sigmoid=True)),
+        dict(type='FCNHead', num_classes=5, sampler=RANKED, loss_decode=dict(type='NotRegistered')),
+        dict(type='NotRegistered', num_classes=5, sampler=RANKED, loss_decode=OURS),
+        dict(type='HeadWithItsOwnLoss', num_classes=5, sampler=RANKED, loss_decode=OURS),
+        dict(type='SubclassOfPIDHead', num_classes=5, sampler=RANKED, loss_decode=[OURS] * 4),
+        # fails without a sampler too, so the sampler is not the reason
+        dict(type='FCNHead', num_classes=5, sampler=RANKED, loss_decode=dict(BUILT_IN, class_weight=[1.0] * 5)),
     ],
 )
 def test_configs_with_nothing_to_complain_of(head_config):
     assert check_sampler(head_config) == ''
+
+
+@MODELS.register_module()
+class HeadWithItsOwnLoss(FCNHead):
+    """Takes a sampler and does not ask it."""
+
+    def loss_by_feat(self, seg_logits, batch_data_samples):
+        return dict(loss=seg_logits.sum())
+
+
+@MODELS.register_module()
+class SubclassOfPIDHead(PIDHead):
+    pass
+
+
+@MODELS.register_module()
+class HeadAroundTheLoss(FCNHead):
+    def loss_by_feat(self, seg_logits, batch_data_samples):
+        return super().loss_by_feat(seg_logits, batch_data_samples)
+
+
+@pytest.mark.parametrize('kind', ['FCNHead', 'HeadAroundTheLoss'])
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('thresh', [None, 0.3])
+@pytest.mark.parametrize(
+    'loss', [dict(type='FocalLoss'), dict(type='DiceLoss', use_sigmoid=True), dict(type='LovaszLoss', per_image=True)]
+)
+def test_other_losses_with_samplers(kind, channels, thresh, loss):
+    """What mmseg raises is said before, and the advice works."""
+    sampler = dict(type='OHEMPixelSampler', min_kept=100)
+    options = dict(num_classes=max(channels, 2), out_channels=channels)
+    built = head(loss, kind, sampler=dict(sampler, thresh=thresh), **options)
+
+    message = check_sampler(dict(options, type=kind, loss_decode=loss, sampler=dict(sampler, thresh=thresh)))
+
+    assert check_built_sampler(built) == message
+    try:
+        sweep(built, samples(labels=max(channels, 2)))
+    except Exception:
+        without = head(loss, kind, **options)
+        try:
+            sweep(without, samples(labels=max(channels, 2)))
+        except Exception:
+            return  # not for its sampler
+        assert message.startswith(f'{kind}: OHEMPixelSampler {"without" if thresh is None else "with"} thresh')
+        if 'thresh,' in message:
+            other = dict(sampler, thresh=0.7 if thresh is None else None)
+            sweep(head(loss, kind, sampler=other, **options), samples(labels=max(channels, 2)))
+    else:
+        assert message == ''
 
 
 def test_types_may_be_scoped_or_classes():

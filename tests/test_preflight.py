@@ -1,6 +1,11 @@
+from functools import cache
+from pathlib import Path
+
+import mmseg
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, utils
+from mmseg.models.losses import CrossEntropyLoss
 from mmseg_wce import preflight
 from mmseg_wce.preflight import (
     PreflightError,
@@ -245,7 +250,41 @@ OURS, BUILT_IN = dict(type='WeightedCrossEntropyLoss'), dict(type='CrossEntropyL
         (dict(num_classes=3, loss_decode=dict(OURS, class_weight=[1.0, 2.0])), 'holds 2 weights, but FCNHead has num_'),
         (dict(num_classes=3, loss_decode=dict(BUILT_IN, class_weight=[1.0, 2.0])), 'CrossEntropyLoss holds 2 weights'),
         (dict(num_classes=3, loss_decode=dict(type='OhemCrossEntropy', class_weight=[1.0])), 'Ohem.* holds 1 weights'),
-        (dict(num_classes=3, loss_decode=[dict(type='DiceLoss', class_weight=[1.0] * 4)]), 'DiceLoss holds 4 weights'),
+        (
+            dict(num_classes=3, loss_decode=[dict(type='LovaszLoss', class_weight=[1.0] * 4)]),
+            'LovaszLoss holds 4 weights',
+        ),
+        (
+            dict(num_classes=3, loss_decode=dict(type=CrossEntropyLoss, class_weight=[1.0])),
+            'of CrossEntropyLoss holds 1 weights, but FCNHead',
+        ),
+        (
+            dict(num_classes=3, loss_decode=dict(type=CrossEntropyLoss, use_sigmoid=True, class_weight=[1.0] * 3)),
+            'along the width',
+        ),
+        (
+            dict(
+                num_classes=3,
+                loss_decode=dict(OURS, use_sigmoid=True, normalize_by='class_weight', class_weight=[1.0, 2.0, 3.0]),
+            ),
+            'needs one channel .out_channels=1. and two class weights',
+        ),
+        (
+            dict(
+                num_classes=2,
+                loss_decode=dict(OURS, use_sigmoid=True, normalize_by='class_weight', class_weight=[1.0, 2.0]),
+            ),
+            'needs one channel',
+        ),
+        (
+            dict(
+                num_classes=2,
+                out_channels=1,
+                loss_decode=dict(OURS, use_sigmoid=True, normalize_by='class_weight', class_weight=[1.0, 2.0]),
+            ),
+            None,
+        ),
+        (dict(type='SideAdapterCLIPHead', num_classes=3, loss_decode=dict(BUILT_IN, class_weight=[1.0] * 4)), None),
         (
             dict(num_classes=3, loss_decode=dict(BUILT_IN, use_sigmoid=True, class_weight=[1.0] * 3)),
             'along the width of the image.*WeightedCrossEntropyLoss',
@@ -269,12 +308,27 @@ OURS, BUILT_IN = dict(type='WeightedCrossEntropyLoss'), dict(type='CrossEntropyL
     ],
 )
 def test_number_of_class_weights(head, words):
-    whole = Config(dict(model=dict(decode_head=dict(type='FCNHead', **head))))
+    whole = Config(dict(model=dict(decode_head=dict(dict(type='FCNHead'), **head))))
     if words is None:
         check_losses(whole)
     else:
         with pytest.raises(PreflightError, match=words):
             check_losses(whole)
+
+
+SHIPPED = Path(mmseg.__file__).parent / '.mim/configs'
+
+
+@pytest.mark.parametrize('pattern', ['san/*.py', pytest.param('*/*.py', marks=pytest.mark.heavy)])
+def test_configs_of_mmseg_pass(pattern, monkeypatch):
+    monkeypatch.setattr(utils, 'load', cache(utils.load))  # mmengine reads every index of models for every config
+    files = [file for file in sorted(SHIPPED.glob(pattern)) if not file.parent.name.startswith('_')]
+
+    assert len(files) >= 6
+    for file in files:
+        config = Config.fromfile(file, import_custom_modules=False)
+        check_losses(config)
+        check_model(config)
 
 
 def test_messages_are_not_cut(tmp_path, monkeypatch):
@@ -298,7 +352,7 @@ def test_samplers_that_fail_with_sigmoids(loss):
     head = dict(num_classes=3, loss_decode=dict(loss, use_sigmoid=True), sampler=dict(type='OHEMPixelSampler'))
 
     with pytest.raises(PreflightError, match='OHEMPixelSampler without thresh ranks pixels by their losses'):
-        check_model(Config(dict(model=dict(decode_head=dict(type='FCNHead', **head)))))
+        check_model(Config(dict(model=dict(decode_head=dict(dict(type='FCNHead'), **head)))))
 
 
 def test_what_is_doubtful_about_heads_is_logged(monkeypatch):

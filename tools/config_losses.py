@@ -8,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
+from mmseg_wce.config_parts import classifies_masks, has_one_channel, type_name
 
 OURS, ALREADY_OURS = 'WeightedCrossEntropyLoss', 'already ours'
 SLOTS = ('decode_head', 'auxiliary_head')
@@ -34,7 +35,7 @@ def losses(config: Config) -> list[Loss]:
     """Every loss of every head, and a line for each head that has none."""
     init_default_scope('mmseg')
     found = list(_of_model('model', config.model))
-    return found or [Loss('model', _name(config.model.get('type')), 'it has no decode_head and no auxiliary_head')]
+    return found or [Loss('model', type_name(config.model), 'it has no decode_head and no auxiliary_head')]
 
 
 def _of_model(place: str, model: ConfigDict) -> Iterator[Loss]:
@@ -59,36 +60,31 @@ def _of_head(place: str, head: ConfigDict) -> Iterator[Loss]:
         yield from _of_head(f'{place}.{key}', value)
     if 'loss_decode' in head:
         for at, loss in _listed(f'{place}.loss_decode', head.loss_decode):
-            yield Loss(at, _name(loss.get('type')), _stays(head, loss), loss)
+            yield Loss(at, type_name(loss), _stays(head, loss), loss)
     elif not inner:
-        kind = head.get('type') if isinstance(head.get('type'), type) else MODELS.get(_name(head.get('type')))
+        kind = head.get('type') if isinstance(head.get('type'), type) else MODELS.get(str(head.get('type')))
         if kind is None:
-            yield Loss(place, _name(head.get('type')), 'no such head is registered, so its losses cannot be known')
+            yield Loss(place, type_name(head), 'no such head is registered, so its losses cannot be known')
             return
         if not issubclass(kind, BaseDecodeHead) or kind.loss_by_feat is not BaseDecodeHead.loss_by_feat:
-            yield Loss(place, _name(head.get('type')), 'it has no loss on pixels')
+            yield Loss(place, type_name(head), 'it has no loss on pixels')
             return
         yield Loss(f'{place}.loss_decode', "mmseg's default", _one_channel(head))
     for key, value in head.items():
         if key.startswith('loss_') and key != 'loss_decode' and isinstance(value, dict):
-            yield Loss(f'{place}.{key}', _name(value.get('type')), 'not the loss on pixels')
-
-
-def _name(kind) -> str:
-    """Of a type, which may be given as a class."""
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+            yield Loss(f'{place}.{key}', type_name(value), 'not the loss on pixels')
 
 
 def _stays(head: ConfigDict, loss: ConfigDict) -> str:
-    kind = _name(loss.get('type')).removeprefix('mmseg.')
+    kind = type_name(loss)
     if kind != 'CrossEntropyLoss':
         return ALREADY_OURS if kind == OURS else 'another loss'
     if loss.get('use_mask'):
         return 'use_mask=True: a loss on masks'
-    if head.get('type') == 'SideAdapterCLIPHead':
+    if classifies_masks(head):
         return 'it classifies masks, not pixels'
     return '' if loss.get('use_sigmoid') else _one_channel(head)
 
 
 def _one_channel(head: ConfigDict) -> str:
-    return 'one channel is no softmax' if (head.get('out_channels') or head.get('num_classes')) == 1 else ''
+    return 'one channel is no softmax' if has_one_channel(head) else ''

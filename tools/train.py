@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os.path as osp
 import sys
 import time
 
@@ -11,6 +12,7 @@ from mmengine.logging import print_log
 from mmseg_wce.launch import add_run_arguments, build_runner, config_from
 from mmseg_wce.preflight import PreflightError, check_amp, check_checkpoint, check_data, check_model
 from mmseg_wce.recovery import checkpoints_in
+from mmseg_wce.resuming import check_can_go_on, check_parameters
 from mmseg_wce.targets import raise_pending
 
 
@@ -31,7 +33,7 @@ def build_config(args: argparse.Namespace) -> Config:
     named = (args.cfg_options or {}).get('load_from')
     config.resume = args.resume or args.resume_from is not None
     if args.resume_from is not None:
-        if named not in (None, args.resume_from):
+        if named is not None and osp.abspath(named) != osp.abspath(args.resume_from):
             raise PreflightError(
                 f'--resume-from {args.resume_from!r} contradicts load_from={named!r}: give one of the two'
             )
@@ -61,9 +63,9 @@ def resume_from(config: Config, checkpoint: str, option: str) -> None:
         option: of the command line that names it.
 
     Raises:
-        PreflightError: it cannot be read.
+        PreflightError: it cannot be read, or holds weights alone.
     """
-    check_checkpoint(checkpoint)
+    check_can_go_on(checkpoint, config)
     config.load_from = checkpoint
     print_log(f'{option}: training goes on from {checkpoint!r}', 'current')
 
@@ -94,6 +96,7 @@ def resume_latest(config: Config) -> None:
     elif weights:
         message = f'--resume: training goes on from {found.usable!r}; load_from={weights!r} was for its beginning'
         print_log(message, 'current')
+    check_can_go_on(found.usable, config)
     config.load_from = found.usable
 
 
@@ -117,6 +120,8 @@ def main() -> None:
     try:
         config = build_config(args)
         runner = build_runner(config)
+        if config.resume:
+            check_parameters(runner.model, config.load_from)
     except PreflightError as error:
         sys.exit(f'error: {error}')
     try:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import LabelStatistics, load_statistics
-from mmseg_wce.config_parts import has_one_channel, heads_of, leaf_datasets, nodes
+from mmseg_wce.config_parts import has_one_channel, heads_of, leaf_datasets, nodes, type_name
 from mmseg_wce.dataset_checks.findings import Finding, Severity
 from mmseg_wce.dataset_checks.label_files import LabelFiles
 
@@ -62,7 +62,7 @@ def check_heads(config: Config) -> list[Finding]:
 
 def _head(place: str, head: dict) -> Iterator[Finding]:
     losses = head.get('loss_decode', dict(type='CrossEntropyLoss'))
-    entropies = [loss for loss in nodes(losses) if _name(loss.get('type')) in _CROSS_ENTROPIES]
+    entropies = [loss for loss in nodes(losses) if type_name(loss) in _CROSS_ENTROPIES]
     binary = (
         'for background and foreground set num_classes=2 in every head, with out_channels=1 and use_sigmoid=True in '
         'the loss, or with two channels and a softmax (without out_channels), and name both classes'
@@ -238,7 +238,7 @@ def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
 def _in_steps(where: str, config: Any) -> Iterator[tuple[str, int]]:
     """Transforms and metrics."""
     for step in nodes(config):
-        name = _name(step.get('type'))
+        name = type_name(step)
         if 'pipeline' in step or 'dataset' in step:
             continue
         for key in _IGNORED:
@@ -257,7 +257,7 @@ def _reduce_zero_label(config: Config) -> Iterator[Finding]:
         for dataset in leaf_datasets(loader['dataset']) if loader else ():
             own = _default_of(dataset)
             value = bool(dataset.get('reduce_zero_label', own))
-            place, kind = f'{split}_dataloader', _name(dataset.get('type'))
+            place, kind = f'{split}_dataloader', type_name(dataset)
             said.setdefault(kind, {}).setdefault(place, set()).add((value, str(dataset.get('data_root'))))
             for step in nodes(dataset.get('pipeline') or []):
                 loads = _loads_annotations(step.get('type')) and step.get('reduce_zero_label') is not None
@@ -296,11 +296,6 @@ def _different_splits(kind: str, places: dict[str, set[tuple[bool, str]]]) -> It
 def _loads_annotations(kind: str | type | None) -> bool:
     found = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
     return isinstance(found, type) and issubclass(found, LoadAnnotations)
-
-
-def _name(kind: Any) -> str:
-    """Name of a type, which may be given as a class or with a scope."""
-    return kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
 
 
 def _default_of(dataset: dict) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shlex import quote
 
 import torch
-from mmseg_wce.recovery import checkpoint_before
+from mmseg_wce.recovery import checkpoint_before, is_whole_and_finite
 from torch import Tensor, nn
 
 __all__ = ['Findings', 'FiniteWatch', 'explain', 'finite_flags']
@@ -90,7 +90,7 @@ def explain(
         findings: of every rank.
         last_checkpoint: the last that was written while all was finite; None where there is none.
         resumed_from: local checkpoint that the training went on from; None where it began anew.
-        config_file: of the training.
+        config_file: with all settings of the training, as mmengine wrote it into the work dir; None where it did not.
 
     Returns:
         One paragraph, of at most 40 images.
@@ -116,7 +116,7 @@ def explain(
     order = sorted({i for f in findings for i in f.images}, key=lambda i: (i > iteration, -i))
     rest = [image for i in order for f in findings for image in f.images.get(i, [])]
     rest = [image for image in dict.fromkeys(rest) if image not in first]
-    where = _where_to_go_on(last_checkpoint, resumed_from, config_file or 'CONFIG')
+    where = _where_to_go_on(last_checkpoint, resumed_from, config_file or 'CONFIG', len(findings))
     return (
         f'{what}{_listed(first)}. Other images since the last check, iteration {iteration} backwards: {_listed(rest)}. '
         f'Likely causes: a learning rate that is too high, or no warm-up; an image or label that cannot be right; '
@@ -124,17 +124,22 @@ def explain(
     )
 
 
-def _where_to_go_on(last_checkpoint: str | None, resumed_from: str | None, config_file: str) -> str:
+def _where_to_go_on(last_checkpoint: str | None, resumed_from: str | None, config_file: str, num_processes: int) -> str:
     """Name the last good checkpoint, and the command that goes on from it."""
     good, where = last_checkpoint, f'the last good one is {last_checkpoint}'
     if last_checkpoint is None:
         where = 'this run had written none before'
-        good = checkpoint_before(resumed_from) if resumed_from else None
-        if good is not None:
+        if resumed_from and is_whole_and_finite(resumed_from):
+            good = resumed_from
+            where += f', but it went on from {good}, whose weights are finite'
+        elif resumed_from and (good := checkpoint_before(resumed_from)):
             where += f': it went on from {resumed_from}, and the one before that with finite weights is {good}'
     if good is None:
         return f'{where}.'
-    return f'{where}. Go on from it: python tools/train.py {quote(config_file)} --resume-from {quote(good)}'
+    command = f'python tools/train.py {quote(config_file)}'
+    if num_processes > 1:
+        command = f'tools/dist_train.sh {quote(config_file)} {num_processes}'
+    return f'{where}. Go on from it: {command} --resume-from {quote(good)}'
 
 
 def _listed(images: Sequence[str]) -> str:

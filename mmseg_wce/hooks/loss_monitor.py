@@ -156,7 +156,8 @@ class LossMonitorHook(Hook):
         written = [hook.last_ckpt for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.last_ckpt]
         message = ['']
         if dist.is_main_process():
-            message = [explain(findings, written[-1] if written else None, _resumed_from(runner), runner.cfg.filename)]
+            last = written[-1] if written else None
+            message = [explain(findings, last, _resumed_from(runner), _dumped_config(runner))]
         dist.broadcast_object_list(message)
         raise FloatingPointError(message[0])
 
@@ -185,6 +186,14 @@ def _resumed_from(runner: Runner) -> str | None:
     """Return the local checkpoint that the training went on from; None where it began anew."""
     path = runner._load_from if runner._resume else None
     return path if path and osp.exists(path) else None
+
+
+def _dumped_config(runner: Runner) -> str | None:
+    """Return the config file with all settings that mmengine has written into the work dir."""
+    name = osp.basename(runner.cfg.filename) if runner.cfg.filename else f'{runner.timestamp}.py'
+    path = osp.join(runner.work_dir, name)
+    shorter = osp.relpath(path)
+    return None if not osp.exists(path) else path if shorter.startswith('..') else shorter
 
 
 def _class_names(dataset: Any, num_classes: int) -> Sequence[str]:

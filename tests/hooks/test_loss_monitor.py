@@ -455,7 +455,8 @@ def test_the_last_good_checkpoint_stays(tmp_path, by_epoch, kind, iteration):
     state = torch.load(tmp_path / good, weights_only=False)['state_dict']
     assert all(value.isfinite().all() for value in state.values())
     message = str(caught.value)
-    command = f'python tools/train.py CONFIG --resume-from {tmp_path / good}'
+    (config,) = tmp_path.glob('*.py')
+    command = f'python tools/train.py {config} --resume-from {tmp_path / good}'
     assert f'the last good one is {tmp_path / good}. Go on from it: {command}' in message
     path = 2 * iteration - 2 - (4 if by_epoch else 0)
     images = f'scene_{path}.png, scene_{path + 1}.png.'

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -37,6 +36,9 @@ def run(arguments: list[str]) -> str:
     process = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     return process.stdout + process.stderr
+
+
+CHECKPOINT = dict(meta=dict(iter=5, epoch=0), state_dict={}, message_hub={}, optimizer={}, param_schedulers=[])
 
 
 def losses(work_dir) -> dict[int, float]:
@@ -105,10 +107,10 @@ def test_a_training_goes_back_to_a_checkpoint_before_its_weights_were_nan(root, 
     )
     assert failed.returncode == 1
     (advice,) = {line.split('Go on from it: ')[1] for line in failed.stderr.splitlines() if 'Go on from it: ' in line}
-    assert advice == f'python tools/train.py {config} --resume-from wd/iter_4.pth'
+    assert advice == 'python tools/train.py wd/config.py --resume-from wd/iter_4.pth'  # which has all options in it
 
     _, tool, *arguments = shlex.split(advice)
-    output = run(command(root, Path(tool).name, *arguments, '--work-dir', 'wd', options=options))
+    output = run([sys.executable, str(root / tool), *arguments])
 
     assert 'resumed epoch: 0, iter: 4' in output
     assert torch.load('wd/iter_8.pth', weights_only=True)['meta']['iter'] == 8
@@ -213,7 +215,7 @@ def resumed(root, demo_folder, import_tool, monkeypatch):
 
     (demo_folder / 'new').mkdir()
     for step in (5, 10):
-        torch.save({}, demo_folder / f'new/iter_{step}.pth')
+        torch.save(CHECKPOINT, demo_folder / f'new/iter_{step}.pth')
     (demo_folder / 'new/last_checkpoint').write_text('new/iter_10.pth')
     return resume, said
 
@@ -264,6 +266,7 @@ def test_checkpoints_that_cannot_be_chosen(resumed, demo_folder):
         resume(arguments=['--resume-from', 'new/iter_5.pth'])
     with pytest.raises(Exception, match=r"checkpoint 'nowhere.pth' does not exist"):
         resume('load_from=nowhere.pth')
+    assert resume('load_from=./new/iter_10.pth', arguments=['--resume-from', 'new/iter_10.pth']) == 'new/iter_10.pth'
     with pytest.raises(Exception, match=r"--resume-from 'new/iter_10.pth' contradicts load_from='other.pth'"):
         resume('load_from=other.pth', arguments=['--resume-from', 'new/iter_10.pth'])
     with pytest.raises(SystemExit, match='2'):
@@ -293,11 +296,14 @@ def test_a_failed_training_ends_with_how_to_go_on(import_tool, monkeypatch, tmp_
     monkeypatch.setattr(train, 'parse_args', lambda: None)
     config = Config(dict(work_dir=str(tmp_path)))
     monkeypatch.setattr(train, 'build_config', lambda _: config)
+    monkeypatch.setattr(train, 'check_parameters', lambda *_: None)
     torch.save({}, tmp_path / 'iter_99.pth')  # of an earlier training
     os.utime(tmp_path / 'iter_99.pth', (99, 99))
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_99.pth'))
 
     class Failing:
+        model = None
+
         def __init__(self, *steps: int) -> None:
             self.steps = steps
 
