@@ -47,8 +47,8 @@ def check_logits_and_target(logits: Tensor, target: Tensor) -> None:
     if logits.dtype not in _LOGITS_DTYPES:
         raise TypeError(f'logits must be float16, bfloat16, float32 or float64: got {both}')
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
-        advice = _one_hot_advice(logits, target) or f': got {both}'
-        raise TypeError(f'target must hold class indices in an integer dtype, not {target.dtype}{advice}')
+        change = _one_hot_advice(logits, target) or _dtype_advice(logits, target)
+        raise TypeError(f'target must hold class indices in an integer dtype, not {target.dtype}: got {both}{change}')
     if logits.device != target.device:
         raise ValueError(f'logits are on {logits.device}, target is on {target.device}: got {both}')
     if logits.dim() < 2:
@@ -85,9 +85,17 @@ def _one_hot_advice(logits: Tensor, target: Tensor) -> str:
         return ''
     for dim in (1, -1):
         number = target.shape[dim]
-        if number == logits.shape[1] > 1 and (number not in (3, 4) or _is_one_hot(target, dim)):
+        if number == max(logits.shape[1], 2) and (number not in (3, 4) or _is_one_hot(target, dim)):
             return f'. The labels are one-hot: take their class indices, target.argmax({dim})'
     return ''
+
+
+def _dtype_advice(logits: Tensor, target: Tensor) -> str:
+    """Say how labels of another dtype become class indices."""
+    if target.is_complex():
+        return ''
+    has_channel = target.dim() == logits.dim() and target.dim() > 1 and target.shape[1] == 1
+    return f'. If all are whole numbers, or True and False: target{".squeeze(1)" * has_channel}.long()'
 
 
 def _is_one_hot(target: Tensor, dim: int) -> bool:

@@ -349,7 +349,8 @@ def _num_classes(e: LabelEvidence) -> str | None:
     if not beyond:
         return None
     values = [value for value in e.labels if 0 <= value <= beyond[-1]]
-    enough = f'num_classes={beyond[-1] + 1:.0f} in every head, and a name for each in classes'
+    one_channel = ' (without out_channels=1, where one channel told two classes apart)' * (e.num_classes == 2)
+    enough = f'num_classes={beyond[-1] + 1:.0f} in every head{one_channel}, and a name for each in classes'
     if 2 * len(values) >= beyond[-1] + 1 or e.num_classes == 1:
         return f'num_classes={e.num_classes} is too small: these labels need {enough}'
     return (

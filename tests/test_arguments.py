@@ -102,3 +102,23 @@ def test_compiled_with_the_default(warned):
     compiled = torch.compile(weighted_cross_entropy, fullgraph=True, backend='aot_eager')
 
     assert compiled(torch.zeros(1, 300, 2, 2), torch.full((1, 2, 2), 255)).item() == 0
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bool])
+@pytest.mark.parametrize('shape', [(2, 4, 4), (2, 1, 4, 4)])
+def test_masks_of_other_dtypes_say_how_they_become_labels(dtype, shape):
+    logits, target = torch.zeros(2, 1, 4, 4), torch.ones(shape).to(dtype)
+
+    with pytest.raises(TypeError, match=r'must hold class indices') as caught:
+        weighted_binary_cross_entropy(logits, target)
+
+    change = str(caught.value).rpartition(': target')[2]
+    labels = eval(f'target{change}')  # what it says to do
+    assert weighted_binary_cross_entropy(logits, labels).isfinite()
+
+
+def test_two_masks_for_one_channel_are_one_hot():
+    target = torch.nn.functional.one_hot(torch.tensor([[0, 1], [1, 1]])).movedim(-1, 1)
+
+    with pytest.raises(ValueError, match=r'one-hot: take their class indices, target\.argmax\(1\)'):
+        weighted_binary_cross_entropy(torch.zeros(2, 1, 2), target)

@@ -347,6 +347,16 @@ def test_heads_that_cannot_learn():
         check_model(Config(dict(model=dict(decode_head=head))))
 
 
+def test_heads_that_cannot_have_one_channel():
+    loss = dict(OURS, use_sigmoid=True)
+    head = dict(type='SegmenterMaskTransformerHead', num_classes=2, out_channels=1, loss_decode=loss)
+
+    with pytest.raises(PreflightError, match='makes num_classes=2 channels, not out_channels=1. Leave out_channels out'):
+        check_model(Config(dict(model=dict(decode_head=head))))
+    head = dict(type='SegmenterMaskTransformerHead', num_classes=2, loss_decode=OURS)  # what it says to do
+    check_model(Config(dict(model=dict(decode_head=head))))
+
+
 @pytest.mark.parametrize('loss', [OURS, BUILT_IN])
 def test_samplers_that_fail_with_sigmoids(loss):
     head = dict(num_classes=3, loss_decode=dict(loss, use_sigmoid=True), sampler=dict(type='OHEMPixelSampler'))

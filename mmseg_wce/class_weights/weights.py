@@ -104,7 +104,8 @@ def check_class_weight(class_weight: Tensor, source: str = 'class_weight', singl
         listed = ', '.join(f'class {i}: {class_weight[i].item()}' for i in bad.nonzero().flatten().tolist()[:8])
         raise ValueError(f'{source} must be finite and not negative, got {listed} ({int(bad.sum())} of {bad.numel()})')
     if not class_weight.any():
-        raise ValueError(f'{source} is zero for all {class_weight.numel()} classes: no label would be learnt')
+        number = class_weight.numel()
+        raise ValueError(f'{source} is zero{f" for all {number} classes" * (number > 1)}: no label would be learnt')
 
 
 def load_class_weight(class_weight: ClassWeight | float, single: bool = False) -> Tensor:

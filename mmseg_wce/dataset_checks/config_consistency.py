@@ -29,6 +29,7 @@ _SPLITS = ('train', 'val', 'test')
 _CROSS_ENTROPIES = ('CrossEntropyLoss', 'WeightedCrossEntropyLoss')
 _DEFAULT_IGNORED = 255
 _IGNORED = ('ignore_index', 'ignore_label', 'seg_pad_val')
+_HEADS_OF_NUM_CLASSES = ('DAHead', 'PointHead', 'SegmenterMaskTransformerHead')  # whatever out_channels says
 # What ignores 255 where it says nothing else.
 _BY_DEFAULT = {'RandomCrop': 'ignore_index', 'RandomRotate': 'seg_pad_val', 'IoUMetric': 'ignore_index'}
 
@@ -68,7 +69,12 @@ def _head(place: str, head: dict) -> Iterator[Finding]:
         'the loss, or with two channels and a softmax (without out_channels), and name both classes'
     )
     if has_one_channel(head):
-        if any(not loss.get('use_sigmoid') and not loss.get('use_mask') for loss in entropies):
+        if type_name(head) in _HEADS_OF_NUM_CLASSES and head.get('num_classes') != 1:
+            what = (
+                f'{place}: {type_name(head)} makes num_classes={head.get("num_classes")} channels, not out_channels=1'
+            )
+            yield Finding(Severity.ERROR, what, 'leave out_channels out, and use a softmax (without use_sigmoid)')
+        elif any(not loss.get('use_sigmoid') and not loss.get('use_mask') for loss in entropies):
             what = f'{place} has one channel and a softmax, which is constant over one channel: nothing is learnt'
             yield Finding(Severity.ERROR, what, binary)
         elif entropies and head.get('num_classes') == 1:
