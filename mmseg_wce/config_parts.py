@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import Registry
+from mmseg.registry import MODELS
 
 __all__ = [
+    'class_of',
     'classifies_masks',
     'has_one_channel',
     'heads_of',
@@ -15,6 +18,7 @@ __all__ = [
     'main_head',
     'nodes',
     'one_string',
+    'preprocessor_of_others',
     'type_name',
 ]
 
@@ -44,6 +48,26 @@ def has_one_channel(head: dict) -> bool:
 def classifies_masks(head: dict) -> bool:
     """Return True for a head whose cross-entropy is on masks, with a class more for "no object", not on pixels."""
     return type_name(head) == 'SideAdapterCLIPHead'
+
+
+def class_of(node: Mapping[str, Any], registry: Registry) -> Any:
+    """Return the class that a config's dict names, by its name in a registry or as a class; None where there is none.
+
+    Args:
+        node: with ``type``.
+        registry: of mmseg.
+    """
+    kind = node.get('type')
+    return registry.get(kind) if isinstance(kind, str) else kind
+
+
+def preprocessor_of_others(config: Config) -> str:
+    """Return the name of a ``data_preprocessor`` that is not of mmseg or mmengine; empty where there is none."""
+    node = (config.get('model') or {}).get('data_preprocessor')
+    kind = class_of(node, MODELS) if isinstance(node, Mapping) else None
+    if kind is None or kind.__module__.partition('.')[0] in ('mmengine', 'mmseg'):
+        return ''
+    return kind.__name__
 
 
 def type_name(node: Mapping[str, Any]) -> str:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from statistics import median
 
-__all__ = ['LabelEvidence', 'likely_causes', 'mapping_advice']
+from mmseg_wce.known_label_ids import KNOWN_IDS
+from mmseg_wce.label_evidence import LabelEvidence
+
+__all__ = ['likely_causes', 'mapping_advice']
 
 # Shares of all pixels.
 _RARE_ZERO = 0.2  # "other", as ADE20K has it, covers less
+_VERY_RARE = 0.1  # of what the median of other values covers: "other" rather than a class
 _FREQUENT = 0.05  # a value that interpolation made covers less
 _STRAY = 0.001  # less was painted by mistake
 # Interpolation and JPEG make at least this many values.
@@ -24,90 +26,7 @@ _MANY_VALUES = 8
 _GREY_STEP = 6
 _LONGEST_TABLE = 40
 _MOST_CAUSES = 3
-
-
-@dataclass(frozen=True)
-class LabelEvidence:
-    """Label values of a batch or of a data set.
-
-    Attributes:
-        counts: pixels of every value, legal ones included. -inf stands for all values below 0, inf for all above 255
-            that are no class, where they were counted together.
-        num_classes: C, labels go from 0 to C - 1.
-        ignore_index: the label that does not count.
-        reduce_zero_label: how the labels were made of the values in files; None where that is not known.
-    """
-
-    counts: Mapping[float, int]
-    num_classes: int
-    ignore_index: int
-    reduce_zero_label: bool | None = None
-
-    def is_legal(self, value: float) -> bool:
-        """Whether a value is a class or ignored."""
-        return 0 <= value < self.num_classes or value == self.ignore_index
-
-    @cached_property
-    def bad(self) -> list[float]:
-        """Values that are neither a class nor ignored, in order."""
-        return sorted(value for value in self.counts if not self.is_legal(value))
-
-    @cached_property
-    def labels(self) -> list[float]:
-        """Values that are not ignored, in order."""
-        return sorted(value for value in self.counts if value != self.ignore_index)
-
-    @cached_property
-    def num_pixels(self) -> int:
-        """Number of all pixels."""
-        return sum(self.counts.values())
-
-    def share(self, value: float) -> float:
-        """Share of all pixels that have a value."""
-        return self.counts.get(value, 0) / max(self.num_pixels, 1)
-
-
-class _KnownIds(NamedTuple):
-    """Ids of a data set that are often taken for class indices.
-
-    Attributes:
-        name: of the ids.
-        num_classes: of the benchmark.
-        matches: tells from the smallest and the largest label, and all of them, if they may be these ids.
-        advice: which files have class indices.
-    """
-
-    name: str
-    num_classes: int
-    matches: Callable[[float, float, set[float]], bool]
-    advice: str
-
-
-_ABSENT_FROM_COCO_STUFF = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
-# The files are those that mmsegmentation's converters (tools/dataset_converters) write.
-_KNOWN_IDS = (
-    _KnownIds(
-        'Cityscapes labelIds (0..33)',
-        19,
-        lambda smallest, largest, _: smallest >= 0 and 21 <= largest <= 34,
-        "read the train ids: seg_map_suffix='_gtFine_labelTrainIds.png', files that mmseg's "
-        'tools/dataset_converters/cityscapes.py writes',
-    ),
-    _KnownIds(
-        'COCO-Stuff ids (0..181, with gaps)',
-        171,
-        lambda smallest, largest, labels: smallest >= 0 and largest <= 181 and not _ABSENT_FROM_COCO_STUFF & labels,
-        "read the train ids: seg_map_suffix='_labelTrainIds.png', files that mmseg's "
-        'tools/dataset_converters/coco_stuff164k.py writes',
-    ),
-    _KnownIds(
-        'ids of the full ADE20K (up to 3,687)',
-        150,
-        lambda smallest, largest, _: smallest >= 0 and 255 < largest <= 3687,
-        'read the annotations of ADEChallengeData2016, which hold the 150 classes of the benchmark, with '
-        'reduce_zero_label=True',
-    ),
-)
+_PLACE = 'directly after the transform that loads labels (LoadAnnotations)'
 
 
 def mapping_advice(mapping: Mapping[int, int]) -> str:
@@ -118,13 +37,13 @@ def mapping_advice(mapping: Mapping[int, int]) -> str:
 
     Example:
         >>> from mmseg_wce.label_causes import mapping_advice
-        >>> mapping_advice({255: 1})
-        "map them in every pipeline, directly after LoadAnnotations: dict(type='MapLabels', mapping={255: 1})"
+        >>> mapping_advice({255: 1})[-43:]
+        "dict(type='MapLabels', mapping={255: 1})"
     """
     shown = ', '.join(f'{old}: {new}' for old, new in list(mapping.items())[:_LONGEST_TABLE])
     more = ', ...' if len(mapping) > _LONGEST_TABLE else ''
     line = f"dict(type='MapLabels', mapping={{{shown}{more}}})"
-    return f'map them in every pipeline, directly after LoadAnnotations: {line}'
+    return f'map them in every pipeline, {_PLACE}: {line}'
 
 
 def likely_causes(evidence: LabelEvidence) -> list[str]:
@@ -134,7 +53,8 @@ def likely_causes(evidence: LabelEvidence) -> list[str]:
         evidence: values of which at least one is no class.
 
     Example:
-        >>> from mmseg_wce.label_causes import LabelEvidence, likely_causes
+        >>> from mmseg_wce.label_causes import likely_causes
+        >>> from mmseg_wce.label_evidence import LabelEvidence
         >>> likely_causes(LabelEvidence({0: 500, 127: 300, 254: 200}, num_classes=3, ignore_index=255))[0][:57]
         'these are grey levels or colours, not class indices (0..2'
     """
@@ -145,9 +65,11 @@ def likely_causes(evidence: LabelEvidence) -> list[str]:
 
 def _one_class(e: LabelEvidence) -> str | None:
     """Background and foreground with ``num_classes=1``."""
-    if e.num_classes != 1 or len(e.labels) > 2 or e.labels[-1] not in (1, 255):
+    foreground = e.labels[-1]
+    is_mask = foreground in (1, 255) or (e.labels[0] == 0 and math.isfinite(foreground))
+    if e.num_classes != 1 or len(e.labels) > 2 or not is_mask:
         return None
-    mapped = '' if e.labels[-1] == 1 else f'; and {mapping_advice({255: 1})}'
+    mapped = '' if foreground == 1 else f'; and {mapping_advice({int(foreground): 1})}'
     return (
         'background and foreground are two classes: set num_classes=2 in every head, with out_channels=1 and '
         "use_sigmoid=True in the loss or with two channels and a softmax, and name both, classes=('background', ...). "
@@ -159,6 +81,8 @@ def _interpolated(e: LabelEvidence) -> str | None:
     """Many values, each rare, between two frequent ones."""
     peaks = _peaks(e)
     rare = [value for value in e.bad if value not in peaks]
+    if len(e.labels) == e.num_classes:  # ids with gaps
+        return None
     if len(rare) < _MANY_VALUES or len(peaks) < 2 or sum(map(e.share, rare)) > 0.6:
         return None
     anchors = sorted({*peaks, e.ignore_index} & set(e.counts))
@@ -195,7 +119,7 @@ def _is_beside_a_peak(e: LabelEvidence, value: float) -> bool:
 
 def _known_ids(e: LabelEvidence) -> str | None:
     """Ids of a known data set."""
-    for known in _KNOWN_IDS:
+    for known in KNOWN_IDS:
         if e.num_classes == known.num_classes and known.matches(e.labels[0], e.labels[-1], set(e.labels)):
             return f'these look like {known.name}: {known.advice}'
     return None
@@ -206,7 +130,9 @@ def _grey_levels(e: LabelEvidence) -> str | None:
     values = _values_in_files(e)
     steps = [b - a for a, b in pairwise(values)]
     far_apart = steps and min(steps) >= _GREY_STEP and values[-1] >= 3 * e.num_classes
-    if not far_apart or len(values) > e.num_classes + 1 or e.bad == [254]:
+    if not far_apart or len(values) > e.num_classes + 1:
+        return None
+    if e.bad == [254] and len(e.labels) != e.num_classes:  # 255 - 1
         return None
     return f'these are grey levels or colours, not class indices (0..{e.num_classes - 1}): {_map_ascending(e, values)}'
 
@@ -236,12 +162,13 @@ def _map_ascending(e: LabelEvidence, values: list[int]) -> str:
     surplus = len(values) - e.num_classes
     if surplus < 0:
         return (
-            'map every value of the data set to its class in every pipeline, directly after LoadAnnotations: '
+            f'map every value of the data set to its class in every pipeline, {_PLACE}: '
             "dict(type='MapLabels', mapping={value: class, ...})"
         )
     mapping = {value: i - surplus if i >= surplus else e.ignore_index for i, value in enumerate(values)}
     first = 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and ' * bool(e.reduce_zero_label)
-    return f'{first}{mapping_advice(mapping)} (look whether the order is that of classes)'
+    lowest = f', and whether {values[0]} is no class' * (surplus > 0)
+    return f'{first}{mapping_advice(mapping)} (look whether the order is that of classes{lowest})'
 
 
 def _unknown_value(e: LabelEvidence) -> str | None:
@@ -251,18 +178,21 @@ def _unknown_value(e: LabelEvidence) -> str | None:
         return None
     once = f"dict(type='MapLabels', mapping={{{value}: {e.ignore_index}}})"
     return (
-        f'{value} perhaps marks pixels without a class: map it to the ignored label in every pipeline, directly after '
-        f'LoadAnnotations: {once} (or say {value} in the place of {e.ignore_index} everywhere: ignore_index in every '
+        f'{value} perhaps marks pixels without a class: map it to the ignored label in every pipeline, {_PLACE}: '
+        f'{once} (or say {value} in the place of {e.ignore_index} everywhere: ignore_index in every '
         'head, in the data sets, in RandomCrop and IoUMetric, seg_pad_val in data_preprocessor and RandomRotate)'
     )
 
 
 def _unknown(e: LabelEvidence) -> int | None:
-    """The only value beyond the classes, with a gap before it; 254 has an explanation of its own."""
-    if len(e.bad) != 1 or not e.num_classes < e.bad[0] < 254 or e.num_classes == 1 or e.share(e.bad[0]) < _STRAY:
+    """The only value beyond the classes, with a gap before it; 254 and 255 have explanations of their own."""
+    value = e.bad[0]
+    if len(e.bad) != 1 or not e.num_classes < value < math.inf or value in (254, 255):
+        return None
+    if e.num_classes == 1 or e.share(value) < _STRAY:
         return None
     share_of_classes = (len(e.labels) - 1) / e.num_classes
-    return int(e.bad[0]) if share_of_classes == 1 or (e.num_classes > 10 and share_of_classes >= 0.5) else None
+    return int(value) if share_of_classes == 1 or (e.num_classes > 10 and share_of_classes >= 0.5) else None
 
 
 def _zero_and_255(e: LabelEvidence) -> str | None:
@@ -301,7 +231,9 @@ def _negative(e: LabelEvidence) -> str | None:
             '-1 marks pixels without a class (unlabelled, or 0 - 1 = -1 where code shifts labels itself), but '
             f'ignore_index is {e.ignore_index}: {mapping_advice({-1: e.ignore_index})}'
         )
-    return f'negative labels mark pixels without a class, but ignore_index is {e.ignore_index}'
+    cause = f'negative labels mark pixels without a class, but ignore_index is {e.ignore_index}'
+    known = [int(value) for value in e.bad if -math.inf < value < 0]
+    return f'{cause}: {mapping_advice(dict.fromkeys(known, e.ignore_index))}' if known else cause
 
 
 def _too_few_classes(e: LabelEvidence) -> str | None:
@@ -314,12 +246,17 @@ def _too_few_classes(e: LabelEvidence) -> str | None:
 
 
 def _never_shifted(e: LabelEvidence) -> str | None:
-    """1..C, with 0 rare or absent."""
+    """0..C or 1..C: whether 0 is "other" or a class, the values cannot tell unless it is very rare."""
     if _beyond(e) != [e.num_classes] or e.reduce_zero_label or e.num_classes == 1:
         return None
+    shift = 'set reduce_zero_label=True in the dataset and in LoadAnnotations'
+    if _is_other(e) or not _looks_unshifted(e):
+        return f'raw labels 0..{e.num_classes}, as ADE20K stores them (0 is "other"), that were not shifted: {shift}'
+    number = e.num_classes + 1
     return (
-        f'raw labels 0..{e.num_classes}, as ADE20K stores them (0 is "other"), that were not shifted: set '
-        'reduce_zero_label=True in the dataset and in LoadAnnotations'
+        f'labels go from 0 to {e.num_classes}, one more than num_classes={e.num_classes}: if 0 means "other", as in '
+        f'ADE20K, {shift}; if 0 is a class, these labels need num_classes={number} in every head, and a name for each '
+        'in classes'
     )
 
 
@@ -355,7 +292,7 @@ def _num_classes(e: LabelEvidence) -> str | None:
         return f'num_classes={e.num_classes} is too small: these labels need {enough}'
     return (
         f'labels go from 0 to {e.num_classes - 1} for num_classes={e.num_classes}, and {_range(beyond)} are ids of '
-        'another kind: map every id to its class in every pipeline, directly after LoadAnnotations: '
+        f'another kind: map every id to its class in every pipeline, {_PLACE}: '
         f"dict(type='MapLabels', mapping={{id: class, ...}}); if there are as many classes, these labels need {enough}"
     )
 
@@ -371,7 +308,13 @@ def _range(values: list[float]) -> str:
 
 def _looks_unshifted(e: LabelEvidence) -> bool:
     """Shifted labels hold no raw 0 but many 255; raw ones hold few 0, "other", and 255 only where they were padded."""
-    return not e.reduce_zero_label and e.share(0) < _RARE_ZERO and e.num_classes > 1
+    return not e.reduce_zero_label and e.num_classes > 1 and (e.share(0) < _RARE_ZERO or _is_other(e))
+
+
+def _is_other(e: LabelEvidence) -> bool:
+    """ADE20K's 0, or a 0 much rarer than the classes."""
+    classes = [e.share(value) for value in e.labels if value != 0]
+    return e.num_classes == 150 or e.share(0) < _VERY_RARE * median(classes)
 
 
 def _looks_shifted(e: LabelEvidence) -> bool:

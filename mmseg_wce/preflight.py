@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os.path as osp
 import reprlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
 from mmseg_wce.config_parts import (
+    class_of,
     classifies_masks,
     has_one_channel,
     heads_of,
@@ -25,6 +29,7 @@ from mmseg_wce.config_parts import (
     type_name,
 )
 from mmseg_wce.dataset_checks import Severity, check_heads
+from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, reads_as_load_annotations
 from mmseg_wce.errors import in_one_line
 from mmseg_wce.recovery import damage
 from mmseg_wce.samplers import check_sampler
@@ -137,7 +142,8 @@ def _number_of_weights(loss: dict) -> int | None:
         return None
     if ours:
         return _load(weights, single=bool(loss.get('use_sigmoid'))).numel()
-    return len(weights) if isinstance(weights, list | tuple) else None
+    module = getattr(class_of(loss, MODELS), '__module__', '')  # to losses of others it may mean anything
+    return len(weights) if isinstance(weights, list | tuple) and module.startswith('mmseg.') else None
 
 
 def _check_number_of_weights(loss: dict, head: dict, number: int) -> None:
@@ -208,36 +214,44 @@ def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
     Raises:
         PreflightError: a folder or list is missing or empty.
     """
-    loaders = {f'{split}_dataloader': config.get(f'{split}_dataloader') for split in splits}
-    loaders = {name: loader for name, loader in loaders.items() if loader is not None}
+    names = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
+    loaders = {name: config[name] for name in names if config.get(name) is not None}
     init_default_scope(config.get('default_scope', 'mmseg'))
     for name, loader in loaders.items():
-        _check_class_names(config, name)
+        if name.removesuffix('_dataloader') not in splits:
+            continue
+        evaluator = config.get(name.replace('dataloader', 'evaluator')) or {}
+        metrics = [kind for node in nodes(evaluator) if (kind := type_name(node)) in _CLASS_METRICS]
         for dataset in leaf_datasets(loader['dataset']):
-            if dataset.get('backend_args') is None:  # other storages are the file backend's business
-                same_root = [n for n, other in loaders.items() if _root(other) == _root(loader)]
-                _check_dataset(dataset, name, same_root, first_files)
+            same_root = [n for n, other in loaders.items() if _root(other) == _root(loader)]
+            is_local = dataset.get('backend_args') is None  # other storages are the file backend's business
+            if is_local:
+                _check_folders(dataset, name, same_root)
+            kind = class_of(dataset, DATASETS)  # mmengine says what is wrong with its type
+            if isinstance(kind, type) and issubclass(kind, BaseSegDataset):
+                built = _built(dataset, name) if is_local else None
+                _check_class_names(dataset, kind, built, name, metrics)
+                if built is not None:
+                    _check_samples(built, dataset, name, first_files)
 
 
-def _check_class_names(config: Config, name: str) -> None:
+def _check_class_names(dataset: dict, kind: type, built: Any, where: str, metrics: list[str]) -> None:
     """Look whether the metric of a split will find the classes of its data sets."""
-    evaluator = config.get(name.replace('dataloader', 'evaluator')) or {}
-    metrics = [kind for node in nodes(evaluator) if (kind := type_name(node)) in _CLASS_METRICS]
-    for dataset in leaf_datasets(config[name]['dataset']) if metrics else ():
-        kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
-        known = (dataset.get('metainfo') or {}).get('classes') or getattr(kind, 'METAINFO', {}).get('classes')
-        if not known and isinstance(kind, type) and issubclass(kind, BaseSegDataset):
-            raise PreflightError(
-                f'{name}: {kind.__name__} names no classes, so that the first validation would end with KeyError: '
-                f"'classes' in {metrics[0]}: add metainfo=dict(classes=('background', ...)) to the data sets"
-            )
+    known = (dataset.get('metainfo') or {}).get('classes') or getattr(kind, 'METAINFO', {}).get('classes')
+    if built is not None:
+        known = built.metainfo.get('classes')
+    if metrics and not known:
+        raise PreflightError(
+            f'{where}: {kind.__name__} names no classes, so that the first validation would end with KeyError: '
+            f"'classes' in {metrics[0]}: add metainfo=dict(classes=('background', ...)) to the data sets"
+        )
 
 
 def _root(loader: dict) -> str | None:
     return loader['dataset'].get('data_root')
 
 
-def _check_dataset(dataset: dict, where: str, loaders: list[str], first_files: bool) -> None:
+def _check_folders(dataset: dict, where: str, loaders: list[str]) -> None:
     root = dataset.get('data_root') or ''
     if root and not osp.isdir(root):
         options = ' '.join(f'{name}.dataset.data_root=PATH' for name in loaders)
@@ -258,16 +272,22 @@ def _check_dataset(dataset: dict, where: str, loaders: list[str], first_files: b
         folder = osp.join(root, prefix)
         if not osp.isdir(folder):
             raise PreflightError(f'{where}: {kind} {folder!r} does not exist, or is no folder')
-    _check_samples(dataset, where, first_files)
 
 
-def _check_samples(dataset: dict, where: str, first_files: bool) -> None:
-    """Let the data set list its samples, and look whether the first one's files are there."""
-    kind = DATASETS.get(dataset['type'])
-    if not (isinstance(kind, type) and issubclass(kind, BaseSegDataset)):  # mmengine says what is wrong with its type
-        return
+def _built(dataset: dict, where: str) -> BaseSegDataset:
+    """Build a data set without its transforms and its list of samples, where it takes arguments that say so."""
     try:
-        built = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
+        try:
+            return DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
+        except TypeError:  # it has arguments of its own
+            return DATASETS.build(copy.deepcopy(dataset))
+    except Exception as error:
+        raise PreflightError(f'{where}: the data set cannot be read: {in_one_line(error)}') from error
+
+
+def _check_samples(built: BaseSegDataset, dataset: dict, where: str, first_files: bool) -> None:
+    """Let the data set list its samples, and look whether the first one's files are there."""
+    try:
         samples = built.load_data_list()
     except Exception as error:
         raise PreflightError(f'{where}: the data set cannot be read: {in_one_line(error)}') from error
@@ -275,7 +295,19 @@ def _check_samples(dataset: dict, where: str, first_files: bool) -> None:
         raise PreflightError(f'{where}: ann_file {built.ann_file!r} is empty: it has to name the images, one a line')
     if not samples:
         raise PreflightError(f'{where}: img_path {built.data_prefix["img_path"]!r} holds no files *{built.img_suffix}')
-    for name in ('img_path', 'seg_map_path') if first_files else ():
+    for name in _paths_of_files(dataset.get('pipeline') or ()) if first_files else ():
         path = samples[0].get(name)
         if path is not None and not osp.isfile(path):
             raise PreflightError(f'{where}: {name} {path!r} of the first sample does not exist')
+
+
+def _paths_of_files(pipeline: Sequence[dict]) -> Iterator[str]:
+    """Yield which paths of a sample plain loaders open; what else may stand there others know."""
+    for step in pipeline:
+        kind = class_of(step, TRANSFORMS)
+        if kind is LoadImageFromFile:
+            yield 'img_path'
+        elif reads_as_load_annotations(kind):
+            yield 'seg_map_path'
+        elif effect_of(kind) is Effect.LABELS:
+            return

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mmseg.registry import MODELS
 from mmseg.structures import OHEMPixelSampler
-from mmseg_wce.config_parts import type_name
+from mmseg_wce.config_parts import class_of, type_name
 from mmseg_wce.errors import in_one_line
 from torch import nn
 
@@ -37,7 +37,6 @@ def check_sampler(head: Mapping[str, Any]) -> str:
         ''
     """
     sampler, channels = head.get('sampler'), head.get('out_channels') or head.get('num_classes')
-    kind = head.get('type') if isinstance(head.get('type'), type) else MODELS.get(str(head.get('type')))
     if not isinstance(sampler, Mapping) or type_name(sampler) != 'OHEMPixelSampler' or not isinstance(channels, int):
         return ''
     listed = head.get('loss_decode') or dict(type='CrossEntropyLoss')
@@ -45,7 +44,7 @@ def check_sampler(head: Mapping[str, Any]) -> str:
         losses = [MODELS.build(copy.deepcopy(loss)) for loss in ([listed] if isinstance(listed, Mapping) else listed)]
     except Exception:  # the losses of others raise anything; what is wrong with them is said where the head is built
         return ''
-    return _conflict(kind, losses, channels, sampler.get('thresh'))
+    return _conflict(class_of(head, MODELS), losses, channels, sampler.get('thresh'))
 
 
 def check_built_sampler(head: Any) -> str:

@@ -15,7 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
-from mmseg_wce.label_causes import LabelEvidence, likely_causes
+from mmseg_wce.label_causes import likely_causes
+from mmseg_wce.label_evidence import LabelEvidence
 from torch import Tensor
 
 __all__ = ['LabelFindings', 'explain', 'name_sources', 'raise_pending', 'valid_pixels']
@@ -24,6 +25,7 @@ __all__ = ['LabelFindings', 'explain', 'name_sources', 'raise_pending', 'valid_p
 _NUM_BINS = 259
 # Each bin has copies, so that not all pixels of a class queue for the same atomic.
 _NUM_COPIES = 64
+_ALL_ONES = (2**16 - 1, 2**32 - 1)  # of 16 and 32 bits: no class is meant
 
 
 _sources: ContextVar[tuple[str, ...]] = ContextVar('mmseg_wce.targets.sources', default=())
@@ -63,13 +65,20 @@ class LabelFindings:
 
     @property
     def evidence(self) -> LabelEvidence:
-        """What the likely causes are told from."""
-        return LabelEvidence(self.counts, self.num_classes, self.ignore_index)
+        """What the likely causes are told from; of values that a device counted together the first is known."""
+        stands_for: dict[float, float] = {}
+        if self.first_value < 0:
+            stands_for[-math.inf] = self.first_value
+        elif self.first_value in _ALL_ONES:
+            stands_for[math.inf] = self.first_value
+        counts = {stands_for.get(value, value): number for value, number in self.counts.items()}
+        return LabelEvidence(counts, self.num_classes, self.ignore_index)
 
     @property
     def bad_counts(self) -> dict[float, int]:
         """Pixels of each invalid value."""
-        return {value: self.counts[value] for value in self.evidence.bad}
+        is_legal = self.evidence.is_legal
+        return {value: number for value, number in sorted(self.counts.items()) if not is_legal(value)}
 
     @property
     def num_bad(self) -> int:

@@ -4,7 +4,8 @@ import pytest
 from cases import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from mmseg_wce.label_causes import LabelEvidence, likely_causes, mapping_advice
+from mmseg_wce.label_causes import likely_causes, mapping_advice
+from mmseg_wce.label_evidence import LabelEvidence
 
 
 def evidence(values, num_classes, ignore_index=255, reduce_zero_label=None) -> LabelEvidence:

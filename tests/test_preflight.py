@@ -25,7 +25,10 @@ def dataset(tmp_path):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / ('one.jpg' if kind == 'images' else 'one.png')).touch()
     return dict(
-        type='CamVidDataset', data_root=str(tmp_path), data_prefix=dict(img_path='images', seg_map_path='annotations')
+        type='CamVidDataset',
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='images', seg_map_path='annotations'),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],
     )
 
 
@@ -351,7 +354,7 @@ def test_heads_that_cannot_have_one_channel():
     loss = dict(OURS, use_sigmoid=True)
     head = dict(type='SegmenterMaskTransformerHead', num_classes=2, out_channels=1, loss_decode=loss)
 
-    with pytest.raises(PreflightError, match='makes num_classes=2 channels, not out_channels=1. Leave out_channels out'):
+    with pytest.raises(PreflightError, match=r'makes num_classes=2 channels, not out_channels=1\. Leave out_channels'):
         check_model(Config(dict(model=dict(decode_head=head))))
     head = dict(type='SegmenterMaskTransformerHead', num_classes=2, loss_decode=OURS)  # what it says to do
     check_model(Config(dict(model=dict(decode_head=head))))

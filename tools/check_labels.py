@@ -9,6 +9,7 @@ Exit status: 0; 1 where something looks wrong, a line for each; 2 where nothing 
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
@@ -16,11 +17,13 @@ from contact_sheet import draw_contact_sheet
 from label_arguments import NOT_RUN, Parser, check_output, config_of, labels_in_folder, name_of, scan_with_progress
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
+from mmseg_wce.config_parts import preprocessor_of_others
 from mmseg_wce.dataset_checks import (
     Finding,
     LabelConflict,
     LabelFiles,
     Severity,
+    UnreadableDataset,
     check_classes,
     check_config,
     check_raw_zero,
@@ -57,23 +60,27 @@ def splits_of(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[Lab
     present = [split for split in splits if config.get(f'{split}_dataloader') is not None]
     if not present:
         raise ValueError(f'the config has none of {", ".join(f"{split}_dataloader" for split in splits)}')
-    check_data(config, *present, first_files=False)
     found: dict[str, list[LabelFiles]] = {}
     notes: list[Finding] = []
+    unread: list[str] = []
     for split in present:
         try:
+            check_data(config, split, first_files=False)
             parts = from_config(config, split)
         except LabelConflict as error:
             notes.append(Finding(Severity.ERROR, f'{split}: {error}', 'nothing else was checked there'))
-            continue
+        except (PreflightError, UnreadableDataset) as error:
+            notes.append(Finding(Severity.ERROR, str(error), 'nothing else was checked there'))
+            unread.append(str(error))
         except ValueError as error:
             severity = Severity.NOTE if split == 'test' else Severity.WARNING
             notes.append(Finding(severity, f'{split}: no labels to check: {error}', 'it may be meant to have none'))
-            continue
-        if not any(_same_labels(parts, others) for others in found.values()):
-            found[split] = parts
-    if not found and notes and notes[0].severity < Severity.ERROR:
-        raise ValueError(notes[0].what)
+            unread.append(notes[-1].what)
+        else:
+            if not any(_same_labels(parts, others) for others in found.values()):
+                found[split] = parts
+    if len(unread) == len(present):
+        raise ValueError(unread[0])
     return found, notes
 
 
@@ -86,15 +93,17 @@ def _same_labels(parts: list[LabelFiles], others: list[LabelFiles]) -> bool:
     return one == other
 
 
-def check(parts: list[LabelFiles], args: argparse.Namespace, name: str) -> tuple[list[LabelStatistics], list[Finding]]:
+def check(
+    parts: list[LabelFiles], others: list[LabelFiles], args: argparse.Namespace, name: str, changed_later_by: str
+) -> tuple[list[LabelStatistics], list[Finding]]:
     """Findings of the label files of a split, and the statistics of its parts."""
     title = f'Reading labels, {name}'
     images = any(part.has_images for part in parts)
     statistics = scan_with_progress(parts, args.workers, console, title, with_images=images)
     found = [Finding(Severity.NOTE, note, 'see docs/labels.md') for part in parts for note in part.notes]
     for part, counted in zip(parts, statistics, strict=True):
-        found += [*check_statistics(counted), *check_raw_zero([part], counted)]
-    found += check_unused_labels(parts)
+        found += [*check_statistics(counted, changed_later_by), *check_raw_zero([part], counted)]
+    found += check_unused_labels(parts, others)
     return statistics, sorted(dict.fromkeys(found), key=lambda finding: -finding.severity)
 
 
@@ -120,18 +129,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> list[Finding]:
     """Print what is found, and draw."""
     everything: list[Finding] = []
+    changed_later_by = ''
     out = args.out or Path('work_dirs/check_labels', name_of(args))
     check_output(out / 'train.png', '--out')
     if args.labels is not None:
         splits = dict(labels=[labels_in_folder(args, images=args.images, image_suffix=args.image_suffix)])
     else:
         config = config_of(args)
+        changed_later_by = preprocessor_of_others(config)
         splits, notes = splits_of(config, args.splits)
         of_classes = [f for split, parts in splits.items() for f in check_classes(config, parts, split)]
         everything = [*check_config(config), *notes, *dict.fromkeys(of_classes)]
         print_findings(args.source, everything)
     for name, parts in splits.items():
-        statistics, found = check(parts, args, name)
+        statistics, found = check(parts, [*chain.from_iterable(splits.values())], args, name, changed_later_by)
         everything += found
         number, pixels, ignored = (
             sum(getattr(s, figure) for s in statistics) for figure in ('num_images', 'num_pixels', 'ignored_pixels')

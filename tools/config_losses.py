@@ -8,7 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
-from mmseg_wce.config_parts import classifies_masks, has_one_channel, type_name
+from mmseg_wce.config_parts import class_of, classifies_masks, has_one_channel, type_name
 
 OURS, ALREADY_OURS = 'WeightedCrossEntropyLoss', 'already ours'
 SLOTS = ('decode_head', 'auxiliary_head')
@@ -62,7 +62,7 @@ def _of_head(place: str, head: ConfigDict) -> Iterator[Loss]:
         for at, loss in _listed(f'{place}.loss_decode', head.loss_decode):
             yield Loss(at, type_name(loss), _stays(head, loss), loss)
     elif not inner:
-        kind = head.get('type') if isinstance(head.get('type'), type) else MODELS.get(str(head.get('type')))
+        kind = class_of(head, MODELS)
         if kind is None:
             yield Loss(place, type_name(head), 'no such head is registered, so its losses cannot be known')
             return

@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import LabelStatistics, load_statistics
-from mmseg_wce.config_parts import has_one_channel, heads_of, leaf_datasets, nodes, type_name
+from mmseg_wce.config_parts import class_of, has_one_channel, heads_of, leaf_datasets, main_head, nodes, type_name
 from mmseg_wce.dataset_checks.findings import Finding, Severity
+from mmseg_wce.dataset_checks.known_transforms import reads_as_load_annotations
 from mmseg_wce.dataset_checks.label_files import LabelFiles
 
 __all__ = [
@@ -31,7 +31,13 @@ _DEFAULT_IGNORED = 255
 _IGNORED = ('ignore_index', 'ignore_label', 'seg_pad_val')
 _HEADS_OF_NUM_CLASSES = ('DAHead', 'PointHead', 'SegmenterMaskTransformerHead')  # whatever out_channels says
 # What ignores 255 where it says nothing else.
-_BY_DEFAULT = {'RandomCrop': 'ignore_index', 'RandomRotate': 'seg_pad_val', 'IoUMetric': 'ignore_index'}
+_BY_DEFAULT = {
+    'IoUMetric': 'ignore_index',
+    'RandomCrop': 'ignore_index',
+    'RandomMosaic': 'seg_pad_val',
+    'RandomRotate': 'seg_pad_val',
+}
+_PADS = ('CenterCrop', 'Pad')  # labels with 255, where pad_val says nothing of them
 
 
 def check_config(config: Config) -> list[Finding]:
@@ -237,12 +243,13 @@ def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
             continue
         for dataset in leaf_datasets(loader['dataset']):
             yield f'{split}_dataloader.dataset.ignore_index', dataset.get('ignore_index', 255)
-        yield from _in_steps(f'{split}_dataloader', loader['dataset'])
-        yield from _in_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {})
+        number = main_head(config).get('num_classes') or 0
+        yield from _in_steps(f'{split}_dataloader', loader['dataset'], number)
+        yield from _in_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {}, number)
 
 
-def _in_steps(where: str, config: Any) -> Iterator[tuple[str, int]]:
-    """Transforms and metrics."""
+def _in_steps(where: str, config: Any, num_classes: int) -> Iterator[tuple[str, int]]:
+    """Yield what transforms and metrics ignore, or write where there is no label."""
     for step in nodes(config):
         name = type_name(step)
         if 'pipeline' in step or 'dataset' in step:
@@ -252,8 +259,11 @@ def _in_steps(where: str, config: Any) -> Iterator[tuple[str, int]]:
                 yield f'{where}: {name}.{key}', step[key]
         if name in _BY_DEFAULT and step.get(_BY_DEFAULT[name]) is None:
             yield f'{where}: {name}.{_BY_DEFAULT[name]}', 255
-        if isinstance(step.get('pad_val'), dict) and 'seg' in step['pad_val']:
-            yield f'{where}: {name}.pad_val.seg', step['pad_val']['seg']
+        if name in _PADS and (name == 'Pad' or step.get('auto_pad')):
+            padded = step.get('pad_val')
+            yield f'{where}: {name}.pad_val.seg', padded.get('seg', 255) if isinstance(padded, dict) else 255
+        if step.get('seg_fill_in') is not None and step['seg_fill_in'] >= num_classes:
+            yield f'{where}: {name}.seg_fill_in', step['seg_fill_in']
 
 
 def _reduce_zero_label(config: Config) -> Iterator[Finding]:
@@ -266,12 +276,14 @@ def _reduce_zero_label(config: Config) -> Iterator[Finding]:
             place, kind = f'{split}_dataloader', type_name(dataset)
             said.setdefault(kind, {}).setdefault(place, set()).add((value, str(dataset.get('data_root'))))
             for step in nodes(dataset.get('pipeline') or []):
-                loads = _loads_annotations(step.get('type')) and step.get('reduce_zero_label') is not None
-                if loads and bool(step['reduce_zero_label']) != value:
+                said_there = step.get('reduce_zero_label')
+                if said_there is None or not reads_as_load_annotations(class_of(step, TRANSFORMS)):
+                    continue
+                if bool(said_there) != value:
                     yield Finding(
                         Severity.ERROR,
                         f'{place}: the dataset says reduce_zero_label={value}, its LoadAnnotations '
-                        f'{step["reduce_zero_label"]}: mmseg refuses the first image',
+                        f'{said_there}: mmseg refuses the first image',
                         'give both the same',
                     )
             if own and not value:
@@ -285,28 +297,29 @@ def _reduce_zero_label(config: Config) -> Iterator[Finding]:
 
 
 def _different_splits(kind: str, places: dict[str, set[tuple[bool, str]]]) -> Iterator[Finding]:
-    """Compare data sets of one type in all splits; of joined ones those in the same folder."""
-    joined = any(len({value for value, _ in said}) > 1 for said in places.values())
-    for root in {root for said in places.values() for _, root in said} if joined else {None}:
-        values = {
-            value: place for place, said in places.items() for value, where in sorted(said) if root in (None, where)
-        }
+    """Compare data sets of one type in all splits: those in the same folder, and of others the first that differ."""
+    said = sorted((root, value, place) for place, entries in places.items() for value, root in entries)
+    for root in dict.fromkeys(root for root, *_ in said):
+        values = {value: place for where, value, place in said if where == root}
         if len(values) > 1 and values[True] != values[False]:
             yield Finding(
                 Severity.ERROR,
                 f'{kind}: reduce_zero_label is True in {values[True]} and False in {values[False]}',
                 'give all the same: what is learnt is not what is measured',
             )
-
-
-def _loads_annotations(kind: str | type | None) -> bool:
-    found = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
-    return isinstance(found, type) and issubclass(found, LoadAnnotations)
+            return
+    values = {value: place for _, value, place in said}
+    joined = any(len(entries) > 1 for entries in places.values())
+    if len(values) > 1 and values[True] != values[False] and not joined:
+        yield Finding(
+            Severity.WARNING,
+            f'{kind}: reduce_zero_label is True in {values[True]} and False in {values[False]}, in other folders',
+            'look whether the files of both are stored so: else what is learnt is not what is measured',
+        )
 
 
 def _default_of(dataset: dict) -> bool:
-    kind = dataset.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    kind = class_of(dataset, DATASETS)
     if kind is None:
         return False
     parameter = inspect.signature(kind).parameters.get('reduce_zero_label')

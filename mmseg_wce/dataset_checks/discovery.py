@@ -6,34 +6,44 @@ import copy
 import math
 import os
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mmcv.transforms import LoadAnnotations as AnnotationsOfMmcv
 from mmengine import fileio
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
+from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
-from mmseg.datasets import BaseSegDataset, MultiImageMixDataset
+from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations, LoadBiomedicalAnnotation
-from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.config_parts import has_one_channel, main_head, one_string
+from mmseg_wce.dataset_checks.building import build_dataset
+from mmseg_wce.dataset_checks.known_transforms import reads_as_load_annotations
 from mmseg_wce.dataset_checks.label_files import LabelFiles
-from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline, NoLabelsError, isolated_random_state
-from mmseg_wce.dataset_checks.label_readers import AnnotationReader, PipelineReader, Sample, VolumeError
-from mmseg_wce.dataset_checks.pipeline_steps import UnbuiltTransform
+from mmseg_wce.dataset_checks.label_pipeline import (
+    LabelPipeline,
+    NoLabelsError,
+    copy_of_dataset,
+    isolated_random_state,
+)
+from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader, PipelineReader, Sample
+from mmseg_wce.dataset_checks.label_values import VolumeError
+from mmseg_wce.dataset_checks.wrappers import Leaf, inherits_items, leaves
 from mmseg_wce.errors import in_one_line
 from PIL import Image
 
-__all__ = ['LabelConflict', 'from_config', 'from_dataset', 'from_folder']
+__all__ = ['LabelConflict', 'UnreadableDataset', 'from_config', 'from_dataset', 'from_folder']
 
 
 class LabelConflict(ValueError):
     """What a data set says about its labels contradicts itself, or its transforms."""
+
+
+class UnreadableDataset(ValueError):
+    """A config's data set cannot be built."""
 
 
 def from_config(config: Config, split: str = 'train') -> list[LabelFiles]:
@@ -47,7 +57,8 @@ def from_config(config: Config, split: str = 'train') -> list[LabelFiles]:
         One entry for each data set inside wrappers that join or repeat.
 
     Raises:
-        ValueError: it has no such data set, or one without labels, or with conflicts (:class:`LabelConflict`).
+        ValueError: it has no such data set, one that cannot be built (:class:`UnreadableDataset`), or one without
+            labels, or with conflicts (:class:`LabelConflict`).
 
     Example:
         >>> import tempfile
@@ -68,68 +79,11 @@ def from_config(config: Config, split: str = 'train') -> list[LabelFiles]:
     if loader is None:
         raise ValueError(f'the config has no {split}_dataloader')
     try:
-        dataset = _build(loader['dataset'])
+        dataset = build_dataset(loader['dataset'])
     except Exception as error:  # data sets have many ways to fail, and few that say why
-        raise ValueError(f'{split}_dataloader: the data set cannot be read: {in_one_line(error)}') from error
+        raise UnreadableDataset(f'{split}_dataloader: the data set cannot be read: {in_one_line(error)}') from error
     head = main_head(config)
     return from_dataset(dataset, head.get('num_classes'), head.get('ignore_index', 255), has_one_channel(head))
-
-
-def _build(config: dict) -> Any:
-    """Build a data set, also where some of its transforms cannot be built."""
-    try:
-        return DATASETS.build(copy.deepcopy(config))
-    except Exception as error:
-        lenient, pipelines = _with_built_transforms(config)
-        try:
-            dataset = DATASETS.build(lenient)
-        except Exception:  # the transforms are not to blame
-            raise error from None
-        for wrapper, transforms in zip(_wrappers(dataset), pipelines, strict=True):
-            wrapper.pipeline, wrapper.pipeline_types = (
-                transforms,
-                [type(transform).__name__ for transform in transforms],
-            )
-        return dataset
-
-
-def _with_built_transforms(config: Any) -> tuple[Any, list[list[Any]]]:
-    """Build the transforms one by one: those of data sets stay in their config, those of wrappers are returned."""
-    config, pipelines = copy.copy(config), []
-    if 'dataset' in config or 'datasets' in config:
-        if 'pipeline' in config:  # a wrapper takes no transforms that are built already
-            pipelines.append([_build_transform(step) for step in config['pipeline']])
-            config['pipeline'] = []
-        if 'dataset' in config:
-            config['dataset'], inner = _with_built_transforms(config['dataset'])
-            pipelines += inner
-        else:
-            built = [_with_built_transforms(dataset) for dataset in config['datasets']]
-            config['datasets'] = [dataset for dataset, _ in built]
-            pipelines += [pipeline for _, inner in built for pipeline in inner]
-    elif config.get('pipeline'):
-        config['pipeline'] = [_build_transform(step) for step in config['pipeline']]
-    return config, pipelines
-
-
-def _build_transform(config: dict) -> Any:
-    kind = config.get('type')
-    try:
-        return TRANSFORMS.build(copy.deepcopy(config))
-    except Exception as error:  # of its own code, or albumentations is not installed
-        found = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
-        return UnbuiltTransform(str(getattr(kind, '__name__', kind)), found, in_one_line(error))
-
-
-def _wrappers(dataset: Any) -> Iterator[Any]:
-    """Wrappers with a pipeline of their own, in the order of :func:`_with_built_transforms`."""
-    if hasattr(dataset, 'datasets'):
-        for inner in dataset.datasets:
-            yield from _wrappers(inner)
-    elif hasattr(dataset, 'dataset'):
-        if hasattr(dataset, 'pipeline'):
-            yield dataset
-        yield from _wrappers(dataset.dataset)
 
 
 def from_dataset(
@@ -156,70 +110,24 @@ def from_dataset(
         ValueError: there is no label, or labels are volumes.
     """
     with isolated_random_state():
-        parts = [_from_leaf(leaf, num_classes, ignore_index, one_channel, most) for leaf in _leaves(dataset)]
+        parts = [_from_leaf(leaf, num_classes, ignore_index, one_channel, most) for leaf in leaves(dataset)]
     common = math.gcd(*(part.times for part in parts))
     return [replace(part, times=part.times // common) for part in parts]
 
 
-class _Leaf(NamedTuple):
-    """A data set inside wrappers.
-
-    Attributes:
-        dataset: the data set itself.
-        times: how often wrappers repeat it.
-        more_transforms: of wrappers with a pipeline of their own.
-        wrapper: the outermost of these.
-        offset: index in the wrapper of the data set's first sample.
-        notes: what a user should know about the wrappers.
-    """
-
-    dataset: Any
-    times: int = 1
-    more_transforms: tuple = ()
-    wrapper: Any = None
-    offset: int = 0
-    notes: tuple[str, ...] = ()
-
-
-def _leaves(dataset: Any, outer: _Leaf | None = None) -> Iterator[_Leaf]:
-    outer = outer or _Leaf(dataset)
-    if isinstance(dataset, ConcatDataset):
-        for inner in dataset.datasets:
-            yield from _leaves(inner, outer)
-            outer = outer._replace(offset=outer.offset + len(inner))
-    elif isinstance(dataset, RepeatDataset):
-        yield from _leaves(dataset.dataset, outer._replace(times=outer.times * dataset.times))
-    elif isinstance(dataset, MultiImageMixDataset):
-        skipped = dataset._skip_type_keys or ()
-        own = [t for t, name in zip(dataset.pipeline, dataset.pipeline_types, strict=True) if name not in skipped]
-        if outer.wrapper is None:
-            outer = outer._replace(wrapper=dataset, offset=0)
-        yield from _leaves(dataset.dataset, outer._replace(more_transforms=(*own, *outer.more_transforms)))
-    elif hasattr(dataset, 'dataset'):
-        note = f'{type(dataset).__name__}: it is not known which samples it takes, so all of its data set are counted'
-        yield from _leaves(dataset.dataset, outer._replace(notes=(*outer.notes, note)))
-    else:
-        yield outer._replace(dataset=dataset)
-
-
-def _item(wrapper: Any, offset: int, index: int) -> Any:
-    return wrapper[offset + index]
-
-
 def _from_leaf(
-    leaf: _Leaf, num_classes: int | None, ignore_index: int, one_channel: bool, most: int | None
+    leaf: Leaf, num_classes: int | None, ignore_index: int, one_channel: bool, most: int | None
 ) -> LabelFiles:
-    dataset, name = leaf.dataset, type(leaf.dataset).__name__
-    if not isinstance(dataset, BaseDataset):
-        raise ValueError(f'{name} is no data set of mmengine, so its labels are not looked at')
-    whole = partial(_item, leaf.wrapper, leaf.offset) if leaf.more_transforms else None
-    pipeline = LabelPipeline(dataset, leaf.more_transforms, whole)
-    number = len(dataset)
-    if number == 0:
+    dataset = leaf.dataset
+    if not inherits_items(dataset, BaseDataset):
+        return _of_items(leaf, num_classes, ignore_index, one_channel, most)
+    name = type(dataset).__name__
+    pipeline = LabelPipeline(dataset, leaf.more_transforms, leaf.whole)
+    if len(dataset) == 0:
         raise ValueError(f'{name} has no samples: {_where_samples_come_from(dataset)}')
-    indices = range(number) if most is None else sorted({i * number // most for i in range(most)})
-    infos = {i: dataset.get_data_info(i) for i in indices}
-    loads = [t for t in pipeline.label_transforms if isinstance(t, AnnotationsOfMmcv | LoadBiomedicalAnnotation)]
+    described = copy_of_dataset(dataset)
+    infos = {i: described.get_data_info(i) for i in _chosen(len(dataset), most)}
+    loads = _first_loads(pipeline.label_transforms)
     labelled = {i: info for i, info in infos.items() if not loads or info.get('seg_map_path') is not None}
     if not labelled:
         prefix = getattr(dataset, 'data_prefix', {}).get('img_path')
@@ -235,16 +143,21 @@ def _from_leaf(
                 f'{load.reduce_zero_label}: give both the same'
             )
     samples = [
-        Sample(i, str(info.get('seg_map_path') or info.get('img_path') or f'sample {i}'), info.get('img_path'))
-        for i, info in labelled.items()
+        Sample(
+            i,
+            str(info.get('seg_map_path') or info.get('img_path') or f'sample {i}'),
+            info.get('img_path'),
+            has_label=i in labelled,
+        )
+        for i, info in infos.items()
     ]
     named = _class_names(dataset)
     return LabelFiles(
         dataset=name,
         classes=_labels_of(named, num_classes, one_channel, name),
-        palette=[list(color) for color in dataset.metainfo.get('palette') or []],
+        palette=_palette(dataset),
         convention=convention,
-        reader=_reader(dataset, pipeline, convention, list(labelled.values()), samples),
+        reader=_reader(dataset, pipeline, convention, list(labelled.values()), [s for s in samples if s.has_label]),
         samples=samples,
         times=leaf.times,
         folder=None if _is_a_choice(dataset) or most is not None else dataset.data_prefix.get('seg_map_path'),
@@ -254,10 +167,61 @@ def _from_leaf(
     )
 
 
+def _of_items(
+    leaf: Leaf, num_classes: int | None, ignore_index: int, one_channel: bool, most: int | None
+) -> LabelFiles:
+    """A data set or a wrapper that makes its samples in a way of its own: they are taken as they come out of it."""
+    dataset, name = leaf.dataset, type(leaf.dataset).__name__
+    described = dataset
+    while not isinstance(described, BaseDataset):
+        if not hasattr(described, 'dataset') and not getattr(described, 'datasets', None):
+            raise ValueError(f'{name} is no data set of mmengine, so its labels are not looked at')
+        described = described.dataset if hasattr(described, 'dataset') else described.datasets[0]
+    if len(dataset) == 0:
+        raise ValueError(f'{name} has no samples')
+    try:
+        items = copy.deepcopy(dataset if leaf.wrapper is None else leaf.wrapper)
+    except Exception as error:  # an open file, a lock
+        raise ValueError(f'{name} cannot be copied ({in_one_line(error)}), so its labels are not looked at') from error
+    offset = leaf.offset if leaf.wrapper is not None else 0
+    note = (
+        f'{name} makes its samples in a way of its own, so that labels are counted as they come out of it: after crops '
+        'and flips'
+    )
+    named = _class_names(described)
+    info = copy_of_dataset(described).get_data_info(0)
+    return LabelFiles(
+        dataset=name,
+        classes=_labels_of(named, num_classes, one_channel, name),
+        palette=_palette(described),
+        convention=Convention(bool(info.get('reduce_zero_label')), ignore_index, info.get('label_map')),
+        reader=ItemReader(items),
+        samples=[Sample(offset + i, f'sample {i} of {name}') for i in _chosen(len(dataset), most)],
+        times=leaf.times,
+        named_classes=named,
+        notes=(*leaf.notes, note),
+    )
+
+
+def _chosen(number: int, most: int | None) -> Sequence[int]:
+    """Indices of all samples, or of some that are evenly spread."""
+    return range(number) if most is None else sorted({i * number // most for i in range(most)})
+
+
+def _first_loads(transforms: list[Any]) -> list[Any]:
+    """Transforms of mmseg that read ``seg_map_path``, up to the first that may do anything to a sample."""
+    known = takewhile(lambda t: reads_as_load_annotations(type(t)) or type(t) is LoadBiomedicalAnnotation, transforms)
+    return list(known)
+
+
 def _where_samples_come_from(dataset: Any) -> str:
     if dataset.ann_file:
         return f'its ann_file {dataset.ann_file!r} is empty'
     return f'img_path {dataset.data_prefix.get("img_path")!r} holds no files *{getattr(dataset, "img_suffix", "")}'
+
+
+def _palette(dataset: Any) -> list[list[int]]:
+    return [list(color) for color in dataset.metainfo.get('palette') or []]
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:
@@ -349,7 +313,7 @@ def from_folder(
         >>> import tempfile, numpy as np
         >>> from mmseg_wce.dataset_checks import from_folder
         >>> from PIL import Image
-        >>> with tempfile.TemporaryDirectory() as folder:
+            >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(f'{folder}/a.png')
         ...     files = from_folder(folder, num_classes=2, reduce_zero_label=True)
         ...     files.labels(0).tolist()

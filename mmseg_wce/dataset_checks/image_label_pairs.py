@@ -12,22 +12,23 @@ from mmseg_wce.dataset_checks.label_files import LabelFiles
 __all__ = ['check_unused_labels']
 
 
-def check_unused_labels(parts: Sequence[LabelFiles]) -> list[Finding]:
+def check_unused_labels(parts: Sequence[LabelFiles], others: Sequence[LabelFiles] = ()) -> list[Finding]:
     """Look for label files in the folders of data sets that no image asks for.
 
     Args:
         parts: all label files.
+        others: of other splits, which may have files in the same folders.
 
     Returns:
         What is not used; empty where all is.
     """
-    return [finding for part in parts for finding in _unused(part)]
+    known = {file for part in (*parts, *others) for file in part.files}
+    return [finding for part in parts for finding in _unused(part, known)]
 
 
-def _unused(part: LabelFiles) -> Iterator[Finding]:
+def _unused(part: LabelFiles, known: set[str]) -> Iterator[Finding]:
     if part.folder is None or not part.has_images or not part.suffix:
         return
-    known = set(part.files)
     names = fileio.list_dir_or_file(part.folder, list_dir=False, recursive=True, suffix=part.suffix)
     alone = sorted(path for name in names if (path := osp.join(part.folder, name)) not in known)
     if alone:

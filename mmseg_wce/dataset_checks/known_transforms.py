@@ -5,7 +5,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-__all__ = ['Effect', 'effect_of', 'is_resize']
+from mmcv.transforms import LoadAnnotations as AnnotationsOfMmcv
+from mmseg.datasets.transforms import LoadAnnotations
+
+__all__ = ['Effect', 'effect_of', 'is_loader', 'is_resize', 'reads_as_load_annotations']
 
 
 class Effect(Enum):
@@ -95,6 +98,25 @@ def effect_of(transform: Any) -> Effect:
     if getattr(transform, 'with_seg', True) is False:
         return Effect.LOADS_IMAGE if kind.__name__ == 'LoadBiomedicalData' else Effect.NONE
     return _EFFECT_OF_NAME.get(kind.__name__, Effect.LABELS)
+
+
+def is_loader(transform: Any) -> bool:
+    """Return True for a transform of mmcv or mmseg that loads an image or labels."""
+    kind = transform if isinstance(transform, type) else type(transform)
+    is_known = kind.__module__.partition('.')[0] in _PROJECTS
+    return is_known and kind.__name__ in _EFFECTS[Effect.LOADS_IMAGE] | _EFFECTS[Effect.LABELS]
+
+
+def reads_as_load_annotations(kind: Any) -> bool:
+    """Return True for ``LoadAnnotations`` of mmcv or mmseg, and for classes that inherit all of their reading.
+
+    Args:
+        kind: a class, or anything else.
+    """
+    if not isinstance(kind, type) or not issubclass(kind, AnnotationsOfMmcv):
+        return False
+    inherited = getattr(kind, '_load_seg_map', None), getattr(kind, 'transform', None)
+    return inherited in [(base._load_seg_map, base.transform) for base in (AnnotationsOfMmcv, LoadAnnotations)]
 
 
 def is_resize(transform: Any) -> bool:

@@ -6,11 +6,13 @@ import os.path as osp
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from mmseg_wce.class_weights import Convention, LabelStatistics, Tally
 from mmseg_wce.dataset_checks.label_pipeline import SampleDroppedError
-from mmseg_wce.dataset_checks.label_readers import AnnotationReader, LabelFileError, PipelineReader, Sample
+from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader, PipelineReader, Sample
+from mmseg_wce.dataset_checks.label_values import LabelFileError
 from mmseg_wce.errors import in_one_line
 from PIL import UnidentifiedImageError
 
@@ -40,7 +42,7 @@ class LabelFiles:
     classes: tuple[str, ...]
     palette: list[list[int]]
     convention: Convention
-    reader: AnnotationReader | PipelineReader
+    reader: AnnotationReader | PipelineReader | ItemReader
     samples: list[Sample]
     times: int = 1
     folder: str | None = None
@@ -70,8 +72,10 @@ class LabelFiles:
     def transforms(self) -> list[tuple[str, dict]]:
         """Types and settings of the transforms that make the labels."""
         reader = self.reader
+        if isinstance(reader, ItemReader):
+            return [(type(reader.items).__qualname__, {})]
         used = [reader.load] if isinstance(reader, AnnotationReader) else reader.pipeline.transforms
-        return [(type(transform).__qualname__, vars(transform)) for transform in used]
+        return [(type(transform).__qualname__, _attributes(transform)) for transform in used]
 
     @cached_property
     def common_folder(self) -> str:
@@ -113,6 +117,9 @@ class LabelFiles:
         counted, failed, dropped = [], {}, None
         for index in range(len(self)) if indices is None else indices:
             sample = self.samples[index]
+            if not sample.has_label:
+                failed[sample.label] = 'the data set names no label for this image'
+                continue
             try:
                 counted.append(self.reader.count(sample, with_images))
             except SampleDroppedError as error:
@@ -121,6 +128,11 @@ class LabelFiles:
                 failed[sample.label] = _reason(error)
         statistics = LabelStatistics.from_files(self.dataset, self.classes, self.convention, counted)
         return replace(statistics, failed=failed, dropped=dropped, folders=(self.common_folder,))
+
+
+def _attributes(transform: Any) -> dict[str, Any]:
+    slots = [name for kind in type(transform).__mro__ for name in getattr(kind, '__slots__', ())]
+    return {name: getattr(transform, name, None) for name in slots} | getattr(transform, '__dict__', {})
 
 
 def _reason(error: Exception) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg_wce.dataset_checks.known_transforms import Effect, is_resize
+from mmseg_wce.dataset_checks.known_transforms import Effect, is_loader, is_resize
 from mmseg_wce.dataset_checks.pipeline_steps import (
     Step,
     copy_steps,
@@ -28,7 +28,9 @@ __all__ = [
     'LoadedLabels',
     'NoLabelsError',
     'SampleDroppedError',
+    'copy_of_dataset',
     'isolated_random_state',
+    'labels_in',
 ]
 
 
@@ -48,12 +50,14 @@ class LoadedLabels(NamedTuple):
         size: height and width of the labels directly after they were loaded; None where that is not known.
         path: of the file that plain ``LoadAnnotations`` read; None without one.
         resized_by: name of the first transform after that which changed their size; empty where none did.
+        whole_because: why the whole pipeline was run, with its crops and flips; empty where it was not.
     """
 
     labels: np.ndarray
     size: tuple[int, int] | None = None
     path: str | None = None
     resized_by: str = ''
+    whole_because: str = ''
 
 
 class LabelPipeline:
@@ -92,7 +96,7 @@ class LabelPipeline:
         self._steps = copy_steps(name, steps)
         self._end = changing[-1] + 1  # of the steps that make labels; loaders of images may follow
         self.first_move = find_first_move(transforms)
-        self._dataset = copy.copy(dataset)
+        self._dataset = copy_of_dataset(dataset)
         self._dataset.pipeline = _unchanged
         self._original = dataset
         self._given_whole = whole
@@ -145,8 +149,41 @@ class LabelPipeline:
                 return self._run(index, self.needs_image)
             except (SampleDroppedError, NoLabelsError):
                 raise
-            except Exception:  # of any transform: perhaps one that needs what was left out
-                return self._run_whole(index)
+            except Exception as error:  # of any transform: perhaps one that needs what was left out
+                cause = error
+            if not self.needs_image:
+                with suppress(Exception):
+                    return self._run(index, with_image=True)
+            return self._run_whole(index)._replace(whole_because=in_one_line(cause))
+
+    @property
+    def has_transforms_of_others(self) -> bool:
+        """Whether transforms of other projects are run, which may also change the size of image or label."""
+        return not all(is_loader(step.transform) for step in self._steps)
+
+    def sizes(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...] | None, bool]:
+        """Run all transforms that are not left out, with the image, and compare.
+
+        Args:
+            index: of the sample in the data set.
+
+        Returns:
+            Shape of the label, shape of the image (None where there is none), and if a transform changed the size of
+            either after it was loaded.
+        """
+        seen: dict[str, list[tuple[int, ...]]] = dict(img=[], gt_seg_map=[])
+        with isolated_random_state(index):
+            results: Any = self._dataset.prepare_data(index)
+            for transform, _ in self._steps:
+                results = transform(results)
+                if results is None:
+                    raise SampleDroppedError(type(transform).__name__)
+                for key, shapes in seen.items():
+                    if results.get(key) is not None:
+                        shapes.append(np.shape(results[key]))
+        images, labels = seen['img'], seen['gt_seg_map']
+        resized = any(shape[:2] != shapes[0][:2] for shapes in seen.values() for shape in shapes)
+        return labels[-1], images[-1] if images else None, resized
 
     @property
     def has_plain_images(self) -> bool:
@@ -173,9 +210,7 @@ class LabelPipeline:
 
     def _image_steps(self) -> list[Step]:
         """Loaders of the image, and transforms of other projects that stand before all loaders."""
-        loads = [
-            i for i, s in enumerate(self._steps) if s.effect is Effect.LOADS_IMAGE or _is_known_loader(s.transform)
-        ]
+        loads = [i for i, s in enumerate(self._steps) if s.effect is Effect.LOADS_IMAGE or is_loader(s.transform)]
         first = loads[0] if loads else 0
         return [step for i, step in enumerate(self._steps) if i < first or step.effect is Effect.LOADS_IMAGE]
 
@@ -213,23 +248,23 @@ class LabelPipeline:
                 shape = np.shape(results['gt_seg_map'])[:2]
                 size = shape if size is None else size
                 resized_by = resized_by or (type(transform).__name__ if shape != size else '')
-        return LoadedLabels(_labels_in(results), size, path, resized_by)
+        return LoadedLabels(labels_in(results), size, path, resized_by)
 
     def _run_whole(self, index: int) -> LoadedLabels:
         if self._whole is None:
             if self._given_whole is not None:
                 self._whole = copy.deepcopy(self._given_whole)
             else:
-                dataset = copy.copy(self._original)
+                dataset = copy_of_dataset(self._original)
                 dataset.pipeline = copy.deepcopy(self._original.pipeline)
                 self._whole = dataset.prepare_data
         results = self._whole(index)
         if results is None:
             raise SampleDroppedError('a transform')
-        return LoadedLabels(_labels_in(results))
+        return LoadedLabels(labels_in(results))
 
     def _find_image_loaders(self, indices: Sequence[int]) -> None:
-        loads = [i for i, step in enumerate(self._steps) if _is_known_loader(step.transform)]
+        loads = [i for i, step in enumerate(self._steps) if is_loader(step.transform)]
         unknown = [i for i in range(loads[0] if loads else 0) if self._steps[i].effect is Effect.LABELS]
         for index in indices[:1] if unknown else ():
             try:
@@ -245,20 +280,31 @@ class LabelPipeline:
 
     def _probe_sample(self, index: int) -> tuple[bool, str]:
         """Return if the image is needed, and a note."""
-        outcomes: list[LoadedLabels | Exception] = []
-        for with_image in (True, False):
-            with isolated_random_state(index):
-                try:
-                    outcomes.append(self._run(index, with_image))
-                except Exception as error:  # of any transform
-                    outcomes.append(error)
-        loaded, without_image = outcomes
+        loaded, again, without_image = (
+            self._outcome(index, with_image, seed)
+            for with_image, seed in ((True, index), (True, index + 1), (False, index))
+        )
         if isinstance(loaded, LoadedLabels):
             same = isinstance(without_image, LoadedLabels) and _same(loaded.labels, without_image.labels)
-            return not same, self._shape_note(loaded)
+            drawn = isinstance(again, LoadedLabels) and not _same_values(loaded.labels, again.labels)
+            return not same, self._shape_note(loaded) or self._draw_note() * drawn
         if isinstance(without_image, LoadedLabels):  # the image itself cannot be loaded
             return False, self._shape_note(without_image)
         return True, self._whole_note(index, loaded)
+
+    def _outcome(self, index: int, with_image: bool, seed: int) -> LoadedLabels | Exception:
+        with isolated_random_state(seed):
+            try:
+                return self._run(index, with_image)
+            except Exception as error:  # of any transform
+                return error
+
+    def _draw_note(self) -> str:
+        others = [type(t).__name__ for t in self.label_transforms if not is_loader(t)]
+        if {'RandomApply', 'RandomChoice'} & set(others):  # which have a note of their own
+            return ''
+        name = type(self._original).__name__
+        return f'{name}: {", ".join(others)} changes labels at random: they are counted as one draw leaves them'
 
     def _shape_note(self, loaded: LoadedLabels) -> str:
         left = np.shape(loaded.labels)[:2]
@@ -290,11 +336,16 @@ def _unchanged(results: dict) -> dict:
     return results
 
 
-def _is_known_loader(transform: Any) -> bool:
-    return type(transform).__name__.startswith('Load') and type(transform).__module__.startswith(('mmcv.', 'mmseg.'))
+def copy_of_dataset(dataset: Any) -> Any:
+    """Return a data set that shares its list of samples, but draws from random generators of its own."""
+    copied = copy.copy(dataset)
+    for name, value in vars(dataset).items():
+        if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)):
+            setattr(copied, name, copy.deepcopy(value))
+    return copied
 
 
-def _labels_in(results: dict) -> np.ndarray:
+def labels_in(results: dict) -> np.ndarray:
     """Labels of a sample, packed or not.
 
     Raises:
@@ -311,6 +362,11 @@ def _labels_in(results: dict) -> np.ndarray:
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == 'f')
+
+
+def _same_values(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return True if both hold every value as often; a flip does not change that."""
+    return one.shape == other.shape and np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Two ways to read the labels of a sample: files of plain ``LoadAnnotations``, and whatever a pipeline makes."""
+"""Ways to read a sample's labels: from the file of plain ``LoadAnnotations``, by a pipeline, as a data set's item."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.class_weights.statistics import FileLabels
 from mmseg_wce.dataset_checks.known_transforms import is_resize
-from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline
+from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline, SampleDroppedError, isolated_random_state, labels_in
+from mmseg_wce.dataset_checks.label_values import (
+    LabelFileError,
+    altered_bytes,
+    as_bytes,
+    as_integers,
+    count_bytes,
+    count_values,
+    two_dimensional,
+)
 from mmseg_wce.errors import in_one_line
 from PIL import Image
 
-__all__ = ['AnnotationReader', 'LabelFileError', 'PipelineReader', 'Sample', 'VolumeError']
+__all__ = ['AnnotationReader', 'ItemReader', 'PipelineReader', 'Sample']
 
 _EXIF_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
-
-
-class LabelFileError(ValueError):
-    """A label file does not hold one class index for each pixel."""
-
-
-class VolumeError(ValueError):
-    """Labels have three dimensions."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class Sample:
         index: of the sample in its data set, or of the file in its folder.
         label: path of the label, or what stands for it in a message.
         image: path of the image; None where it is not known.
+        has_label: False where the data set names no label for the image.
     """
 
     index: int
     label: str
     image: str | None = None
+    has_label: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class AnnotationReader:
         decoder = self.load.imdecode_backend
         if decoder == 'pillow':
             image = Image.open(io.BytesIO(content))
-            return _two_dimensional(_squeezed(np.array(image))), f'{image.mode} {image.format}'
+            return two_dimensional(_squeezed(np.array(image))), f'{image.mode} {image.format}'
         kind = 'file'
         if content.startswith(b'\x89PNG'):
             image = Image.open(io.BytesIO(content))
@@ -110,17 +113,17 @@ class AnnotationReader:
             raise LabelFileError(
                 f"{decoder} makes colours of its palette: set imdecode_backend='pillow' in LoadAnnotations"
             )
-        return _two_dimensional(_squeezed(values)), f'{decoder} {values.dtype} {kind}'
+        return two_dimensional(_squeezed(values)), f'{decoder} {values.dtype} {kind}'
 
     def labels(self, sample: Sample) -> np.ndarray:
         """Return (H, W), integers: the labels as the loss gets them."""
-        return self.table[_as_bytes(self.raw(sample.label)[0])]
+        return self.table[as_bytes(self.raw(sample.label)[0])]
 
     def count(self, sample: Sample, with_image: bool = False) -> FileLabels:
         """Count the pixels of every label; compare its size with the image's where that is asked."""
         raw, storage = self.raw(sample.label)
-        kept = _as_bytes(raw)
-        histogram = _histogram(kept)
+        kept = as_bytes(raw)
+        histogram = count_bytes(kept)
         raw_values = np.flatnonzero(histogram)
         labels = np.bincount(self.table, weights=histogram, minlength=256).astype(np.int64)
         values = np.flatnonzero(labels)
@@ -132,7 +135,7 @@ class AnnotationReader:
             raw_values=raw_values,
             raw_counts=histogram[raw_values],
             storage=storage,
-            altered={} if raw is kept else _altered_bytes(raw, kept, self.table[kept] == self.convention.ignore_index),
+            altered={} if raw is kept else altered_bytes(raw, kept, self.table[kept] == self.convention.ignore_index),
             image_mismatch=_find_mismatch(sample, raw.shape, self.pipeline) if with_image else None,
         )
 
@@ -158,29 +161,19 @@ class PipelineReader:
 
     def labels(self, sample: Sample) -> np.ndarray:
         """Return (H, W), integers: the labels as the loss gets them."""
-        return _as_integers(self.pipeline.load(sample.index).labels)[0]
+        return as_integers(self.pipeline.load(sample.index).labels)[0]
 
     def count(self, sample: Sample, with_image: bool = False) -> FileLabels:
         """Count the pixels of every label; compare its size with the image's where that is asked."""
         loaded = self.pipeline.load(sample.index)
-        labels, altered = _as_integers(loaded.labels)
-        valid = labels
-        if 'not finite' in altered:
-            valid = labels[np.isfinite(loaded.labels).reshape(labels.shape)]
-        values, counts = _count_values(valid)
+        altered = self._altered_before(loaded.path)
+        if loaded.whole_because:
+            altered['whole pipeline'] = loaded.labels.size, loaded.whole_because
         mismatch = None
         if with_image and loaded.size is not None:
             mismatch = _find_mismatch(sample, loaded.size, self.pipeline)
-        names = [type(transform).__name__ for transform in self.pipeline.label_transforms]
-        return FileLabels(
-            sample.label,
-            labels.shape,
-            values,
-            counts,
-            storage=' + '.join(names),
-            altered={**self._altered_before(loaded.path), **altered},
-            image_mismatch=mismatch,
-        )
+        storage = ' + '.join(type(transform).__name__ for transform in self.pipeline.label_transforms)
+        return _counted(sample.label, loaded.labels, storage, altered, mismatch)
 
     def image(self, sample: Sample) -> np.ndarray | None:
         """Return the image as its loader leaves it: (H, W, 3), uint8, BGR as a rule."""
@@ -191,9 +184,68 @@ class PipelineReader:
         load: Any = next((t for t in self.pipeline.label_transforms if type(t) is LoadAnnotations), None)
         if path is None or load is None or _has_bytes(path, load.backend_args):
             return {}
-        raw = AnnotationReader(load, Convention()).raw(path)[0]
-        kept = _as_bytes(raw)
-        return {} if raw is kept else _altered_bytes(raw, kept, kept == 255)
+        try:
+            raw = AnnotationReader(load, Convention()).raw(path)[0]
+        except Exception:  # colours, say, of which a later transform has made labels already
+            return {}
+        kept = as_bytes(raw)
+        return {} if raw is kept else altered_bytes(raw, kept, kept == 255)
+
+
+@dataclass(frozen=True)
+class ItemReader:
+    """Samples of a data set or a wrapper that makes them in a way of its own: its items are taken as they are.
+
+    Attributes:
+        items: the data set, a copy.
+    """
+
+    items: Any
+
+    resizes = False
+
+    def labels(self, sample: Sample) -> np.ndarray:
+        """Return (H, W), integers: the labels as the loss gets them."""
+        return as_integers(labels_in(self._item(sample)))[0]
+
+    def count(self, sample: Sample, with_image: bool = False) -> FileLabels:
+        """Count the pixels of every label; its image has gone through the same transforms and is not compared."""
+        item = self._item(sample)
+        packed = item.get('data_samples')
+        path = item.get('seg_map_path') if packed is None else getattr(packed, 'seg_map_path', None)
+        return _counted(str(path or sample.label), labels_in(item), type(self.items).__name__, {}, None)
+
+    def image(self, sample: Sample) -> np.ndarray | None:
+        """Return the image (H, W, 3) of the item; None where it has none."""
+        item = self._item(sample)
+        image = item.get('img') if item.get('inputs') is None else item['inputs'].movedim(0, -1).numpy()
+        return image if image is not None and image.dtype == np.uint8 else None
+
+    def _item(self, sample: Sample) -> dict:
+        with isolated_random_state(sample.index):
+            item = self.items[sample.index]
+        if item is None:
+            raise SampleDroppedError(type(self.items).__name__)
+        return item
+
+
+def _counted(
+    file: str,
+    labels: np.ndarray,
+    storage: str,
+    altered: dict[str, tuple[int, str]],
+    image_mismatch: tuple[str, str] | None,
+) -> FileLabels:
+    """Count the pixels of every label of a sample."""
+    integers, not_whole = as_integers(labels)
+    valid = integers
+    if 'not finite' in not_whole:
+        valid = integers[np.isfinite(labels).reshape(integers.shape)]
+    values, counts = count_values(valid)
+    altered = {**altered, **not_whole}
+    return FileLabels(
+        file, integers.shape, values, counts, storage=storage, altered=altered, image_mismatch=image_mismatch
+    )
 
 
 def _image(sample: Sample, pipeline: LabelPipeline | None) -> np.ndarray | None:
@@ -233,10 +285,15 @@ def _find_mismatch(
         return 'missing', sample.image
     except Exception as error:  # every decoder has its own errors
         return 'unknown' if pipeline is None else 'unreadable', f'{sample.image}: {in_one_line(error)}'
-    if image is None or np.ndim(image) not in (2, 3) or image.shape[:2] == label_size:
+    if image is None or np.ndim(image) not in (2, 3) or label_size in (image.shape[:2], image.shape[1:]):
         return None
     height, width = image.shape[:2]
     detail = f'{sample.label} {label_size[1]} x {label_size[0]}, {sample.image} {width} x {height}'
+    if pipeline is not None and pipeline.has_transforms_of_others:
+        label, final, is_resized = pipeline.sizes(sample.index)
+        if is_resized:
+            same = final is None or label[:2] in (final[:2], final[1:])
+            return None if same else ('resized by others', f'{sample.label} {label}, {sample.image} {final}')
     if stored == label_size == (width, height):
         return 'turned', detail
     if pipeline is None or not pipeline.resized_alike(label_size, (height, width)):
@@ -269,113 +326,3 @@ def _has_bytes(path: str, backend_args: dict | None) -> bool:
 
 def _squeezed(values: np.ndarray) -> np.ndarray:
     return values.squeeze() if values.ndim > 2 else values
-
-
-def _two_dimensional(values: np.ndarray) -> np.ndarray:
-    if values.ndim == 2:
-        return values
-    for axis in (0, -1) if values.ndim == 3 else ():
-        if values.shape[axis] > 1 and ((values == 0) | (values == 1)).all() and (values.sum(axis) == 1).all():
-            raise LabelFileError(f'it holds one-hot labels of shape {values.shape}: take their argmax({axis})')
-    if values.ndim == 3 and values.shape[-1] <= 4:
-        raise LabelFileError(
-            f'it holds {values.shape[-1]} colour channels, as an RGB mask does: store one class index for each pixel'
-        )
-    raise LabelFileError(f'it holds an array of shape {values.shape}: store one class index for each pixel, (H, W)')
-
-
-def _as_bytes(values: np.ndarray) -> np.ndarray:
-    """Convert values as ``LoadAnnotations`` does, which keeps 8 bits."""
-    if values.dtype == np.uint8:
-        return values
-    with np.errstate(invalid='ignore'):
-        return values.astype(np.uint8)
-
-
-def _altered_bytes(raw: np.ndarray, kept: np.ndarray, is_ignored: np.ndarray) -> dict[str, tuple[int, str]]:
-    """Count the values that differ after 8 bits were kept of them, by kind.
-
-    Args:
-        raw: (H, W), values of the file.
-        kept: (H, W), uint8: what is left of them.
-        is_ignored: (H, W), bool: the label that is made of them does not count.
-    """
-    differs = raw != kept
-    found = _altered_floats(raw)
-    wrapped = differs & (raw == np.trunc(raw)) if raw.dtype.kind == 'f' else differs
-    all_ones = wrapped & is_ignored & np.isin(raw, (-1, 2**16 - 1, 2**32 - 1))
-    for kind, mask in (
-        ('wrapped', wrapped & ~is_ignored),
-        ('wrapped to ignored', wrapped & is_ignored & ~all_ones),
-        ('all ones', all_ones),
-    ):
-        if mask.any():
-            found[kind] = int(mask.sum()), _first_change(mask, raw, kept)
-    return found
-
-
-def _altered_floats(values: np.ndarray) -> dict[str, tuple[int, str]]:
-    """Count floating-point values that are no whole numbers, by kind."""
-    if values.dtype.kind != 'f':
-        return {}
-    finite = np.isfinite(values)
-    found = {}
-    if not finite.all():
-        found['not finite'] = int((~finite).sum()), _first_change(~finite, values)
-    fraction = finite & (values != np.trunc(values))
-    if fraction.any():
-        found['fraction'] = int(fraction.sum()), _first_change(fraction, values)
-    return found
-
-
-def _first_change(mask: np.ndarray, before: np.ndarray, after: np.ndarray | None = None) -> str:
-    """Name the first marked value, its place and what it becomes."""
-    row, column = divmod(int(mask.argmax()), mask.shape[1])
-    value = before[row, column].item()
-    becomes = after[row, column].item() if after is not None else int(value) if np.isfinite(value) else None
-    shown = f'{value:g}' if isinstance(value, float) else str(value)
-    return f'{shown} at row {row}, column {column}' + ('' if becomes is None else f', which becomes {becomes}')
-
-
-def _as_integers(values: np.ndarray) -> tuple[np.ndarray, dict[str, tuple[int, str]]]:
-    """Convert labels as ``PackSegInputs`` does, and count the values that this changes, by kind.
-
-    Raises:
-        LabelFileError: they have a shape or dtype that holds no class indices.
-        VolumeError: they have three dimensions.
-    """
-    if values.ndim == 3 and values.shape[0] == 1:
-        values = values[0]
-    try:
-        values = _two_dimensional(values)
-    except LabelFileError as error:
-        if values.ndim == 3 and values.shape[-1] > 4 and 'one-hot' not in str(error):
-            raise VolumeError(f'labels are volumes of shape {values.shape}, which are not checked') from error
-        raise
-    if values.dtype.kind not in 'biuf':
-        raise LabelFileError(f'labels have dtype {values.dtype}: class indices are integers')
-    altered = _altered_floats(values)
-    with np.errstate(invalid='ignore'):
-        return values if values.dtype.kind in 'iu' else values.astype(np.int64), altered
-
-
-def _histogram(values: np.ndarray) -> np.ndarray:
-    """Return (256,), int64: pixels of each byte."""
-    runs, lengths = _runs(values)
-    return np.bincount(runs, weights=lengths, minlength=256).astype(np.int64)
-
-
-def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values that occur, sorted, int64, and how many pixels have each."""
-    runs, lengths = _runs(values)
-    found, positions = np.unique(runs, return_inverse=True)
-    return found.astype(np.int64), np.bincount(positions, weights=lengths, minlength=len(found)).astype(np.int64)
-
-
-def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return values and lengths of runs of equal values: to count those takes a third of the time."""
-    values = values.ravel()
-    if values.size == 0:
-        return values, np.zeros(0, np.int64)
-    starts = np.concatenate(([0], 1 + np.flatnonzero(values[1:] != values[:-1])))
-    return values[starts], np.diff(starts, append=values.size)

@@ -5,25 +5,28 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.dataset_checks.findings import Finding, Severity
-from mmseg_wce.label_causes import LabelEvidence, likely_causes, mapping_advice
+from mmseg_wce.label_causes import likely_causes, mapping_advice
+from mmseg_wce.label_evidence import LabelEvidence
 
 __all__ = ['check_statistics']
 
 _MANY_IMAGES = 100  # below, it says little that a class never occurs
 
 
-def check_statistics(statistics: LabelStatistics) -> list[Finding]:
+def check_statistics(statistics: LabelStatistics, changed_later_by: str = '') -> list[Finding]:
     """Return what the statistics of a scan show, worst first.
 
     Args:
         statistics: of label files that are read in the same way; those of joined data sets are checked one by one.
+        changed_later_by: what may still make classes of labels that are none: a data_preprocessor of a project's own.
 
     Example:
-        >>> from dataclasses import replace
+        >>> from functools import partial
         >>> from mmseg_wce.class_weights import Convention, LabelStatistics
         >>> from mmseg_wce.dataset_checks import check_statistics
         >>> nothing = LabelStatistics.empty('mine', ['sky', 'road'], Convention())
@@ -35,7 +38,7 @@ def check_statistics(statistics: LabelStatistics) -> list[Finding]:
     checks = (
         _failed,
         _altered,
-        _unexpected,
+        partial(_unexpected, changed_later_by=changed_later_by),
         _image_mismatches,
         _binary_masks,
         _shifted_on_disk,
@@ -45,7 +48,8 @@ def check_statistics(statistics: LabelStatistics) -> list[Finding]:
         _storage,
         _dropped,
     )
-    return sorted((finding for check in checks for finding in check(s)), key=lambda finding: -finding.severity)
+    found = [finding for check in checks for finding in check(s)]
+    return sorted(found, key=lambda finding: -finding.severity)
 
 
 def _failed(s: LabelStatistics) -> Iterator[Finding]:
@@ -57,6 +61,7 @@ def _failed(s: LabelStatistics) -> Iterator[Finding]:
         yield Finding(Severity.ERROR, what, 'correct them, or take their images out', len(files), files[0])
 
 
+_WHOLE = 'whole pipeline'
 _ALTERED = {
     'not finite': (
         Severity.ERROR,
@@ -83,13 +88,18 @@ _ALTERED = {
         'values wrap to the ignored label in the 8 bits that LoadAnnotations keeps, as they seem to be meant',
         'nothing has to be changed, but {ignored} would say so',
     ),
+    _WHOLE: (
+        Severity.NOTE,
+        'transforms need here what others make that are left out, so labels were counted after crops and flips',
+        'the figures are those of one crop',
+    ),
 }
 
 
 def _altered(s: LabelStatistics) -> Iterator[Finding]:
     for kind, tally in s.altered.items():
         severity, what, change = _ALTERED[kind]
-        what = f'{what}: {tally.pixels} px, the first is {tally.detail}'
+        what = f'{what}: {tally.pixels} px, ' + (tally.detail if kind == _WHOLE else f'the first is {tally.detail}')
         yield Finding(severity, what, change.format(ignored=s.conventions[0].ignore_index), tally.files, tally.example)
 
 
@@ -114,6 +124,11 @@ _IMAGE_MISMATCHES = {
         'EXIF turns the image when it is read, but not its label',
         "store the images upright, or set color_type='color_ignore_orientation' in LoadImageFromFile",
     ),
+    'resized by others': (
+        Severity.WARNING,
+        'image and label differ in shape after transforms that change the size of one of them',
+        'look at these transforms: a training needs both at the same size before it crops',
+    ),
     'missing': (
         Severity.ERROR,
         'labels have no image',
@@ -131,12 +146,14 @@ def _image_mismatches(s: LabelStatistics) -> Iterator[Finding]:
 
 
 def _binary_masks(s: LabelStatistics) -> Iterator[Finding]:
-    """Files of 0 and 255 alone in a binary task; where others do hold 1, a little 255 may be a border."""
+    """Files of 0 and 255 alone; where others do hold 1, or of many classes, a little 255 may be a border."""
     tally, reduced = s.zero_and_255, s.conventions[0].reduce_zero_label
-    if tally is None or len(s.classes) > 2 or any(c.ignore_index != 255 for c in s.conventions):
+    if tally is None or any(c.ignore_index != 255 for c in s.conventions):
         return
     mixed = 1 in s.raw_values if s.raw_values else s.pixels[1:].any()
     little = tally.pixels < 0.1 * tally.files * s.num_pixels / s.num_images
+    if len(s.classes) > 2 and (mixed or little or s.pixels[1:].any() or tally.files < s.num_images):
+        return
     what = 'masks hold 0 and 255 only: 255 is not counted, so a foreground of 255 would be ignored'
     first = 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and ' * reduced
     yield Finding(
@@ -148,7 +165,7 @@ def _binary_masks(s: LabelStatistics) -> Iterator[Finding]:
     )
 
 
-def _unexpected(s: LabelStatistics) -> Iterator[Finding]:
+def _unexpected(s: LabelStatistics, changed_later_by: str) -> Iterator[Finding]:
     if not s.unexpected:
         return
     listed = sorted(s.unexpected.items(), key=lambda item: -item[1].pixels)
@@ -161,14 +178,17 @@ def _unexpected(s: LabelStatistics) -> Iterator[Finding]:
     few = s.num_images >= 10 and worst.files <= max(1, 0.05 * s.num_images)
     causes = likely_causes(evidence)
     jpeg = next((tally for kind, tally in s.storage.items() if kind.endswith('JPEG')), None)
-    if few:
+    if few and evidence.continues_classes:
+        causes = [*causes, 'these few files were painted with values that are no class: look at them']
+    elif few:
         causes = ['these few files were painted with values that are no class: correct them']
     elif jpeg is not None and 'JPEG' not in causes[0] and sum(map(evidence.share, evidence.bad)) < 0.2:
         causes = ['JPEG changes values along borders, into those of other classes: save the masks as PNG', *causes]
     ignored = s.conventions[0].ignore_index
+    later = f', unless {changed_later_by} changes them, which is not looked into' if changed_later_by else ''
     yield Finding(
-        Severity.ERROR,
-        f'labels are neither in [0, {len(s.classes)}) nor ignore_index={ignored}: {", ".join(names)}',
+        Severity.WARNING if changed_later_by else Severity.ERROR,
+        f'labels are neither in [0, {len(s.classes)}) nor ignore_index={ignored}: {", ".join(names)}{later}',
         f'likely cause: {"; or ".join(causes)}',
         worst.files,
         worst.example,

@@ -9,7 +9,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
-from mmseg_wce.config_parts import has_one_channel
+from mmseg_wce.config_parts import has_one_channel, preprocessor_of_others
 from mmseg_wce.dataset_checks import (
     Finding,
     LabelConflict,
@@ -89,29 +89,28 @@ class LabelCheckHook(Hook):
             num_classes=getattr(head, 'num_classes', None), out_channels=getattr(head, 'out_channels', None)
         )
         ignore_index, dataset = getattr(head, 'ignore_index', 255), runner.train_dataloader.dataset
+        parts: list[LabelFiles] = []
+        wrong: list[str] = []
+        doubts: list[str] = []
+        found = [*check_heads(runner.cfg)]
         try:
             parts = from_dataset(
                 dataset, channels['num_classes'], ignore_index, has_one_channel(channels), most=self.num_files
             )
-            found = [
-                *check_heads(runner.cfg),
-                *check_head_classes('decode_head', channels, parts),
-                *check_joined_classes(parts),
-                *check_weights(runner.cfg.get('model', {}), parts),
-                *_check_files(parts, self.num_files),
-            ]
+            found += check_head_classes('decode_head', channels, parts)
+            found += check_joined_classes(parts)
+            found += check_weights(runner.cfg.get('model', {}), parts)
+            found += _check_files(parts, self.num_files, preprocessor_of_others(runner.cfg))
         except LabelConflict as error:
-            return [str(error)], []
+            wrong.append(str(error))
         except Exception as error:  # data sets of other kinds; the other ranks wait for an answer
-            return [], [f'labels are not checked: {error}']
-        notes = dict.fromkeys(note for part in parts for note in part.notes)
-        return (
-            [str(finding) for finding in found if finding.severity == Severity.ERROR],
-            [*notes, *(str(finding) for finding in found if finding.severity == Severity.WARNING)],
-        )
+            doubts.append(f'labels are not checked: {error}')
+        wrong += [str(finding) for finding in found if finding.severity == Severity.ERROR]
+        doubts += [str(finding) for finding in found if finding.severity == Severity.WARNING]
+        return wrong, [*dict.fromkeys(note for part in parts for note in part.notes), *doubts]
 
 
-def _check_files(parts: list[LabelFiles], num_files: int) -> list[Finding]:
+def _check_files(parts: list[LabelFiles], num_files: int, changed_later_by: str) -> list[Finding]:
     chosen = evenly(parts, num_files)
     if not chosen:
         raise ValueError('the data set has no label files')
@@ -119,5 +118,5 @@ def _check_files(parts: list[LabelFiles], num_files: int) -> list[Finding]:
     for part in parts:
         indices = [i for other, i in chosen if other is part]
         if indices:
-            found += check_statistics(part.statistics(indices, with_images=True))
+            found += check_statistics(part.statistics(indices, with_images=True), changed_later_by)
     return found

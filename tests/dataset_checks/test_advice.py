@@ -68,6 +68,7 @@ class Scene:
     reduce_zero_label: bool = False
     head: dict = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    zero: str = 'if 0 means "other"'  # what the user knows, where advice asks
 
     def __post_init__(self) -> None:
         self.classes = self.classes or tuple(f'c{i}' for i in range(self.num_classes))
@@ -112,6 +113,8 @@ class Scene:
     def follow(self, advice: str) -> None:
         """Do what the first sentence of an advice says."""
         first = advice.removeprefix('likely cause: ').split('; or ')[0]
+        if 'if 0 means "other"' in first:
+            first = next(part for part in re.split('[:;] (?=if 0)', first) if part.startswith(self.zero))
         done = False
         if match := re.search(r"dict\(type='MapLabels', mapping=(\{[^}]*\})\)", first):
             self.mapping, done = ast.literal_eval(match[1]), True
@@ -199,8 +202,15 @@ SCENES = {
     'shifted by code that does not keep 255': lambda f: Scene(
         f, blocks(3, 0.1), 3, mapped((0, 1, 2, *[254] * 253)), {'shift once': mapped(range(3))}
     ),
+    **{
+        f'one class too many, of {c + 1}': lambda f, c=c: Scene(
+            f, blocks(c + 1), c, mapped(range(c + 1)), zero='if 0 is a class'
+        )
+        for c in (4, 6, 8, 12, 20)
+    },
     'one class too many': lambda f: Scene(f, blocks(4), 3, mapped(range(4))),
     'two classes too many': lambda f: Scene(f, blocks(5), 3, mapped(range(5))),
+    '254 for the foreground': lambda f: Scene(f, blocks(2), 2, mapped((0, 254))),
     '0 and 255': lambda f: Scene(f, blocks(2), 2, mapped((0, 255))),
     '0 and 255, and shifted': lambda f: Scene(f, blocks(2), 2, mapped((0, 255)), reduce_zero_label=True),
     '0 and 1 in one class': lambda f: Scene(f, blocks(2), 1, mapped((0, 1))),
@@ -211,6 +221,7 @@ SCENES = {
 }
 # Two mistakes, the second of which shows with the first.
 TWO_STEPS = {
+    '0 and 7 in one class': lambda f: Scene(f, blocks(2), 1, mapped((0, 7))),
     '0 and 255 in one class': lambda f: Scene(f, blocks(2), 1, mapped((0, 255))),
     '0 and 255 in one channel of one class': lambda f: Scene(
         f, blocks(2), 1, mapped((0, 255)), head=dict(loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))

@@ -654,9 +654,9 @@ def test_labels_that_are_no_whole_numbers(tmp_path):
     ('array', 'words'),
     [
         (np.zeros((4, 5, 3), np.uint8), '3 colour channels'),
-        (np.zeros((4, 5, 1), np.uint8), '1 colour channels'),
         (np.eye(3, dtype=np.uint8)[np.zeros((4, 5), int)], 'one-hot labels of shape (4, 5, 3): take their argmax(-1)'),
         (np.eye(7)[np.zeros((4, 5), int)].transpose(2, 0, 1), 'take their argmax(0)'),
+        (np.vstack((np.eye(7), np.zeros((1, 7))))[np.arange(20).reshape(4, 5) % 8], 'the ignored label where all are'),
         (np.zeros(4, np.uint8), r'shape (4,)'),
         (np.array([['a', 'b']]), 'dtype <U1'),
     ],
@@ -667,13 +667,15 @@ def test_arrays_that_are_no_labels(tmp_path, array, words):
     assert words in next(iter(statistics.failed.values()))
 
 
-def test_a_leading_axis_of_one_is_what_packing_makes(tmp_path):
-    assert npy_part(tmp_path, np.ones((1, 12, 16), np.uint8)).labels(0).shape == (12, 16)
+@pytest.mark.parametrize('shape', [(1, 12, 16), (12, 16, 1)])
+def test_an_axis_of_one_is_left_out(tmp_path, shape):
+    assert npy_part(tmp_path, np.ones(shape, np.uint8)).labels(0).shape == (12, 16)
 
 
-def test_volumes_are_said_to_be_unchecked(tmp_path):
+@pytest.mark.parametrize('value', [1, 2])
+def test_volumes_are_said_to_be_unchecked(tmp_path, value):
     with pytest.raises(ValueError, match=r'volumes of shape \(3, 12, 16\), which are not checked'):
-        npy_part(tmp_path, np.ones((3, 12, 16), np.uint8))
+        npy_part(tmp_path, np.full((3, 12, 16), value, np.uint8))
 
 
 def test_biomedical_data_in_one_file(tmp_path):

@@ -96,13 +96,33 @@ def test_a_wrong_convention_is_not_called_a_mistake_of_painting(tmp_path):
 
 
 def test_borders_of_255_around_a_background_are_no_binary_masks(tmp_path):
-    masks = [np.zeros((8, 8), np.uint8) for _ in range(5)]
+    masks = [np.zeros((16, 16), np.uint8) for _ in range(5)]
     for mask in masks:
         mask[0] = 255
 
     found = check_statistics(statistics_of(tmp_path, masks, num_classes=21, reduce_zero_label=False))
 
     assert [f.severity for f in found] == [NOTE]  # that 20 classes never occur
+
+
+def test_masks_of_0_and_255_alone_for_many_classes(tmp_path):
+    masks = [np.zeros((16, 16), np.uint8) for _ in range(5)]
+    for mask in masks:
+        mask[:8] = 255
+
+    found = check_statistics(statistics_of(tmp_path, masks, num_classes=3, reduce_zero_label=False))
+
+    assert [f.severity for f in found] == [WARNING, NOTE]
+    assert 'masks hold 0 and 255 only' in found[0].what
+
+
+def test_labels_that_a_later_step_may_change_are_only_doubtful(tmp_path):
+    masks = [np.full((16, 16), 7, np.uint8)]
+
+    (found, *_) = check_statistics(statistics_of(tmp_path, masks, 3, reduce_zero_label=False), 'MyPreprocessor')
+
+    assert found.severity == WARNING
+    assert 'unless MyPreprocessor changes them' in found.what
 
 
 def bordered(masks):

@@ -1,0 +1,76 @@
+"""Build a config's data set, also where some of its transforms cannot be built."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg_wce.config_parts import class_of, type_name
+from mmseg_wce.dataset_checks.pipeline_steps import UnbuiltTransform
+from mmseg_wce.errors import in_one_line
+
+__all__ = ['build_dataset']
+
+
+def build_dataset(config: dict) -> Any:
+    """Build a data set; each transform that cannot be built is replaced by an :class:`UnbuiltTransform`.
+
+    Args:
+        config: of a data set, or of a wrapper; stays as it is.
+
+    Raises:
+        Exception: whatever the data set raises for another reason.
+    """
+    try:
+        return DATASETS.build(copy.deepcopy(config))
+    except Exception as error:
+        lenient, pipelines = _with_built_transforms(config)
+        try:
+            dataset = DATASETS.build(lenient)
+        except Exception:  # the transforms are not to blame
+            raise error from None
+        for wrapper, transforms in zip(_wrappers(dataset), pipelines, strict=True):
+            wrapper.pipeline, wrapper.pipeline_types = (
+                transforms,
+                [type(transform).__name__ for transform in transforms],
+            )
+        return dataset
+
+
+def _with_built_transforms(config: Any) -> tuple[Any, list[list[Any]]]:
+    """Build the transforms one by one: those of data sets stay in their config, those of wrappers are returned."""
+    config, pipelines = copy.copy(config), []
+    if 'dataset' in config or 'datasets' in config:
+        if 'pipeline' in config:  # a wrapper takes no transforms that are built already
+            pipelines.append([_build_transform(step) for step in config['pipeline']])
+            config['pipeline'] = []
+        if 'dataset' in config:
+            config['dataset'], inner = _with_built_transforms(config['dataset'])
+            pipelines += inner
+        else:
+            built = [_with_built_transforms(dataset) for dataset in config['datasets']]
+            config['datasets'] = [dataset for dataset, _ in built]
+            pipelines += [pipeline for _, inner in built for pipeline in inner]
+    elif config.get('pipeline'):
+        config['pipeline'] = [_build_transform(step) for step in config['pipeline']]
+    return config, pipelines
+
+
+def _build_transform(config: dict) -> Any:
+    try:
+        return TRANSFORMS.build(copy.deepcopy(config))
+    except Exception as error:  # of its own code, or albumentations is not installed
+        return UnbuiltTransform(type_name(config), class_of(config, TRANSFORMS), in_one_line(error))
+
+
+def _wrappers(dataset: Any) -> Iterator[Any]:
+    """Wrappers with a pipeline of their own, in the order of :func:`_with_built_transforms`."""
+    if hasattr(dataset, 'datasets'):
+        for inner in dataset.datasets:
+            yield from _wrappers(inner)
+    elif hasattr(dataset, 'dataset'):
+        if hasattr(dataset, 'pipeline'):
+            yield dataset
+        yield from _wrappers(dataset.dataset)

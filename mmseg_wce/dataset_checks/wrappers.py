@@ -1,0 +1,80 @@
+"""Data sets inside wrappers that join, repeat or mix them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from mmengine.dataset import ClassBalancedDataset, ConcatDataset, RepeatDataset
+from mmseg.datasets import MultiImageMixDataset
+from torch.utils.data import Subset
+
+__all__ = ['Leaf', 'inherits_items', 'leaves']
+
+
+class Leaf(NamedTuple):
+    """A data set inside wrappers.
+
+    Attributes:
+        dataset: the data set itself.
+        times: how often wrappers repeat it.
+        more_transforms: of wrappers with a pipeline of their own.
+        wrapper: the outermost of these.
+        offset: index in the wrapper of the data set's first sample.
+        notes: what a user should know about the wrappers.
+    """
+
+    dataset: Any
+    times: int = 1
+    more_transforms: tuple = ()
+    wrapper: Any = None
+    offset: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> Callable[[int], Any] | None:
+        """Gives a sample as wrappers with a pipeline of their own make it; None without such."""
+        return partial(_item, self.wrapper, self.offset) if self.more_transforms else None
+
+
+def leaves(dataset: Any, outer: Leaf | None = None) -> Iterator[Leaf]:
+    """Yield the data sets inside wrappers; a wrapper that makes its items in a way of its own is not looked into.
+
+    Args:
+        dataset: of mmengine, or a wrapper around such.
+        outer: what wrappers around it add.
+    """
+    outer = outer or Leaf(dataset)
+    if inherits_items(dataset, ConcatDataset):
+        for inner in dataset.datasets:
+            yield from leaves(inner, outer)
+            outer = outer._replace(offset=outer.offset + len(inner))
+    elif inherits_items(dataset, RepeatDataset):
+        yield from leaves(dataset.dataset, outer._replace(times=outer.times * dataset.times))
+    elif inherits_items(dataset, MultiImageMixDataset):
+        skipped = dataset._skip_type_keys or ()
+        own = [t for t, name in zip(dataset.pipeline, dataset.pipeline_types, strict=True) if name not in skipped]
+        if outer.wrapper is None:
+            outer = outer._replace(wrapper=dataset, offset=0)
+        yield from leaves(dataset.dataset, outer._replace(more_transforms=(*own, *outer.more_transforms)))
+    elif inherits_items(dataset, ClassBalancedDataset, Subset):
+        note = f'{type(dataset).__name__}: all samples of its data set are counted, and each once'
+        yield from leaves(dataset.dataset, outer._replace(notes=(*outer.notes, note)))
+    else:
+        yield outer._replace(dataset=dataset)
+
+
+def inherits_items(dataset: Any, *kinds: type) -> bool:
+    """Return True if a data set gives its items as one of these classes does.
+
+    Args:
+        dataset: of mmengine or PyTorch.
+        kinds: classes with ``__getitem__``.
+    """
+    own: Any = type(dataset)
+    return any(isinstance(dataset, kind) and own.__getitem__ is kind.__getitem__ for kind in kinds)  # type: ignore
+
+
+def _item(wrapper: Any, offset: int, index: int) -> Any:
+    return wrapper[offset + index]

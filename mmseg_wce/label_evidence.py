@@ -1,0 +1,55 @@
+"""What is known of labels that are no class: their values, and how many pixels have each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = ['LabelEvidence']
+
+
+@dataclass(frozen=True)
+class LabelEvidence:
+    """Label values of a batch or of a data set.
+
+    Attributes:
+        counts: pixels of every value, legal ones included. -inf stands for all values below 0, inf for all above 255
+            that are no class, where they were counted together.
+        num_classes: C, labels go from 0 to C - 1.
+        ignore_index: the label that does not count.
+        reduce_zero_label: how the labels were made of the values in files; None where that is not known.
+    """
+
+    counts: Mapping[float, int]
+    num_classes: int
+    ignore_index: int
+    reduce_zero_label: bool | None = None
+
+    def is_legal(self, value: float) -> bool:
+        """Whether a value is a class or ignored."""
+        return 0 <= value < self.num_classes or value == self.ignore_index
+
+    @cached_property
+    def bad(self) -> list[float]:
+        """Values that are neither a class nor ignored, in order."""
+        return sorted(value for value in self.counts if not self.is_legal(value))
+
+    @cached_property
+    def labels(self) -> list[float]:
+        """Values that are not ignored, in order."""
+        return sorted(value for value in self.counts if value != self.ignore_index)
+
+    @cached_property
+    def num_pixels(self) -> int:
+        """Number of all pixels."""
+        return sum(self.counts.values())
+
+    def share(self, value: float) -> float:
+        """Share of all pixels that have a value."""
+        return self.counts.get(value, 0) / max(self.num_pixels, 1)
+
+    @cached_property
+    def continues_classes(self) -> bool:
+        """Whether the values that are no class follow the classes without a gap: C, C + 1, ..."""
+        return self.bad == list(range(self.num_classes, self.num_classes + len(self.bad)))
