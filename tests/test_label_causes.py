@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 from cases import examples
@@ -6,6 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from mmseg_wce.label_causes import likely_causes, mapping_advice
 from mmseg_wce.label_evidence import LabelEvidence
+from mmseg_wce.targets import LabelFindings
 
 
 def evidence(values, num_classes, ignore_index=255, reduce_zero_label=None) -> LabelEvidence:
@@ -21,6 +23,9 @@ def interpolated(*peaks, between=2, ignored=None) -> dict[int, int]:
     """Frequent values, and every second one between them."""
     counts = dict.fromkeys(range(peaks[0], peaks[-1], between), 10) | dict.fromkeys(peaks, 10_000)
     return counts | ({} if ignored is None else {ignored: 500})
+
+
+COCO_HAS_NOT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
 @pytest.mark.parametrize(
@@ -53,9 +58,17 @@ def interpolated(*peaks, between=2, ignored=None) -> dict[int, int]:
         ((0, 1, 2, 4), 3, '4 perhaps marks pixels without a class'),
         ((0, 1, 2, 200, 255), 3, 'mapping={200: 255}'),
         ((*range(0, 150, 2), 200), 150, '200 perhaps marks'),
+        ((0, 1, 2, 65535), 3, 'mapping={65535: 255}'),
+        ((0, 1, 2, 400), 3, '400 perhaps marks'),
         # never shifted
         ((1, 2, 3), 3, 'set reduce_zero_label=True'),
         ({0: 30, 1: 100, 2: 100, 3: 100}, 3, 'set reduce_zero_label=True'),
+        # one too many, and 0 may be "other" or a class
+        (range(7), 6, 'if 0 means "other", as in ADE20K, set reduce_zero_label=True'),
+        (range(7), 6, 'if 0 is a class, these labels need num_classes=7 in every head'),
+        (range(21), 20, 'if 0 is a class, these labels need num_classes=21'),
+        ({0: 5} | dict.fromkeys(range(1, 13), 100), 12, 'raw labels 0..12, as ADE20K stores them'),
+        ({0: 900} | dict.fromkeys(range(1, 151), 10), 150, 'raw labels 0..150, as ADE20K stores them'),
         # too many by one or two
         ((0, 1, 2, 3), 3, 'num_classes=3 is too small: these labels need num_classes=4 in every head'),
         ((0, 1, 2, 3, 4), 3, 'num_classes=5'),
@@ -64,10 +77,19 @@ def interpolated(*peaks, between=2, ignored=None) -> dict[int, int]:
         ({1: 100, 2: 100, 254: 50}, 3, '255 - 1 = 254'),
         ({0: 10, 255: 50, 150: 3} | dict.fromkeys(range(1, 100), 10), 150, 'raw 151 in the label files became 150'),
         ((0, 1, -1), 3, 'mapping={-1: 255}'),
-        ((0, 1, -7), 3, 'negative labels mark pixels'),
+        ((0, 1, -7), 3, 'mapping={-7: 255}'),
+        ((0, 1, -9, -7), 3, 'mapping={-9: 255, -7: 255}'),
+        ((0, 1, -math.inf), 3, 'negative labels mark pixels'),
         # one class
         ((0, 1), 1, 'set num_classes=2 in every head'),
         ((1,), 1, 'set num_classes=2 in every head'),
+        ((0, 7), 1, 'mapping={7: 1}'),
+        # two grey levels
+        ((0, 254), 2, 'mapping={0: 0, 254: 1}'),
+        # ids of COCO
+        ({*range(1, 91)} - COCO_HAS_NOT, 80, 'COCO category ids (1..90, with gaps)'),
+        # many values that are as many as the classes
+        (dict.fromkeys(range(0, 252, 21), 10) | {0: 9000, 231: 9000}, 12, 'mapping={0: 0, 21: 1'),
     ],
 )
 def test_first_cause(values, num_classes, words):
@@ -163,3 +185,20 @@ def test_long_tables_are_shortened():
     advice = mapping_advice({i: i + 1 for i in range(100)})
 
     assert advice.endswith('39: 40, ...})')
+
+
+def test_the_mapping_of_coco_ids():
+    ids = sorted({*range(1, 91)} - COCO_HAS_NOT)
+
+    expression = re.search(r'mapping=(\{.*\})\), where', first_cause([0, *ids], 80))[1]
+
+    assert eval(expression) == {0: 255} | {value: i for i, value in enumerate(ids)}
+
+
+def test_values_that_a_device_counted_together_are_told_by_the_first():
+    findings = LabelFindings({0: 9, -math.inf: 3}, -7, (0, 0), (3, 4), 3, 255)
+    above = LabelFindings({0: 5, 1: 5, 2: 5, math.inf: 3}, 65535, (0, 0), (3, 4), 3, 255)
+
+    assert 'mapping={-7: 255}' in likely_causes(findings.evidence)[0]
+    assert 'mapping={65535: 255}' in likely_causes(above.evidence)[0]
+    assert (findings.bad_counts, findings.num_bad) == ({-math.inf: 3}, 3)

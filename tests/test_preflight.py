@@ -5,7 +5,10 @@ import mmseg
 import pytest
 import torch
 from mmengine.config import Config, utils
+from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.models.losses import CrossEntropyLoss
+from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce import preflight
 from mmseg_wce.preflight import (
     PreflightError,
@@ -154,6 +157,49 @@ def test_a_metric_without_classes(dataset, metric):
 
     check_data(validation(metainfo=dict(classes=('a', 'b'))), 'val')
     check_data(config(dict(dataset, type='BaseSegDataset')), 'train')
+
+
+@DATASETS.register_module()
+class OwnArguments(BaseSegDataset):
+    """Takes other arguments than those of mmseg, and knows its classes."""
+
+    def __init__(self, root, pipeline):
+        folders = dict(img_path='images', seg_map_path='annotations')
+        super().__init__(data_root=root, data_prefix=folders, metainfo=dict(classes=('a', 'b')), pipeline=pipeline)
+
+
+def test_a_data_set_with_arguments_of_its_own(dataset, tmp_path):
+    own = dict(type='OwnArguments', root=str(tmp_path), pipeline=dataset['pipeline'])
+    whole = config(own)
+    whole.train_evaluator = dict(type='IoUMetric')
+
+    check_data(whole, 'train')
+    (tmp_path / 'annotations/one.png').unlink()
+    assert "one.png' of the first sample does not exist" in complaint(own)
+
+
+@TRANSFORMS.register_module()
+class ReadsElsewhere(LoadAnnotations):
+    """Finds labels in a way of its own."""
+
+    def _load_seg_map(self, results):
+        raise NotImplementedError
+
+
+def test_files_of_other_loaders_are_not_looked_for(dataset, tmp_path):
+    (tmp_path / 'annotations/one.png').unlink()
+    dataset['pipeline'][1] = dict(type='ReadsElsewhere')
+
+    check_data(config(dataset), 'train')
+
+
+def test_weights_of_losses_of_others_may_mean_anything():
+    class ThreeWeights(torch.nn.Module):
+        pass
+
+    loss = dict(type=ThreeWeights, class_weight=[1.0, 2.0])
+
+    check_losses(Config(dict(model=dict(decode_head=dict(type='FCNHead', num_classes=3, loss_decode=loss)))))
 
 
 def test_other_storages_are_left_alone(dataset):

@@ -3,6 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import TRANSFORMS
 from mmseg_wce.class_weights import Convention, LabelStatistics, save_statistics
 from mmseg_wce.dataset_checks import Severity, check_classes, check_config, check_heads, from_config
 from three_classes import dataset_config, make_masks, write_data
@@ -24,6 +26,21 @@ def config(tmp_path) -> Config:
             val_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU']),
             model=dict(decode_head=head, auxiliary_head=[dict(head), dict(head)]),
         )
+    )
+
+
+def ignore_9(config) -> None:
+    config.model.decode_head.ignore_index = 9
+    for head in config.model.auxiliary_head:
+        head.ignore_index = 9
+    config.merge_from_dict(
+        {
+            'data_preprocessor.seg_pad_val': 9,
+            f'{TRAIN}ignore_index': 9,
+            f'{TRAIN}pipeline.2.ignore_index': 9,
+            'val_dataloader.dataset.ignore_index': 9,
+            'val_evaluator.ignore_index': 9,
+        }
     )
 
 
@@ -82,19 +99,34 @@ def test_what_transforms_write(config, kind):
     assert f'7 in train_dataloader: {kind}' in finding.what
 
 
+@pytest.mark.parametrize(
+    ('step', 'place'),
+    [
+        (dict(type='Pad', size=(9, 9)), 'Pad.pad_val.seg'),
+        (dict(type='CenterCrop', crop_size=(4, 4), auto_pad=True), 'CenterCrop.pad_val.seg'),
+        (dict(type='RandomMosaic', prob=1.0, img_scale=(8, 8)), 'RandomMosaic.seg_pad_val'),
+        (dict(type='RandomCutOut', prob=1.0, n_holes=1, cutout_shape=(2, 2), seg_fill_in=255), 'RandomCutOut.seg_fill'),
+    ],
+)
+def test_what_transforms_write_by_default(config, step, place):
+    config.train_dataloader.dataset.dataset.pipeline.append(step)
+    assert everything(config) == []  # 255, as all say
+
+    ignore_9(config)
+    (finding,) = everything(config)
+
+    assert f'255 in train_dataloader: {place}' in finding.what
+
+
+def test_holes_may_be_filled_with_a_class(config):
+    hole = dict(type='RandomCutOut', prob=1.0, n_holes=1, cutout_shape=(2, 2), seg_fill_in=0)
+    config.train_dataloader.dataset.dataset.pipeline.append(hole)
+
+    assert everything(config) == []
+
+
 def test_a_label_other_than_255_everywhere_is_fine(config):
-    config.model.decode_head.ignore_index = 9
-    for head in config.model.auxiliary_head:
-        head.ignore_index = 9
-    config.merge_from_dict(
-        {
-            'data_preprocessor.seg_pad_val': 9,
-            f'{TRAIN}ignore_index': 9,
-            f'{TRAIN}pipeline.2.ignore_index': 9,
-            'val_dataloader.dataset.ignore_index': 9,
-            'val_evaluator.ignore_index': 9,
-        }
-    )
+    ignore_9(config)
 
     assert everything(config) == []
 
@@ -246,6 +278,31 @@ def test_training_against_validation(config):
     (finding,) = everything(config)
 
     assert 'True in train_dataloader and False in val_dataloader' in finding.what
+
+
+def test_training_against_validation_in_another_folder(config, tmp_path):
+    """Files of another folder may be stored in another way."""
+    write_data(tmp_path / 'other', make_masks(2))
+    config.val_dataloader.dataset = dataset_config(tmp_path / 'other', reduce_zero_label=False)
+
+    (finding,) = everything(config)
+
+    assert finding.severity == Severity.WARNING
+    assert 'True in train_dataloader and False in val_dataloader, in other folders' in finding.what
+
+
+@TRANSFORMS.register_module()
+class ReadsItsOwn(LoadAnnotations):
+    """Takes the argument, and means something else."""
+
+    def _load_seg_map(self, results):
+        raise NotImplementedError
+
+
+def test_loaders_that_read_in_a_way_of_their_own_may_say_what_they_like(config):
+    config.val_dataloader.dataset.pipeline[1].update(type='ReadsItsOwn', reduce_zero_label=False)
+
+    assert check_config(config) == []
 
 
 def test_against_what_the_data_set_is(config):

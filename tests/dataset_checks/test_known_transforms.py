@@ -5,7 +5,13 @@ from mmcv.transforms import LoadAnnotations as AnnotationsOfMmcv
 from mmseg.datasets.transforms import LoadAnnotations, LoadBiomedicalData, PackSegInputs, RandomCrop, Resize
 from mmseg.registry import TRANSFORMS
 from mmseg_wce.dataset_checks import known_transforms
-from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, is_resize
+from mmseg_wce.dataset_checks.known_transforms import (
+    Effect,
+    effect_of,
+    is_loader,
+    is_resize,
+    reads_as_load_annotations,
+)
 from mmseg_wce.datasets import MapLabels
 
 
@@ -50,3 +56,37 @@ def test_resizes():
     assert is_resize(Resize(scale=(4, 4)))
     assert not is_resize(RandomCrop(crop_size=(4, 4)))
     assert not is_resize(MyCrop(crop_size=(4, 4)))
+
+
+class ReadsAlike(LoadAnnotations):
+    """Inherits all of the reading."""
+
+
+class ReadsOtherFiles(LoadAnnotations):
+    """Reads in a way of its own."""
+
+    def _load_seg_map(self, results):
+        results['gt_seg_map'] = None
+
+
+@pytest.mark.parametrize(
+    ('kind', 'alike'),
+    [
+        (LoadAnnotations, True),
+        (AnnotationsOfMmcv, True),
+        (ReadsAlike, True),
+        (ReadsOtherFiles, False),
+        (Resize, False),
+        ('LoadAnnotations', False),
+        (None, False),
+    ],
+)
+def test_what_reads_as_load_annotations(kind, alike):
+    assert reads_as_load_annotations(kind) is alike
+
+
+def test_loaders():
+    assert is_loader(LoadAnnotations())
+    assert is_loader(LoadBiomedicalData)
+    assert not is_loader(ReadsOtherFiles)
+    assert not is_loader(Resize)

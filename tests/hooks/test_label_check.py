@@ -7,7 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, HOOKS
+from mmseg.models.data_preprocessor import SegDataPreProcessor
+from mmseg.registry import DATASETS, HOOKS, MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader
 from mmseg_wce.hooks import label_check
@@ -198,6 +199,29 @@ def test_every_rank_hears_of_it(data, monkeypatch):
 
     with pytest.raises(ValueError, match='bad labels'):
         check(runner_on(None))
+
+
+def test_what_the_config_says_is_checked_where_labels_cannot_be(caplog):
+    runner = runner_on(torch.utils.data.TensorDataset(torch.zeros(3)))
+    loss = dict(type='CrossEntropyLoss')
+    runner.cfg.model.decode_head = dict(type='FCNHead', num_classes=2, out_channels=1, loss_decode=loss)
+
+    with pytest.raises(ValueError, match='one channel and a softmax'):
+        check(runner)
+
+
+@MODELS.register_module()
+class MapsLabels(SegDataPreProcessor):
+    """Maps labels on the device."""
+
+
+def test_labels_that_a_preprocessor_may_map_do_not_stop_the_run(data, caplog):
+    runner = runner_on(build(data, load=dict(reduce_zero_label=False), reduce_zero_label=False))
+    runner.cfg.model.data_preprocessor = dict(type='MapsLabels')
+
+    check(runner)
+
+    assert any('unless MapsLabels changes them' in record.message for record in caplog.records)
 
 
 def test_bad_argument():

@@ -2,9 +2,10 @@ import cv2
 import numpy as np
 import pytest
 from mmcv.transforms import BaseTransform
-from mmseg.registry import TRANSFORMS
+from mmseg.models.data_preprocessor import SegDataPreProcessor
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from PIL import Image
-from three_classes import config_text, dataset_config, make_masks, write_data
+from three_classes import ThreeClasses, config_text, dataset_config, make_masks, write_data
 
 
 @TRANSFORMS.register_module()
@@ -191,6 +192,74 @@ def test_a_validation_that_resizes_images_alone(tool, tmp_path, capsys):
     assert tool.main(['config.py', '--splits', 'train', '--workers', '0']) == 0
     assert tool.main(['config.py', '--workers', '0']) == 1
     assert 'wrong  image and label differ in size' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        (dict(data_root='no/such/folder'), "val_dataloader: data_root 'no/such/folder' does not exist"),
+        (dict(type='FailsToBuild'), 'val_dataloader: the data set cannot be read: RuntimeError: out of order'),
+    ],
+)
+def test_a_split_that_cannot_be_read_does_not_cost_the_others(tool, tmp_path, capsys, changes, words):
+    validation = f'val_dataloader = dict(dataset={dataset_config(tmp_path / "data", **changes)!r})\n'
+    (tmp_path / 'config.py').write_text(config_text(tmp_path / 'data') + validation)
+
+    assert tool.main(['config.py', '--workers', '0']) == 1
+
+    output = capsys.readouterr().out
+    assert f'wrong  {words}' in output
+    assert 'train: 20 labels' in output
+
+
+@DATASETS.register_module()
+class FailsToBuild:
+    def __init__(self, **options):
+        raise RuntimeError('out of order')
+
+
+def test_files_of_other_splits_in_one_folder_are_used(tool, tmp_path, capsys):
+    def half(numbers) -> dict:
+        return dataset_config(tmp_path / 'data', type='ChosenFiles', numbers=numbers)
+
+    validation = f'val_dataloader = dict(dataset={half(range(10, 20))!r})\n'
+    text = config_text(tmp_path / 'data', type='ChosenFiles', numbers=range(10))
+    (tmp_path / 'config.py').write_text(text + validation)
+
+    assert tool.main(['config.py', '--workers', '0']) == 0
+    assert tool.main(['config.py', '--workers', '0', '--splits', 'train']) == 1
+    assert 'labels have no image (10 files' in capsys.readouterr().out
+
+
+@DATASETS.register_module()
+class ChosenFiles(ThreeClasses):
+    """Takes some files of a folder in its code."""
+
+    METAINFO = ThreeClasses.METAINFO
+
+    def __init__(self, numbers, **options):
+        self.numbers = numbers
+        super().__init__(**options)
+
+    def load_data_list(self):
+        samples = super().load_data_list()
+        return [samples[i] for i in self.numbers]
+
+
+def test_labels_that_a_preprocessor_may_change_are_only_doubtful(tool, tmp_path, capsys):
+    text = config_text(tmp_path / 'data', load=dict(reduce_zero_label=False), reduce_zero_label=False)
+    (tmp_path / 'config.py').write_text(text + "model['data_preprocessor'] = dict(type='ShiftsLabels')\n")
+
+    assert tool.main(['config.py', '--workers', '0']) == 1
+
+    output = capsys.readouterr().out
+    assert 'unless ShiftsLabels changes them' in output
+    assert 'wrong  ' not in output
+
+
+@MODELS.register_module()
+class ShiftsLabels(SegDataPreProcessor):
+    """Labels become 1 less on the device."""
 
 
 def test_the_same_files_are_read_once(tool, tmp_path, capsys):

@@ -1,0 +1,148 @@
+"""Scenes of loaders and transforms of a project's own: what is counted, and which sizes are compared."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmcv.transforms import BaseTransform
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg_wce.dataset_checks import Severity, check_statistics, from_dataset
+from PIL import Image
+from three_classes import dataset_config, make_masks, write_data
+
+LOAD, IMAGE, PACK = dict(type='LoadAnnotations'), dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
+PALETTE = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 0, 128]], np.uint8)
+
+
+@pytest.fixture
+def data(tmp_path):
+    init_default_scope('mmseg')
+    return write_data(tmp_path, make_masks(6))
+
+
+def part_of(data, *pipeline, **changes):
+    (part,) = from_dataset(DATASETS.build(dataset_config(data, pipeline=list(pipeline), **changes)))
+    return part
+
+
+@TRANSFORMS.register_module()
+class FromPalette(BaseTransform):
+    """Colours of ``LoadAnnotations`` as raw labels."""
+
+    def transform(self, results):
+        colours = results['gt_seg_map']
+        is_colour = (colours[:, :, None] == PALETTE[:, ::-1]).all(-1)  # it decodes to BGR
+        results['gt_seg_map'] = np.where(is_colour.any(-1), is_colour.argmax(-1), 255).astype(np.uint8)
+        return results
+
+
+def test_colours_that_a_transform_makes_labels_of(data):
+    for i, mask in enumerate(make_masks(6)):
+        Image.fromarray(PALETTE[mask]).save(data / f'annotations/training/{i:02d}.png')
+
+    part = part_of(data, IMAGE, LOAD, dict(type='FromPalette'), PACK, reduce_zero_label=False)
+
+    assert all(np.array_equal(part.labels(i), mask) for i, mask in enumerate(make_masks(6)))
+    statistics = part.statistics(with_images=True)
+    assert (statistics.failed, statistics.altered, statistics.image_mismatches) == ({}, {}, {})
+
+
+@TRANSFORMS.register_module()
+class ResizesLabelsAlone(BaseTransform):
+    """Labels at another size; images too where that is asked."""
+
+    def __init__(self, images=False):
+        self.images = images
+
+    def transform(self, results):
+        size = (8, 8)
+        results['gt_seg_map'] = cv2.resize(results['gt_seg_map'], size, interpolation=cv2.INTER_NEAREST)
+        if self.images:
+            results['img'] = cv2.resize(results['img'], size)
+        return results
+
+
+@pytest.mark.parametrize(
+    ('store_half', 'images', 'kind'),
+    [(True, True, None), (True, False, 'resized by others'), (False, False, None), (False, True, None)],
+)
+def test_sizes_after_transforms_of_others(data, store_half, images, kind):
+    """Stored at half the size, image and label are compared as these transforms leave them."""
+    if store_half:
+        for file in (data / 'annotations/training').iterdir():
+            Image.open(file).resize((8, 6), Image.NEAREST).save(file)
+
+    part = part_of(data, IMAGE, LOAD, dict(type='ResizesLabelsAlone', images=images), PACK)
+    statistics = part.statistics(with_images=True)
+
+    assert list(statistics.image_mismatches) == ([] if kind is None else [kind])
+    findings = [f for f in check_statistics(statistics) if 'differ' in f.what]
+    assert [f.severity for f in findings] == [Severity.WARNING] * (kind is not None)
+
+
+@TRANSFORMS.register_module()
+class LoadsSomeByImage(BaseTransform):
+    """Labels of an array; where it has another size, the image says which."""
+
+    def transform(self, results):
+        labels = np.array(Image.open(results['seg_map_path']))
+        if labels.shape != (12, 16):
+            labels = np.full(results['img'].shape[:2], 2, np.uint8)
+        results['gt_seg_map'] = labels
+        return results
+
+
+def test_the_image_is_loaded_where_a_sample_needs_it(data):
+    odd = data / 'annotations/training/04.png'
+    Image.open(odd).resize((8, 6), Image.NEAREST).save(odd)
+
+    part = part_of(data, IMAGE, dict(type='LoadsSomeByImage'), PACK)
+
+    assert not part.reader.pipeline.needs_image
+    assert np.array_equal(part.labels(4), np.full((12, 16), 2))
+    assert part.statistics().failed == {}
+
+
+@TRANSFORMS.register_module()
+class NeedsASize(BaseTransform):
+    """Asks for what a resize that is left out makes, for one sample."""
+
+    def transform(self, results):
+        if results['seg_map_path'].endswith('04.png'):
+            results['gt_seg_map'] = results['gt_seg_map'] * int(results['scale_factor'][0] > 0)
+        return results
+
+
+def test_samples_that_go_through_the_whole_pipeline_are_named(data):
+    resize = dict(type='Resize', scale=(16, 12))
+    part = part_of(data, IMAGE, LOAD, resize, dict(type='NeedsASize'), PACK, reduce_zero_label=False)
+
+    statistics = part.statistics()
+
+    assert statistics.failed == {}
+    (tally,) = statistics.altered.values()
+    assert (tally.files, tally.pixels, Path(tally.example).name) == (1, 192, '04.png')
+    (finding,) = [f for f in check_statistics(statistics) if 'crops and flips' in f.what]
+    assert finding.severity == Severity.NOTE
+    assert "KeyError: 'scale_factor'" in finding.what
+
+
+@TRANSFORMS.register_module()
+class HasSlots:
+    """A transform without a dictionary of attributes."""
+
+    __slots__ = ('value',)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, results):
+        return results
+
+
+def test_settings_of_transforms_in_slots_are_known(data):
+    part = part_of(data, IMAGE, LOAD, dict(type='HasSlots', value=3), PACK)
+
+    assert ('HasSlots', dict(value=3)) in part.transforms
