@@ -24,6 +24,10 @@ class KnownIds(NamedTuple):
     advice: str
 
 
+def _listed(values: set[int]) -> str:
+    return ', '.join(map(str, sorted(values)))
+
+
 _ABSENT_FROM_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 _ABSENT_FROM_COCO_STUFF = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 # The files are those that mmsegmentation's converters (tools/dataset_converters) write.
@@ -48,7 +52,7 @@ KNOWN_IDS = (
         lambda smallest, largest, labels: smallest >= 0 and largest <= 90 and not _ABSENT_FROM_COCO & labels,
         'map them to 0..79 in every pipeline, directly after the transform that loads labels: '
         "dict(type='MapLabels', mapping={0: 255, **{k: i for i, k in enumerate(sorted({*range(1, 91)} - "
-        f'{_ABSENT_FROM_COCO}))}}}}), where 0 is taken for no class',
+        f'{{{_listed(_ABSENT_FROM_COCO)}}}))}}}}), where 0 is taken for no class',
     ),
     KnownIds(
         'ids of the full ADE20K (up to 3,687)',

@@ -250,7 +250,7 @@ def _never_shifted(e: LabelEvidence) -> str | None:
     if _beyond(e) != [e.num_classes] or e.reduce_zero_label or e.num_classes == 1:
         return None
     shift = 'set reduce_zero_label=True in the dataset and in LoadAnnotations'
-    if _is_other(e) or not _looks_unshifted(e):
+    if not _may_be_other_or_class(e):
         return f'raw labels 0..{e.num_classes}, as ADE20K stores them (0 is "other"), that were not shifted: {shift}'
     number = e.num_classes + 1
     return (
@@ -283,7 +283,7 @@ def _more_values_than_classes(e: LabelEvidence) -> str | None:
 def _num_classes(e: LabelEvidence) -> str | None:
     """The last resort for values beyond the classes."""
     beyond = _beyond(e)
-    if not beyond:
+    if not beyond or _may_be_other_or_class(e):
         return None
     values = [value for value in e.labels if 0 <= value <= beyond[-1]]
     one_channel = ' (without out_channels=1, where one channel told two classes apart)' * (e.num_classes == 2)
@@ -309,6 +309,11 @@ def _range(values: list[float]) -> str:
 def _looks_unshifted(e: LabelEvidence) -> bool:
     """Shifted labels hold no raw 0 but many 255; raw ones hold few 0, "other", and 255 only where they were padded."""
     return not e.reduce_zero_label and e.num_classes > 1 and (e.share(0) < _RARE_ZERO or _is_other(e))
+
+
+def _may_be_other_or_class(e: LabelEvidence) -> bool:
+    """0..C, where 0 is neither as rare as "other" nor as frequent as a large class."""
+    return _beyond(e) == [e.num_classes] and _looks_unshifted(e) and not _is_other(e)
 
 
 def _is_other(e: LabelEvidence) -> bool:
