@@ -56,6 +56,9 @@ def class_of(node: Mapping[str, Any], registry: Registry) -> Any:
     Args:
         node: with ``type``.
         registry: of mmseg.
+
+    Returns:
+        The class, or whatever a config has in its place.
     """
     kind = node.get('type')
     return registry.get(kind) if isinstance(kind, str) else kind

@@ -78,6 +78,7 @@ class LabelPipeline:
         notes: what a user should know about how the labels are looked at, a sentence each.
         needs_image: if a transform makes other labels, or fails, without the image.
         first_move: the first transform that moves pixels, if image and labels are loaded before it; else None.
+        notes_whole: if a note says that the whole pipeline is run.
 
     Raises:
         ValueError: no transform loads labels, or one of them cannot be copied.
@@ -102,6 +103,7 @@ class LabelPipeline:
         self._given_whole = whole
         self._whole: Callable[[int], dict] | None = None
         self.needs_image = True
+        self.notes_whole = False
 
     @property
     def transforms(self) -> list[Callable]:
@@ -244,8 +246,8 @@ class LabelPipeline:
             results = transform(results)
             if results is None:
                 raise SampleDroppedError(type(transform).__name__)
-            if results.get('gt_seg_map') is not None:
-                shape = np.shape(results['gt_seg_map'])[:2]
+            shape = np.shape(results.get('gt_seg_map'))[:2]
+            if len(shape) == 2:
                 size = shape if size is None else size
                 resized_by = resized_by or (type(transform).__name__ if shape != size else '')
         return LoadedLabels(labels_in(results), size, path, resized_by)
@@ -325,6 +327,7 @@ class LabelPipeline:
                 self._run_whole(index)
             except Exception:  # the training fails as well: reading the sample says so
                 return ''
+        self.notes_whole = True
         return (
             f'{type(self._original).__name__}: its transforms need what the ones left out make '
             f'({in_one_line(error)}), so labels are counted after the whole pipeline, with its crops and flips'
@@ -366,7 +369,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 def _same_values(one: np.ndarray, other: np.ndarray) -> bool:
     """Return True if both hold every value as often; a flip does not change that."""
-    return one.shape == other.shape and np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
+    return one.shape == other.shape and _same(np.sort(one, axis=None), np.sort(other, axis=None))
 
 
 @contextmanager

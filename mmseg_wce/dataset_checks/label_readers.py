@@ -167,7 +167,7 @@ class PipelineReader:
         """Count the pixels of every label; compare its size with the image's where that is asked."""
         loaded = self.pipeline.load(sample.index)
         altered = self._altered_before(loaded.path)
-        if loaded.whole_because:
+        if loaded.whole_because and not self.pipeline.notes_whole:
             altered['whole pipeline'] = loaded.labels.size, loaded.whole_because
         mismatch = None
         if with_image and loaded.size is not None:

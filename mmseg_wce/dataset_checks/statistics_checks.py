@@ -25,6 +25,9 @@ def check_statistics(statistics: LabelStatistics, changed_later_by: str = '') ->
         statistics: of label files that are read in the same way; those of joined data sets are checked one by one.
         changed_later_by: what may still make classes of labels that are none: a data_preprocessor of a project's own.
 
+    Returns:
+        The findings; empty where nothing looks wrong.
+
     Example:
         >>> from functools import partial
         >>> from mmseg_wce.class_weights import Convention, LabelStatistics

@@ -44,6 +44,9 @@ def leaves(dataset: Any, outer: Leaf | None = None) -> Iterator[Leaf]:
     Args:
         dataset: of mmengine, or a wrapper around such.
         outer: what wrappers around it add.
+
+    Yields:
+        Each data set with what its wrappers add.
     """
     outer = outer or Leaf(dataset)
     if inherits_items(dataset, ConcatDataset):

@@ -658,11 +658,12 @@ def test_labels_that_are_no_whole_numbers(tmp_path):
         (np.eye(7)[np.zeros((4, 5), int)].transpose(2, 0, 1), 'take their argmax(0)'),
         (np.vstack((np.eye(7), np.zeros((1, 7))))[np.arange(20).reshape(4, 5) % 8], 'the ignored label where all are'),
         (np.zeros(4, np.uint8), r'shape (4,)'),
+        (np.array(1), r'shape ()'),
         (np.array([['a', 'b']]), 'dtype <U1'),
     ],
 )
 def test_arrays_that_are_no_labels(tmp_path, array, words):
-    statistics = npy_part(tmp_path, array).statistics()
+    statistics = npy_part(tmp_path, array).statistics(with_images=True)
 
     assert words in next(iter(statistics.failed.values()))
 
