@@ -313,7 +313,7 @@ def from_folder(
         >>> import tempfile, numpy as np
         >>> from mmseg_wce.dataset_checks import from_folder
         >>> from PIL import Image
-            >>> with tempfile.TemporaryDirectory() as folder:
+        >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(f'{folder}/a.png')
         ...     files = from_folder(folder, num_classes=2, reduce_zero_label=True)
         ...     files.labels(0).tolist()

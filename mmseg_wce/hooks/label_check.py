@@ -92,8 +92,9 @@ class LabelCheckHook(Hook):
         parts: list[LabelFiles] = []
         wrong: list[str] = []
         doubts: list[str] = []
-        found = [*check_heads(runner.cfg)]
+        found: list[Finding] = []
         try:
+            found += check_heads(runner.cfg)
             parts = from_dataset(
                 dataset, channels['num_classes'], ignore_index, has_one_channel(channels), most=self.num_files
             )
