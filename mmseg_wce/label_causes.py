@@ -37,7 +37,7 @@ def mapping_advice(mapping: Mapping[int, int]) -> str:
 
     Example:
         >>> from mmseg_wce.label_causes import mapping_advice
-        >>> mapping_advice({255: 1})[-43:]
+        >>> mapping_advice({255: 1})[-40:]
         "dict(type='MapLabels', mapping={255: 1})"
     """
     shown = ', '.join(f'{old}: {new}' for old, new in list(mapping.items())[:_LONGEST_TABLE])

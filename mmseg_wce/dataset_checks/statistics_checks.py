@@ -29,7 +29,7 @@ def check_statistics(statistics: LabelStatistics, changed_later_by: str = '') ->
         The findings; empty where nothing looks wrong.
 
     Example:
-        >>> from functools import partial
+        >>> from dataclasses import replace
         >>> from mmseg_wce.class_weights import Convention, LabelStatistics
         >>> from mmseg_wce.dataset_checks import check_statistics
         >>> nothing = LabelStatistics.empty('mine', ['sky', 'road'], Convention())
