@@ -340,7 +340,11 @@ def _unchanged(results: dict) -> dict:
 
 
 def copy_of_dataset(dataset: Any) -> Any:
-    """Return a data set that shares its list of samples, but draws from random generators of its own."""
+    """Return a data set that shares its list of samples, but draws from random generators of its own.
+
+    Args:
+        dataset: an mmengine ``BaseDataset``; stays as it is.
+    """
     copied = copy.copy(dataset)
     for name, value in vars(dataset).items():
         if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)):
@@ -349,7 +353,10 @@ def copy_of_dataset(dataset: Any) -> Any:
 
 
 def labels_in(results: dict) -> np.ndarray:
-    """Labels of a sample, packed or not.
+    """Return the labels of a sample, packed or not.
+
+    Args:
+        results: as a transform or a data set gives them.
 
     Raises:
         NoLabelsError: it has none.

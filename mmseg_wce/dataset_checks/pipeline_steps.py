@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of
+from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, is_loader
 from mmseg_wce.errors import in_one_line
 
 __all__ = ['Step', 'UnbuiltTransform', 'copy_steps', 'find_first_move', 'flatten', 'label_step', 'notes_on']
@@ -41,9 +41,14 @@ class Step(NamedTuple):
 
 
 def find_first_move(transforms: Sequence[Callable]) -> Callable | None:
-    """Return the first transform that moves pixels after image and labels are loaded; None where none does."""
+    """Return the first transform that moves pixels after image and labels are loaded; None where none does.
+
+    Transforms of other projects count as loaders only where no loader of labels is known.
+    """
     effects = [effect_of(transform) for transform in transforms]
-    loads = [i for i, effect in enumerate(effects) if effect in (Effect.LOADS_IMAGE, Effect.LABELS)]
+    changing = [i for i, effect in enumerate(effects) if effect is Effect.LABELS]
+    known = [i for i in changing if is_loader(transforms[i])]
+    loads = sorted([*(known or changing), *(i for i, effect in enumerate(effects) if effect is Effect.LOADS_IMAGE)])
     after = range(loads[-1] + 1 if loads else 0, len(transforms))
     first = next((transforms[i] for i in after if effects[i] is Effect.MOVES), None)
     before = any(effects[i] is Effect.MOVES for i in range(after.start))

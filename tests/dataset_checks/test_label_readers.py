@@ -115,6 +115,17 @@ class NeedsASize(BaseTransform):
         return results
 
 
+def test_sizes_that_transforms_do_not_tell_are_not_compared(data):
+    """A label of another size, and transforms that need what was left out."""
+    for file in (data / 'annotations/training').iterdir():
+        Image.open(file).resize((8, 6), Image.NEAREST).save(file)
+
+    resize = dict(type='Resize', scale=(16, 12))
+    statistics = part_of(data, IMAGE, LOAD, resize, dict(type='NeedsASize'), PACK).statistics(with_images=True)
+
+    assert (statistics.failed, [*statistics.image_mismatches]) == ({}, ['resized'])
+
+
 def test_samples_that_go_through_the_whole_pipeline_are_named(data):
     resize = dict(type='Resize', scale=(16, 12))
     part = part_of(data, IMAGE, LOAD, resize, dict(type='NeedsASize'), PACK, reduce_zero_label=False)
