@@ -24,6 +24,7 @@ _STRAY = 0.001  # less was painted by mistake
 _MANY_VALUES = 8
 # Class indices are next to each other; grey levels keep at least this distance.
 _GREY_STEP = 6
+_MANY_CLASSES = 10  # of so many, some are absent from a batch
 _LONGEST_TABLE = 40
 _MOST_CAUSES = 3
 _PLACE = 'directly after the transform that loads labels (LoadAnnotations)'
@@ -130,7 +131,7 @@ def _grey_levels(e: LabelEvidence) -> str | None:
     values = _values_in_files(e)
     steps = [b - a for a, b in pairwise(values)]
     far_apart = steps and min(steps) >= _GREY_STEP and values[-1] >= 3 * e.num_classes
-    if not far_apart or len(values) > e.num_classes + 1:
+    if not far_apart or len(values) > e.num_classes + 1 or _is_stray(e):
         return None
     if e.bad == [254] and len(e.labels) != e.num_classes:  # 255 - 1
         return None
@@ -142,7 +143,7 @@ def _ids_with_gaps(e: LabelEvidence) -> str | None:
     values = _values_in_files(e)
     has_gaps = len(values) > 1 and values[-1] - values[0] + 1 > len(values)
     explained = _unknown(e) is not None or _grey_levels(e) is not None or e.bad == [254]
-    if not has_gaps or len(values) != e.num_classes or values[0] < 0 or explained:
+    if not has_gaps or len(values) != e.num_classes or values[0] < 0 or explained or _is_stray(e):
         return None
     return f'these ids have gaps, and class indices (0..{e.num_classes - 1}) have none: {_map_ascending(e, values)}'
 
@@ -189,10 +190,15 @@ def _unknown(e: LabelEvidence) -> int | None:
     value = e.bad[0]
     if len(e.bad) != 1 or not e.num_classes < value < math.inf or value in (254, 255):
         return None
-    if e.num_classes == 1 or e.share(value) < _STRAY:
+    if e.num_classes == 1 or _is_stray(e):
         return None
     share_of_classes = (len(e.labels) - 1) / e.num_classes
-    return int(value) if share_of_classes == 1 or (e.num_classes > 10 and share_of_classes >= 0.5) else None
+    return int(value) if share_of_classes == 1 or (e.num_classes >= _MANY_CLASSES and share_of_classes >= 0.5) else None
+
+
+def _is_stray(e: LabelEvidence) -> bool:
+    """So few pixels that they were painted by mistake."""
+    return sum(map(e.share, e.bad)) < _STRAY
 
 
 def _zero_and_255(e: LabelEvidence) -> str | None:

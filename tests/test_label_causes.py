@@ -134,6 +134,8 @@ def test_first_cause_of_labels_that_were_shifted(values, num_classes, words):
         ((0, 127, 254), 3, '255 - 1'),
         ({0: 100, 1: 100, 2: 100_000, 4: 1}, 3, 'perhaps marks'),  # painted by mistake
         (range(34), 20, 'Cityscapes'),
+        (dict.fromkeys(range(9), 9000) | {76: 10, 255: 3000}, 10, 'gaps'),  # painted by mistake, and class 9 is absent
+        ({0: 90_000, 1: 90_000, 100: 10}, 3, 'grey levels'),
     ],
 )
 def test_causes_that_would_be_wrong_are_not_the_first(values, num_classes, not_said):
