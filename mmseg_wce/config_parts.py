@@ -104,11 +104,11 @@ def one_string(classes: str, dataset: str) -> str:
 
 def leaf_datasets(dataset: dict) -> Iterator[dict]:
     """The data sets inside wrappers such as ConcatDataset and RepeatDataset."""
-    if 'datasets' in dataset:
-        for inner in dataset['datasets']:
-            yield from leaf_datasets(inner)
-    elif 'dataset' in dataset:
-        yield from leaf_datasets(dataset['dataset'])
+    inner = dataset.get('datasets') or dataset.get('dataset')
+    inner = inner if isinstance(inner, list | tuple) else [inner]
+    if all(isinstance(each, dict) for each in inner):
+        for each in inner:
+            yield from leaf_datasets(each)
     else:
         yield dataset
 

@@ -24,6 +24,10 @@ class KnownIds(NamedTuple):
     advice: str
 
 
+def _follow_each_other(labels: set[float]) -> bool:
+    return labels == set(range(len(labels)))
+
+
 def _listed(values: set[int]) -> str:
     return ', '.join(map(str, sorted(values)))
 
@@ -35,21 +39,25 @@ KNOWN_IDS = (
     KnownIds(
         'Cityscapes labelIds (0..33)',
         19,
-        lambda smallest, largest, _: smallest >= 0 and 21 <= largest <= 34,
+        lambda smallest, largest, labels: (
+            smallest >= -1 and 24 <= largest <= 34 and (largest >= 33 or not _follow_each_other(labels))
+        ),
         "read the train ids: seg_map_suffix='_gtFine_labelTrainIds.png', files that mmseg's "
         'tools/dataset_converters/cityscapes.py writes',
     ),
     KnownIds(
         'COCO-Stuff ids (0..181, with gaps)',
         171,
-        lambda smallest, largest, labels: smallest >= 0 and largest <= 181 and not _ABSENT_FROM_COCO_STUFF & labels,
+        lambda smallest, largest, labels: smallest >= 0
+        and 171 < largest <= 181
+        and not _ABSENT_FROM_COCO_STUFF & labels,
         "read the train ids: seg_map_suffix='_labelTrainIds.png', files that mmseg's "
         'tools/dataset_converters/coco_stuff164k.py writes',
     ),
     KnownIds(
         'COCO category ids (1..90, with gaps)',
         80,
-        lambda smallest, largest, labels: smallest >= 0 and largest <= 90 and not _ABSENT_FROM_COCO & labels,
+        lambda smallest, largest, labels: smallest >= 0 and 80 < largest <= 90 and not _ABSENT_FROM_COCO & labels,
         'map them to 0..79 in every pipeline, directly after the transform that loads labels: '
         "dict(type='MapLabels', mapping={0: 255, **{k: i for i, k in enumerate(sorted({*range(1, 91)} - "
         f'{{{_listed(_ABSENT_FROM_COCO)}}}))}}}}), where 0 is taken for no class',

@@ -120,6 +120,8 @@ def _is_beside_a_peak(e: LabelEvidence, value: float) -> bool:
 
 def _known_ids(e: LabelEvidence) -> str | None:
     """Ids of a known data set."""
+    if _unknown(e) is not None:
+        return None
     for known in KNOWN_IDS:
         if e.num_classes == known.num_classes and known.matches(e.labels[0], e.labels[-1], set(e.labels)):
             return f'these look like {known.name}: {known.advice}'
@@ -255,7 +257,7 @@ def _never_shifted(e: LabelEvidence) -> str | None:
     """0..C or 1..C: whether 0 is "other" or a class, the values cannot tell unless it is very rare."""
     if _beyond(e) != [e.num_classes] or e.reduce_zero_label or e.num_classes == 1:
         return None
-    shift = 'set reduce_zero_label=True in the dataset and in LoadAnnotations'
+    shift = _shift(e)
     if not _may_be_other_or_class(e):
         return f'raw labels 0..{e.num_classes}, as ADE20K stores them (0 is "other"), that were not shifted: {shift}'
     number = e.num_classes + 1
@@ -264,6 +266,14 @@ def _never_shifted(e: LabelEvidence) -> str | None:
         f'ADE20K, {shift}; if 0 is a class, these labels need num_classes={number} in every head, and a name for each '
         'in classes'
     )
+
+
+def _shift(e: LabelEvidence) -> str:
+    """Advice to make 0 the ignored label; ``reduce_zero_label`` makes 255 of it, whatever is ignored."""
+    if e.ignore_index == 255 and e.num_classes <= 255:
+        return 'set reduce_zero_label=True in the dataset and in LoadAnnotations'
+    mapping = f'{{0: {e.ignore_index}, **{{k: k - 1 for k in range(1, {e.num_classes + 1})}}}}'
+    return f"map them in every pipeline, {_PLACE}: dict(type='MapLabels', mapping={mapping})"
 
 
 def _shifted_one_too_many(e: LabelEvidence) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os.path as osp
 import reprlib
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
@@ -29,6 +29,8 @@ from mmseg_wce.config_parts import (
     type_name,
 )
 from mmseg_wce.dataset_checks import Severity, check_heads
+from mmseg_wce.dataset_checks.building import build_dataset
+from mmseg_wce.dataset_checks.isolation import isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, reads_as_load_annotations
 from mmseg_wce.errors import in_one_line
 from mmseg_wce.recovery import damage
@@ -220,27 +222,50 @@ def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
     for name, loader in loaders.items():
         if name.removesuffix('_dataloader') not in splits:
             continue
+        if not isinstance(loader.get('dataset'), dict):
+            raise PreflightError(f'{name} has no dataset')
         evaluator = config.get(name.replace('dataloader', 'evaluator')) or {}
         metrics = [kind for node in nodes(evaluator) if (kind := type_name(node)) in _CLASS_METRICS]
-        for dataset in leaf_datasets(loader['dataset']):
-            same_root = [n for n, other in loaders.items() if _root(other) == _root(loader)]
-            is_local = dataset.get('backend_args') is None  # other storages are the file backend's business
-            if is_local:
-                _check_folders(dataset, name, same_root)
-            kind = class_of(dataset, DATASETS)  # mmengine says what is wrong with its type
-            if isinstance(kind, type) and issubclass(kind, BaseSegDataset):
-                built = _built(dataset, name) if is_local else None
-                _check_class_names(dataset, kind, built, name, metrics)
-                if built is not None:
-                    _check_samples(built, dataset, name, first_files)
+        same_root = [n for n, other in loaders.items() if _root(other) == _root(loader)]
+        for i, dataset in enumerate(leaf_datasets(loader['dataset'])):
+            kind = class_of(dataset, DATASETS)
+            if isinstance(kind, type) and issubclass(kind, BaseSegDataset):  # mmengine says what is wrong with others
+                # joined data sets have the names of the first
+                _check_dataset(dataset, kind, name, same_root, first_files, metrics if i == 0 else [])
 
 
-def _check_class_names(dataset: dict, kind: type, built: Any, where: str, metrics: list[str]) -> None:
+def _check_dataset(
+    dataset: dict, kind: type[BaseSegDataset], where: str, same_root: list[str], first_files: bool, metrics: list[str]
+) -> None:
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(classes, str) and not osp.isfile(classes):  # mmengine reads the names from a file
+        raise PreflightError(f'{where}: {one_string(classes, kind.__name__)}')
+    is_local = _is_local(dataset)
+    if is_local and kind.load_data_list is BaseSegDataset.load_data_list:
+        _check_folders(dataset, where, same_root)
+    built = _built(dataset, kind, where) if is_local else None  # other storages are the file backend's business
+    if metrics:
+        _check_class_names(classes, kind, built, where, metrics)
+    if first_files and built is not None:
+        _check_first_files(built, dataset, where)
+
+
+def _is_local(dataset: dict) -> bool:
+    backend_args, places = dataset.get('backend_args'), [dataset.get('data_root')]
+    if isinstance(dataset.get('data_prefix'), dict):
+        places += dataset['data_prefix'].values()
+    is_local = backend_args is None or backend_args.get('backend') in ('disk', 'local')
+    return is_local and not any('://' in str(place) for place in places)
+
+
+def _check_class_names(classes: Any, kind: type, built: Any, where: str, metrics: list[str]) -> None:
     """Look whether the metric of a split will find the classes of its data sets."""
-    known = (dataset.get('metainfo') or {}).get('classes') or getattr(kind, 'METAINFO', {}).get('classes')
+    known = classes or getattr(kind, 'METAINFO', {}).get('classes')
     if built is not None:
         known = built.metainfo.get('classes')
-    if metrics and not known:
+    elif '__init__' in vars(kind):  # it may name them itself
+        return
+    if not known:
         raise PreflightError(
             f'{where}: {kind.__name__} names no classes, so that the first validation would end with KeyError: '
             f"'classes' in {metrics[0]}: add metainfo=dict(classes=('background', ...)) to the data sets"
@@ -248,10 +273,11 @@ def _check_class_names(dataset: dict, kind: type, built: Any, where: str, metric
 
 
 def _root(loader: dict) -> str | None:
-    return loader['dataset'].get('data_root')
+    return (loader.get('dataset') or {}).get('data_root')
 
 
 def _check_folders(dataset: dict, where: str, loaders: list[str]) -> None:
+    """Look for the folders and the list of a data set that lists its files as mmseg does."""
     root = dataset.get('data_root') or ''
     if root and not osp.isdir(root):
         options = ' '.join(f'{name}.dataset.data_root=PATH' for name in loaders)
@@ -259,45 +285,58 @@ def _check_folders(dataset: dict, where: str, loaders: list[str]) -> None:
             f'{where}: data_root {root!r} does not exist (looked in {osp.abspath(".")}); '
             f'point to the data with --cfg-options {options}'
         )
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if isinstance(classes, str) and not osp.isfile(classes):  # mmengine reads the names from a file
-        raise PreflightError(f'{where}: {one_string(classes, str(dataset.get("type")))}')
     ann_file = dataset.get('ann_file')
     if ann_file and not osp.exists(osp.join(root, ann_file)):
         raise PreflightError(f'{where}: ann_file {osp.join(root, ann_file)!r} does not exist')
     for kind in ('img_path', 'seg_map_path'):
-        prefix = dataset.get('data_prefix', {}).get(kind)
-        if prefix is None:
-            continue
-        folder = osp.join(root, prefix)
-        if not osp.isdir(folder):
-            raise PreflightError(f'{where}: {kind} {folder!r} does not exist, or is no folder')
+        prefix = (dataset.get('data_prefix') or {}).get(kind)
+        if isinstance(prefix, str) and not osp.isdir(osp.join(root, prefix)):
+            raise PreflightError(f'{where}: {kind} {osp.join(root, prefix)!r} does not exist, or is no folder')
 
 
-def _built(dataset: dict, where: str) -> BaseSegDataset:
-    """Build a data set without its transforms and its list of samples, where it takes arguments that say so."""
-    try:
+def _built(dataset: dict, kind: type[BaseSegDataset], where: str) -> BaseSegDataset:
+    """Build a data set without its transforms; one that needs them as the training does."""
+    with isolated_random_state():
         try:
-            return DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
-        except TypeError:  # it has arguments of its own
-            return DATASETS.build(copy.deepcopy(dataset))
-    except Exception as error:
-        raise PreflightError(f'{where}: the data set cannot be read: {in_one_line(error)}') from error
+            return DATASETS.build({**dataset, 'pipeline': []})
+        except Exception as error:
+            if kind.load_data_list is BaseSegDataset.load_data_list:
+                _check_that_it_lists_files(dataset, where)
+            cause = error
+        try:
+            return build_dataset(dataset)
+        except Exception:  # the first error is the one that the training ends with as well
+            raise PreflightError(f'{where}: the data set cannot be read: {in_one_line(cause)}') from cause
 
 
-def _check_samples(built: BaseSegDataset, dataset: dict, where: str, first_files: bool) -> None:
-    """Let the data set list its samples, and look whether the first one's files are there."""
+def _check_that_it_lists_files(dataset: dict, where: str) -> None:
+    """Say so where there are none, on which mmengine ends with an error about arrays."""
     try:
-        samples = built.load_data_list()
-    except Exception as error:
-        raise PreflightError(f'{where}: the data set cannot be read: {in_one_line(error)}') from error
-    if not samples and built.ann_file:
-        raise PreflightError(f'{where}: ann_file {built.ann_file!r} is empty: it has to name the images, one a line')
-    if not samples:
-        raise PreflightError(f'{where}: img_path {built.data_prefix["img_path"]!r} holds no files *{built.img_suffix}')
-    for name in _paths_of_files(dataset.get('pipeline') or ()) if first_files else ():
-        path = samples[0].get(name)
-        if path is not None and not osp.isfile(path):
+        listed = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
+        if listed.load_data_list():
+            return
+    except Exception:  # the list is not the reason
+        return
+    if listed.ann_file:
+        raise PreflightError(f'{where}: ann_file {listed.ann_file!r} is empty: it has to name the images, one a line')
+    raise PreflightError(
+        f'{where}: img_path {listed.data_prefix.get("img_path")!r} holds no files *{listed.img_suffix}'
+    )
+
+
+def _check_first_files(built: BaseSegDataset, dataset: dict, where: str) -> None:
+    """Look whether the first sample's files are there, as far as it is read as mmseg does."""
+    of_mmseg = (BaseDataset.prepare_data, BaseSegDataset.prepare_data)
+    if type(built).prepare_data not in of_mmseg or type(built).__getitem__ is not BaseDataset.__getitem__:
+        return
+    try:
+        with isolated_random_state():
+            sample = built.get_data_info(0)
+    except Exception:  # of the data set's own code: it may need what stands before it in a training
+        return
+    for name in _paths_of_files(dataset.get('pipeline') or ()):
+        path = sample.get(name)
+        if isinstance(path, str) and '://' not in path and not osp.isfile(path):
             raise PreflightError(f'{where}: {name} {path!r} of the first sample does not exist')
 
 
@@ -305,6 +344,8 @@ def _paths_of_files(pipeline: Sequence[dict]) -> Iterator[str]:
     """Yield which paths of a sample plain loaders open; what else may stand there others know."""
     for step in pipeline:
         kind = class_of(step, TRANSFORMS)
+        if step.get('backend_args') is not None or step.get('ignore_empty'):
+            return
         if kind is LoadImageFromFile:
             yield 'img_path'
         elif reads_as_load_annotations(kind):

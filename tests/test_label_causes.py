@@ -86,6 +86,14 @@ COCO_HAS_NOT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
         ((0, 7), 1, 'mapping={7: 1}'),
         # two grey levels
         ((0, 254), 2, 'mapping={0: 0, 254: 1}'),
+        # not the ids of a known data set
+        ((*range(19), 21), 19, '21 perhaps marks'),
+        (range(22), 19, 'num_classes=19 is too small: these labels need num_classes=22'),
+        ((1, 3, 13, 80), 80, 'set reduce_zero_label=True'),
+        (range(1, 172), 171, 'set reduce_zero_label=True'),
+        ((-1, 7, 8, 11, 21, 23, 26), 19, 'Cityscapes labelIds'),
+        # reduce_zero_label makes 255 of 0, which is a class
+        (range(1, 301), 300, 'mapping={0: 255, **{k: k - 1 for k in range(1, 301)}}'),
         # ids of COCO
         ({*range(1, 91)} - COCO_HAS_NOT, 80, 'COCO category ids (1..90, with gaps)'),
         # many values that are as many as the classes
@@ -103,6 +111,7 @@ def test_first_cause(values, num_classes, words):
         ((0, 255), 1, -100, 'mapping={255: 1}'),
         ((0, 1, 2, 255), 3, -1, 'set ignore_index=255 in the head'),
         ((0, 1, 2, 4), 3, -1, 'mapping={4: -1}'),
+        ((1, 2, 3), 3, -1, 'mapping={0: -1, **{k: k - 1 for k in range(1, 4)}}'),
     ],
 )
 def test_first_cause_under_another_ignored_label(values, num_classes, ignore_index, words):

@@ -147,15 +147,16 @@ def test_classes_in_a_file_are_no_string(dataset, tmp_path):
 
 @pytest.mark.parametrize('metric', ['IoUMetric', 'ClassIoUMetric', 'mmseg.IoUMetric'])
 def test_a_metric_without_classes(dataset, metric):
-    def validation(**changes) -> Config:
+    def validation(first: bool = True, **changes) -> Config:
         nameless = dict(dataset, type='BaseSegDataset', **changes)
-        joined = dict(type='ConcatDataset', datasets=[dataset, nameless])
+        joined = dict(type='ConcatDataset', datasets=[nameless, dataset][:: 1 if first else -1])
         return Config(dict(val_dataloader=dict(dataset=joined), val_evaluator=[dict(type=metric)]))
 
     with pytest.raises(PreflightError, match=r"val_dataloader: BaseSegDataset names no classes.*'classes' in \w*IoU"):
         check_data(validation(), 'val')
 
     check_data(validation(metainfo=dict(classes=('a', 'b'))), 'val')
+    check_data(validation(first=False), 'val')  # the names are those of the first
     check_data(config(dict(dataset, type='BaseSegDataset')), 'train')
 
 

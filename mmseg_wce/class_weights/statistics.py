@@ -127,13 +127,15 @@ class LabelStatistics:
             where labels are made in another way.
         altered: values that reading changes: 'not finite' (NaN, infinities), 'fraction' (0.5 becomes 0), 'wrapped'
             (``LoadAnnotations`` keeps 8 bits: 300 becomes 44), 'wrapped to ignored' (511 becomes 255) and 'all ones'
-            (65535 or -1 becomes 255); and 'whole pipeline' for samples whose labels went through crops and flips.
+            (65535 or -1 becomes 255), 'wrapped before others' (a transform follows that may read the file again); and
+            'whole pipeline' for samples whose labels went through crops and flips.
         sizes: number of images of each, as '683 x 512' (width x height).
         storage: how the files hold their values ('L', 'P', ...: Pillow's modes), how many do so, and one of them.
         image_mismatches: labels that do not fit their image, where both were compared: 'size' (they differ), 'resized'
             and 'stretched' (they differ until the pipeline resizes both, with or without the same shape), 'turned' (by
-            EXIF), 'resized by others' (transforms of a project left them at different shapes), 'missing', 'unreadable'
-            (by the data set's own loader) and 'unknown' (format).
+            EXIF), 'resized before' (by transforms before the loader of labels), 'resized by others' (transforms of a
+            project left them at different shapes), 'missing', 'unreadable' (by the data set's own loader) and 'unknown'
+            (format).
         failed: files that could not be read, with the reason. They are in none of the figures.
         dropped: samples that a transform leaves out of the training by returning None; None where there is none. They
             are in none of the figures.

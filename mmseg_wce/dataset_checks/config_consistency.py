@@ -13,7 +13,7 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import LabelStatistics, load_statistics
 from mmseg_wce.config_parts import class_of, has_one_channel, heads_of, leaf_datasets, main_head, nodes, type_name
 from mmseg_wce.dataset_checks.findings import Finding, Severity
-from mmseg_wce.dataset_checks.known_transforms import reads_as_load_annotations
+from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, reads_as_load_annotations
 from mmseg_wce.dataset_checks.label_files import LabelFiles
 
 __all__ = [
@@ -157,7 +157,8 @@ def check_joined_classes(parts: list[LabelFiles]) -> list[Finding]:
         if sorted(one) == sorted(other):
             what = f'joined data sets have their classes in another order: {difference}'
             change = f'labels are indices, so the order has to be the same: {", ".join(first.named_classes)}'
-            found.append(Finding(Severity.ERROR, what, change))
+            maps = not (first.reads_raw_values and part.reads_raw_values)  # transforms may put them right
+            found.append(Finding(Severity.WARNING if maps else Severity.ERROR, what, change))
         else:
             what = f'joined data sets name their classes differently: {difference}'
             found.append(Finding(Severity.NOTE, what, 'look whether the labels mean the same'))
@@ -228,6 +229,8 @@ def _ignored_label(config: Config) -> Iterator[Finding]:
 
 
 def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
+    if 'Depth' in type_name(main_head(config)):  # its labels are distances
+        return
     for place, head in heads_of(config):
         yield f'{place}.ignore_index', head.get('ignore_index', 255)
         for loss in nodes(head.get('loss_decode', {})):
@@ -242,7 +245,8 @@ def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
         if loader is None:
             continue
         for dataset in leaf_datasets(loader['dataset']):
-            yield f'{split}_dataloader.dataset.ignore_index', dataset.get('ignore_index', 255)
+            if (ignored := _setting(dataset, 'ignore_index')) is not None:
+                yield f'{split}_dataloader.dataset.ignore_index', ignored
         number = main_head(config).get('num_classes') or 0
         yield from _in_steps(f'{split}_dataloader', loader['dataset'], number)
         yield from _in_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {}, number)
@@ -250,16 +254,21 @@ def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
 
 def _in_steps(where: str, config: Any, num_classes: int) -> Iterator[tuple[str, int]]:
     """Yield what transforms and metrics ignore, or write where there is no label."""
+    loaded = False  # labels: a pad before that writes none
     for step in nodes(config):
         name = type_name(step)
         if 'pipeline' in step or 'dataset' in step:
+            loaded = False
             continue
+        kind = class_of(step, TRANSFORMS)
+        loaded = loaded or (isinstance(kind, type) and effect_of(kind) is Effect.LABELS)
         for key in _IGNORED:
             if step.get(key) is not None:
                 yield f'{where}: {name}.{key}', step[key]
-        if name in _BY_DEFAULT and step.get(_BY_DEFAULT[name]) is None:
+        crops_anything = name == 'RandomCrop' and step.get('cat_max_ratio', 1.0) >= 1  # then it ignores nothing
+        if name in _BY_DEFAULT and step.get(_BY_DEFAULT[name]) is None and not crops_anything:
             yield f'{where}: {name}.{_BY_DEFAULT[name]}', 255
-        if name in _PADS and (name == 'Pad' or step.get('auto_pad')):
+        if loaded and name in _PADS and (name == 'Pad' or step.get('auto_pad')):
             padded = step.get('pad_val')
             yield f'{where}: {name}.pad_val.seg', padded.get('seg', 255) if isinstance(padded, dict) else 255
         if step.get('seg_fill_in') is not None and step['seg_fill_in'] >= num_classes:
@@ -271,8 +280,10 @@ def _reduce_zero_label(config: Config) -> Iterator[Finding]:
     for split in _SPLITS:
         loader = config.get(f'{split}_dataloader')
         for dataset in leaf_datasets(loader['dataset']) if loader else ():
-            own = _default_of(dataset)
-            value = bool(dataset.get('reduce_zero_label', own))
+            said_here = _setting(dataset, 'reduce_zero_label')
+            if said_here is None:
+                continue
+            value, own = bool(said_here), _setting({**dataset, 'reduce_zero_label': None}, 'reduce_zero_label')
             place, kind = f'{split}_dataloader', type_name(dataset)
             said.setdefault(kind, {}).setdefault(place, set()).add((value, str(dataset.get('data_root'))))
             for step in nodes(dataset.get('pipeline') or []):
@@ -318,9 +329,19 @@ def _different_splits(kind: str, places: dict[str, set[tuple[bool, str]]]) -> It
         )
 
 
-def _default_of(dataset: dict) -> bool:
+def _setting(dataset: dict, name: str) -> Any:
+    """Return what a data set's config or its class says; None where code of a project may say anything."""
+    if dataset.get(name) is not None:
+        return dataset[name]
     kind = class_of(dataset, DATASETS)
-    if kind is None:
-        return False
-    parameter = inspect.signature(kind).parameters.get('reduce_zero_label')
-    return bool(parameter is not None and parameter.default is True)
+    if not isinstance(kind, type):
+        return None
+    for base in kind.__mro__:
+        if '__init__' not in vars(base):
+            continue
+        parameter = inspect.signature(base).parameters.get(name)
+        if parameter is not None:
+            return parameter.default
+        if base.__module__.partition('.')[0] not in ('mmengine', 'mmseg', 'mmseg_wce'):
+            return None
+    return None

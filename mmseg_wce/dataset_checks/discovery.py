@@ -21,16 +21,14 @@ from mmseg.datasets.transforms import LoadAnnotations, LoadBiomedicalAnnotation
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.config_parts import has_one_channel, main_head, one_string
 from mmseg_wce.dataset_checks.building import build_dataset
+from mmseg_wce.dataset_checks.isolation import copy_of_dataset, isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import reads_as_load_annotations
 from mmseg_wce.dataset_checks.label_files import LabelFiles
-from mmseg_wce.dataset_checks.label_pipeline import (
-    LabelPipeline,
-    NoLabelsError,
-    copy_of_dataset,
-    isolated_random_state,
-)
+from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader, PipelineReader, Sample
 from mmseg_wce.dataset_checks.label_values import VolumeError
+from mmseg_wce.dataset_checks.loaded_labels import NoLabelsError, NoLoaderError
+from mmseg_wce.dataset_checks.pipeline_steps import flatten
 from mmseg_wce.dataset_checks.wrappers import Leaf, inherits_items, leaves
 from mmseg_wce.errors import in_one_line
 from PIL import Image
@@ -83,7 +81,12 @@ def from_config(config: Config, split: str = 'train') -> list[LabelFiles]:
     except Exception as error:  # data sets have many ways to fail, and few that say why
         raise UnreadableDataset(f'{split}_dataloader: the data set cannot be read: {in_one_line(error)}') from error
     head = main_head(config)
-    return from_dataset(dataset, head.get('num_classes'), head.get('ignore_index', 255), has_one_channel(head))
+    try:
+        return from_dataset(dataset, head.get('num_classes'), head.get('ignore_index', 255), has_one_channel(head))
+    except ValueError:
+        raise
+    except Exception as error:  # of a data set's own code
+        raise ValueError(f'{split}_dataloader: labels cannot be looked at: {in_one_line(error)}') from error
 
 
 def from_dataset(
@@ -109,8 +112,16 @@ def from_dataset(
         LabelConflict: a data set and its ``LoadAnnotations`` say different things.
         ValueError: there is no label, or labels are volumes.
     """
+    parts, unlabelled = [], []
     with isolated_random_state():
-        parts = [_from_leaf(leaf, num_classes, ignore_index, one_channel, most) for leaf in leaves(dataset)]
+        for leaf in leaves(dataset):
+            try:
+                parts.append(_from_leaf(leaf, num_classes, ignore_index, one_channel, most))
+            except NoLoaderError as error:
+                unlabelled.append(str(error))
+    if not parts:
+        raise ValueError(unlabelled[0])
+    parts[0] = replace(parts[0], notes=(*parts[0].notes, *unlabelled))
     common = math.gcd(*(part.times for part in parts))
     return [replace(part, times=part.times // common) for part in parts]
 
@@ -160,7 +171,7 @@ def _from_leaf(
         reader=_reader(dataset, pipeline, convention, list(labelled.values()), [s for s in samples if s.has_label]),
         samples=samples,
         times=leaf.times,
-        folder=None if _is_a_choice(dataset) or most is not None else dataset.data_prefix.get('seg_map_path'),
+        folder=None if _is_a_choice(dataset) or most is not None else dataset.data_prefix.get('seg_map_path') or None,
         suffix=getattr(dataset, 'seg_map_suffix', ''),
         named_classes=named,
         notes=(*leaf.notes, *pipeline.notes),
@@ -189,13 +200,17 @@ def _of_items(
         'and flips'
     )
     named = _class_names(described)
-    info = copy_of_dataset(described).get_data_info(0)
+    try:
+        info = copy_of_dataset(described).get_data_info(0)
+    except Exception:  # it may keep its samples in another way
+        info = {}
+    loads = [t for t in flatten([getattr(described, 'pipeline', ())]) if type(t) is LoadAnnotations]
     return LabelFiles(
         dataset=name,
         classes=_labels_of(named, num_classes, one_channel, name),
         palette=_palette(described),
         convention=Convention(bool(info.get('reduce_zero_label')), ignore_index, info.get('label_map')),
-        reader=ItemReader(items),
+        reader=ItemReader(items, copy.deepcopy(loads[0]) if loads else None),
         samples=[Sample(offset + i, f'sample {i} of {name}') for i in _chosen(len(dataset), most)],
         times=leaf.times,
         named_classes=named,
@@ -279,8 +294,10 @@ def _reader(
 
 
 def _is_a_choice(dataset: Any) -> bool:
-    """Return True if other files of its folders belong to other splits."""
-    return bool(dataset.ann_file) or getattr(dataset, '_indices', None) is not None
+    """Return True if other files of its folders may belong to other splits."""
+    lists_all = type(dataset).load_data_list is BaseSegDataset.load_data_list
+    filters = bool(getattr(dataset, 'filter_cfg', None)) or type(dataset).filter_data is not BaseDataset.filter_data
+    return not lists_all or filters or bool(dataset.ann_file) or getattr(dataset, '_indices', None) is not None
 
 
 def from_folder(

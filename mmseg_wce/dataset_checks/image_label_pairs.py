@@ -32,5 +32,11 @@ def _unused(part: LabelFiles, known: set[str]) -> Iterator[Finding]:
     names = fileio.list_dir_or_file(part.folder, list_dir=False, recursive=True, suffix=part.suffix)
     alone = sorted(path for name in names if (path := osp.join(part.folder, name)) not in known)
     if alone:
-        change = 'these labels are not used: img_suffix or img_path is wrong, or their images are missing'
-        yield Finding(Severity.WARNING, 'labels have no image', change, len(alone), alone[0])
+        yield Finding(
+            Severity.WARNING,
+            'labels have no image',
+            'these labels are not used: they belong to another split, or img_suffix or img_path is wrong, or their '
+            'images are missing',
+            len(alone),
+            alone[0],
+        )

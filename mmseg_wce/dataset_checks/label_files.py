@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from mmseg_wce.class_weights import Convention, LabelStatistics, Tally
-from mmseg_wce.dataset_checks.label_pipeline import SampleDroppedError
+from mmseg_wce.class_weights.statistics import FileLabels
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader, PipelineReader, Sample
 from mmseg_wce.dataset_checks.label_values import LabelFileError
+from mmseg_wce.dataset_checks.loaded_labels import SampleDroppedError
 from mmseg_wce.errors import in_one_line
 from PIL import UnidentifiedImageError
 
@@ -107,6 +108,18 @@ class LabelFiles:
         """
         return self.reader.labels(self.samples[index])
 
+    def _count(self, sample: Sample, with_images: bool) -> FileLabels:
+        counted = self.reader.count(sample, with_images)
+        if not isinstance(self.reader, PipelineReader) or self.reader.pipeline.needs_image:
+            return counted
+        is_class = (counted.values >= 0) & (counted.values < len(self.classes))
+        if (is_class | (counted.values == self.convention.ignore_index)).all():
+            return counted
+        try:  # perhaps a transform ignores them by the image, and no sample that was probed showed it
+            return self.reader.count(sample, with_images, loads_image=True)
+        except Exception:  # there is no image
+            return counted
+
     def statistics(self, indices: Sequence[int] | None = None, with_images: bool = False) -> LabelStatistics:
         """Count the labels of some files. What cannot be read is named in ``failed`` and counts for nothing.
 
@@ -121,7 +134,7 @@ class LabelFiles:
                 failed[sample.label] = 'the data set names no label for this image'
                 continue
             try:
-                counted.append(self.reader.count(sample, with_images))
+                counted.append(self._count(sample, with_images))
             except SampleDroppedError as error:
                 dropped = Tally(0, 1, sample.label, str(error)) if dropped is None else dropped + Tally(0, 1, '')
             except Exception as error:  # one file must not cost the scan, and every decoder has its own errors

@@ -3,61 +3,37 @@
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
-import torch
 from mmcv.transforms import LoadImageFromFile
-from mmseg.datasets.transforms import LoadAnnotations
+from mmengine.dataset import BaseDataset
+from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
+from mmseg_wce.dataset_checks.isolation import copy_of_dataset, isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import Effect, is_loader, is_resize
+from mmseg_wce.dataset_checks.label_values import height_and_width
+from mmseg_wce.dataset_checks.loaded_labels import (
+    LoadedLabels,
+    NoLabelsError,
+    NoLoaderError,
+    SampleDroppedError,
+    labels_in,
+)
 from mmseg_wce.dataset_checks.pipeline_steps import (
     Step,
     copy_steps,
     find_first_move,
+    find_moves_before_labels,
     flatten,
     label_step,
     notes_on,
 )
 from mmseg_wce.errors import in_one_line
 
-__all__ = [
-    'LabelPipeline',
-    'LoadedLabels',
-    'NoLabelsError',
-    'SampleDroppedError',
-    'copy_of_dataset',
-    'isolated_random_state',
-    'labels_in',
-]
-
-
-class SampleDroppedError(Exception):
-    """A transform returned None: the training takes another sample in its place."""
-
-
-class NoLabelsError(KeyError):
-    """No transform has set ``gt_seg_map``."""
-
-
-class LoadedLabels(NamedTuple):
-    """Labels of one sample.
-
-    Attributes:
-        labels: as the transforms left them: (H, W) integers, if all is well.
-        size: height and width of the labels directly after they were loaded; None where that is not known.
-        path: of the file that plain ``LoadAnnotations`` read; None without one.
-        resized_by: name of the first transform after that which changed their size; empty where none did.
-        whole_because: why the whole pipeline was run, with its crops and flips; empty where it was not.
-    """
-
-    labels: np.ndarray
-    size: tuple[int, int] | None = None
-    path: str | None = None
-    resized_by: str = ''
-    whole_because: str = ''
+__all__ = ['LabelPipeline']
 
 
 class LabelPipeline:
@@ -81,7 +57,8 @@ class LabelPipeline:
         notes_whole: if a note says that the whole pipeline is run.
 
     Raises:
-        ValueError: no transform loads labels, or one of them cannot be copied.
+        NoLoaderError: no transform loads labels.
+        ValueError: one of them cannot be copied.
     """
 
     def __init__(
@@ -93,12 +70,15 @@ class LabelPipeline:
         steps = [step for transform in transforms if (step := label_step(transform))]
         changing = [i for i, step in enumerate(steps) if step.effect is Effect.LABELS]
         if not changing:
-            raise ValueError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
+            raise NoLoaderError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
         self._steps = copy_steps(name, steps)
         self._end = changing[-1] + 1  # of the steps that make labels; loaders of images may follow
         self.first_move = find_first_move(transforms)
         self._dataset = copy_of_dataset(dataset)
         self._dataset.pipeline = _unchanged
+        self._prepares = type(dataset).prepare_data not in (BaseDataset.prepare_data, BaseSegDataset.prepare_data)
+        self._packers = [copy.deepcopy(t) for t in transforms if type(t) is PackSegInputs] if self._prepares else []
+        self._up_to_labels = find_moves_before_labels(transforms)
         self._original = dataset
         self._given_whole = whole
         self._whole: Callable[[int], dict] | None = None
@@ -135,11 +115,12 @@ class LabelPipeline:
         self.needs_image = not outcomes or any(needs_image for needs_image, _ in outcomes)
         self.notes += dict.fromkeys(note for _, note in outcomes if note)
 
-    def load(self, index: int) -> LoadedLabels:
+    def load(self, index: int, with_image: bool = False) -> LoadedLabels:
         """Make the labels of a sample.
 
         Args:
             index: of the sample in the data set.
+            with_image: load the image first, also where no probed sample needed it.
 
         Raises:
             SampleDroppedError: a transform returned None.
@@ -148,12 +129,12 @@ class LabelPipeline:
         """
         with isolated_random_state(index):
             try:
-                return self._run(index, self.needs_image)
+                return self._run(index, with_image or self.needs_image)
             except (SampleDroppedError, NoLabelsError):
                 raise
             except Exception as error:  # of any transform: perhaps one that needs what was left out
                 cause = error
-            if not self.needs_image:
+            if not (with_image or self.needs_image):
                 with suppress(Exception):
                     return self._run(index, with_image=True)
             return self._run_whole(index)._replace(whole_because=in_one_line(cause))
@@ -211,10 +192,14 @@ class LabelPipeline:
             return results.get('img')
 
     def _image_steps(self) -> list[Step]:
-        """Loaders of the image, and transforms of other projects that stand before all loaders."""
-        loads = [i for i, s in enumerate(self._steps) if s.effect is Effect.LOADS_IMAGE or is_loader(s.transform)]
-        first = loads[0] if loads else 0
-        return [step for i, step in enumerate(self._steps) if i < first or step.effect is Effect.LOADS_IMAGE]
+        """What is run for an image: loaders of it, and transforms of other projects that stand before."""
+        loads = [i for i, step in enumerate(self._steps) if step.effect is Effect.LOADS_IMAGE]
+        before = self._steps[: loads[-1] + 1] if loads else []
+        own = [i for i, step in enumerate(before) if step.effect is Effect.LABELS and not is_loader(step.transform)]
+        labels = [i for i, step in enumerate(before) if step.effect is Effect.LABELS and is_loader(step.transform)]
+        if own and labels and labels[0] < own[-1]:  # one of them may need the labels
+            return before
+        return [step for i, step in enumerate(before) if i in own or step.effect is Effect.LOADS_IMAGE]
 
     def resized_alike(self, label_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
         """Return True if a resize brings image and label to one size before anything else moves them.
@@ -235,8 +220,46 @@ class LabelPipeline:
                 return False
         return results['img'].shape[:2] == results['gt_seg_map'].shape[:2]
 
+    def fits_where_loaded(self, index: int) -> bool:
+        """Return True if transforms that stand before the loader of labels bring the image to the label's size.
+
+        Args:
+            index: of the sample in the data set.
+        """
+        if not self._up_to_labels:
+            return False
+        with isolated_random_state(index):
+            try:
+                results: Any = self._dataset.prepare_data(index)
+                for transform in copy.deepcopy(self._up_to_labels):
+                    results = transform(results)
+                return np.shape(results['img'])[:2] == np.shape(results['gt_seg_map'])[:2]
+            except Exception:  # they need more, or leave the sample out
+                return False
+
     def _run(self, index: int, with_image: bool) -> LoadedLabels:
-        results: Any = self._dataset.prepare_data(index)
+        if self._prepares:
+            seen: list[LoadedLabels] = []
+            dataset = copy.copy(self._dataset)
+            dataset.pipeline = lambda results: self._run_packed(results, with_image, seen)
+            results = dataset.prepare_data(index)
+            if results is None:
+                raise SampleDroppedError(type(dataset).__name__)
+            return seen[-1]._replace(labels=labels_in(results))
+        return self._run_steps(self._dataset.prepare_data(index), with_image)[1]
+
+    def _run_packed(self, results: dict, with_image: bool, seen: list[LoadedLabels]) -> Any:
+        """Run the steps inside a data set's own ``prepare_data``, which may expect that its pipeline packs."""
+        try:
+            results, loaded = self._run_steps(results, with_image)
+        except SampleDroppedError:
+            return None
+        seen.append(loaded)
+        for transform in self._packers:
+            results = transform(results)
+        return results
+
+    def _run_steps(self, results: Any, with_image: bool) -> tuple[Any, LoadedLabels]:
         size, path, resized_by = None, None, ''
         for transform, effect in self._steps[: self._end]:
             if effect is Effect.LOADS_IMAGE and not with_image:
@@ -246,11 +269,11 @@ class LabelPipeline:
             results = transform(results)
             if results is None:
                 raise SampleDroppedError(type(transform).__name__)
-            shape = np.shape(results.get('gt_seg_map'))[:2]
-            if len(shape) == 2:
+            shape = height_and_width(results.get('gt_seg_map'))
+            if shape is not None:
                 size = shape if size is None else size
                 resized_by = resized_by or (type(transform).__name__ if shape != size else '')
-        return LoadedLabels(labels_in(results), size, path, resized_by)
+        return results, LoadedLabels(labels_in(results), size, path, resized_by)
 
     def _run_whole(self, index: int) -> LoadedLabels:
         if self._whole is None:
@@ -339,37 +362,6 @@ def _unchanged(results: dict) -> dict:
     return results
 
 
-def copy_of_dataset(dataset: Any) -> Any:
-    """Return a data set that shares its list of samples, but draws from random generators of its own.
-
-    Args:
-        dataset: an mmengine ``BaseDataset``; stays as it is.
-    """
-    copied = copy.copy(dataset)
-    for name, value in vars(dataset).items():
-        if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)):
-            setattr(copied, name, copy.deepcopy(value))
-    return copied
-
-
-def labels_in(results: dict) -> np.ndarray:
-    """Return the labels of a sample, packed or not.
-
-    Args:
-        results: as a transform or a data set gives them.
-
-    Raises:
-        NoLabelsError: it has none.
-    """
-    if results.get('gt_seg_map') is not None:
-        return np.asarray(results['gt_seg_map'])
-    sample = results.get('data_samples')
-    if sample is None or not hasattr(sample, 'gt_sem_seg'):
-        raise NoLabelsError('no transform has set gt_seg_map: the sample has no labels')
-    labels = np.asarray(sample.gt_sem_seg.data)
-    return labels[0] if labels.ndim == 3 and labels.shape[0] == 1 else labels
-
-
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == 'f')
 
@@ -377,22 +369,3 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 def _same_values(one: np.ndarray, other: np.ndarray) -> bool:
     """Return True if both hold every value as often; a flip does not change that."""
     return one.shape == other.shape and _same(np.sort(one, axis=None), np.sort(other, axis=None))
-
-
-@contextmanager
-def isolated_random_state(seed: int = 0) -> Iterator[None]:
-    """Seed Python, NumPy and PyTorch on CPU inside the context, and restore their states after it.
-
-    Args:
-        seed: the same for the same sample, so that random transforms give it the same labels every time.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % (1 << 32))
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

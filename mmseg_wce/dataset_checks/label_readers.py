@@ -17,8 +17,9 @@ from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg_wce.class_weights import Convention
 from mmseg_wce.class_weights.statistics import FileLabels
+from mmseg_wce.dataset_checks.isolation import isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import is_resize
-from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline, SampleDroppedError, isolated_random_state, labels_in
+from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline
 from mmseg_wce.dataset_checks.label_values import (
     LabelFileError,
     altered_bytes,
@@ -28,6 +29,7 @@ from mmseg_wce.dataset_checks.label_values import (
     count_values,
     two_dimensional,
 )
+from mmseg_wce.dataset_checks.loaded_labels import SampleDroppedError, labels_in
 from mmseg_wce.errors import in_one_line
 from PIL import Image
 
@@ -163,10 +165,17 @@ class PipelineReader:
         """Return (H, W), integers: the labels as the loss gets them."""
         return as_integers(self.pipeline.load(sample.index).labels)[0]
 
-    def count(self, sample: Sample, with_image: bool = False) -> FileLabels:
-        """Count the pixels of every label; compare its size with the image's where that is asked."""
-        loaded = self.pipeline.load(sample.index)
-        altered = self._altered_before(loaded.path)
+    def count(self, sample: Sample, with_image: bool = False, loads_image: bool = False) -> FileLabels:
+        """Count the pixels of every label; compare its size with the image's where that is asked.
+
+        Args:
+            sample: of the data set.
+            with_image: compare sizes.
+            loads_image: load the image for the labels, also where no probed sample needed it.
+        """
+        loaded = self.pipeline.load(sample.index, loads_image)
+        load = next((t for t in self.pipeline.label_transforms if type(t) is LoadAnnotations), None)
+        altered = _altered_before(load, loaded.path, changes_later=self.pipeline.label_transforms != [load])
         if loaded.whole_because and not self.pipeline.notes_whole:
             altered['whole pipeline'] = loaded.labels.size, loaded.whole_because
         mismatch = None
@@ -179,18 +188,6 @@ class PipelineReader:
         """Return the image as its loader leaves it: (H, W, 3), uint8, BGR as a rule."""
         return _image(sample, self.pipeline)
 
-    def _altered_before(self, path: str | None) -> dict[str, tuple[int, str]]:
-        """Find values that plain ``LoadAnnotations`` changes before another transform sees them."""
-        load: Any = next((t for t in self.pipeline.label_transforms if type(t) is LoadAnnotations), None)
-        if path is None or load is None or _has_bytes(path, load.backend_args):
-            return {}
-        try:
-            raw = AnnotationReader(load, Convention()).raw(path)[0]
-        except Exception:  # colours, say, of which a later transform has made labels already
-            return {}
-        kept = as_bytes(raw)
-        return {} if raw is kept else altered_bytes(raw, kept, kept == 255)
-
 
 @dataclass(frozen=True)
 class ItemReader:
@@ -198,9 +195,11 @@ class ItemReader:
 
     Attributes:
         items: the data set, a copy.
+        load: the plain ``LoadAnnotations`` of its pipeline; None where there is none.
     """
 
     items: Any
+    load: Any = None
 
     resizes = False
 
@@ -213,7 +212,8 @@ class ItemReader:
         item = self._item(sample)
         packed = item.get('data_samples')
         path = item.get('seg_map_path') if packed is None else getattr(packed, 'seg_map_path', None)
-        return _counted(str(path or sample.label), labels_in(item), type(self.items).__name__, {}, None)
+        altered = _altered_before(self.load, path, changes_later=True)
+        return _counted(str(path or sample.label), labels_in(item), type(self.items).__name__, altered, None)
 
     def image(self, sample: Sample) -> np.ndarray | None:
         """Return the image (H, W, 3) of the item; None where it has none."""
@@ -227,6 +227,21 @@ class ItemReader:
         if item is None:
             raise SampleDroppedError(type(self.items).__name__)
         return item
+
+
+def _altered_before(load: Any, path: str | None, changes_later: bool) -> dict[str, tuple[int, str]]:
+    """Find values that plain ``LoadAnnotations`` changes before another transform sees them."""
+    if path is None or load is None or _has_bytes(path, load.backend_args):
+        return {}
+    try:
+        raw = AnnotationReader(load, Convention()).raw(path)[0]
+    except Exception:  # colours, say, of which a later transform has made labels already
+        return {}
+    kept = as_bytes(raw)
+    found = {} if raw is kept else altered_bytes(raw, kept, kept == 255)
+    if changes_later and 'wrapped' in found:  # it may read the file again
+        found['wrapped before others'] = found.pop('wrapped')
+    return found
 
 
 def _counted(
@@ -282,13 +297,16 @@ def _find_mismatch(
                 return None
         image = _image(sample, pipeline)
     except FileNotFoundError:
-        return 'missing', sample.image
+        leaves_out = any(getattr(load, 'ignore_empty', False) for load in loaders)
+        return None if leaves_out else ('missing', sample.image)
     except Exception as error:  # every decoder has its own errors
         return 'unknown' if pipeline is None else 'unreadable', f'{sample.image}: {in_one_line(error)}'
     if image is None or np.ndim(image) not in (2, 3) or label_size in (image.shape[:2], image.shape[1:]):
         return None
     height, width = image.shape[:2]
     detail = f'{sample.label} {label_size[1]} x {label_size[0]}, {sample.image} {width} x {height}'
+    if pipeline is not None and pipeline.fits_where_loaded(sample.index):
+        return 'resized before', detail
     if pipeline is not None and pipeline.has_transforms_of_others:
         try:
             label, final, is_resized = pipeline.sizes(sample.index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     'as_integers',
     'count_bytes',
     'count_values',
+    'height_and_width',
     'two_dimensional',
 ]
 
@@ -141,6 +144,18 @@ def as_integers(values: np.ndarray) -> tuple[np.ndarray, dict[str, tuple[int, st
     altered = _altered_floats(values)
     with np.errstate(invalid='ignore'):
         return values if values.dtype.kind in 'iu' else values.astype(np.int64), altered
+
+
+def height_and_width(labels: Any) -> tuple[int, int] | None:
+    """Return the size of labels (H, W), (1, H, W) or (H, W, 1); None of other shapes.
+
+    Args:
+        labels: an array, or anything else.
+    """
+    shape = np.shape(labels)
+    if len(shape) == 3 and 1 in (shape[0], shape[-1]):
+        shape = shape[1:] if shape[0] == 1 else shape[:2]
+    return shape if len(shape) == 2 else None
 
 
 def count_bytes(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, is_loader
 from mmseg_wce.errors import in_one_line
 
-__all__ = ['Step', 'UnbuiltTransform', 'copy_steps', 'find_first_move', 'flatten', 'label_step', 'notes_on']
+__all__ = [
+    'Step',
+    'UnbuiltTransform',
+    'copy_steps',
+    'find_first_move',
+    'find_moves_before_labels',
+    'flatten',
+    'label_step',
+    'notes_on',
+]
 
 
 class UnbuiltTransform:
@@ -53,6 +62,17 @@ def find_first_move(transforms: Sequence[Callable]) -> Callable | None:
     first = next((transforms[i] for i in after if effects[i] is Effect.MOVES), None)
     before = any(effects[i] is Effect.MOVES for i in range(after.start))
     return None if before else first
+
+
+def find_moves_before_labels(transforms: Sequence[Callable]) -> list[Callable]:
+    """Return the transforms up to the loader of labels, if one of them moves pixels; an empty list where none does.
+
+    Args:
+        transforms: of a pipeline, flat.
+    """
+    effects = [effect_of(transform) for transform in transforms]
+    first = next((i for i, transform in enumerate(transforms) if effects[i] is Effect.LABELS), 0)
+    return list(transforms[: first + 1]) if Effect.MOVES in effects[:first] else []
 
 
 def flatten(transforms: Any) -> Iterator[Callable]:

@@ -81,6 +81,12 @@ _ALTERED = {
         'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to others',
         'store class indices in 8 bits, or load them with a transform that keeps all of them',
     ),
+    'wrapped before others': (
+        Severity.WARNING,
+        'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to others before other transforms',
+        'unless one of these reads the file again: store class indices in 8 bits, or load them with a transform that '
+        'keeps all of them',
+    ),
     'wrapped to ignored': (
         Severity.WARNING,
         'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to the ignored label',
@@ -126,6 +132,11 @@ _IMAGE_MISMATCHES = {
         Severity.ERROR,
         'EXIF turns the image when it is read, but not its label',
         "store the images upright, or set color_type='color_ignore_orientation' in LoadImageFromFile",
+    ),
+    'resized before': (
+        Severity.WARNING,
+        'image and label differ in size (width x height) until transforms before the loader of labels change the image',
+        'a validation at the size of the images would need labels of that size',
     ),
     'resized by others': (
         Severity.WARNING,
@@ -267,10 +278,13 @@ def _never(s: LabelStatistics) -> Iterator[Finding]:
     largest = int(np.flatnonzero(s.pixels).max(initial=-1))
     ends = s.absent == list(s.classes[largest + 1 :])
     cause = f'is num_classes={len(s.classes)} too large'
-    if s.conventions[0].reduce_zero_label:
+    reduced, only_last = s.conventions[0].reduce_zero_label, s.absent == list(s.classes[-1:])
+    if reduced:
         cause += ', or raw 0 a class that reduce_zero_label takes away'
+    # masks that were shifted before, where raw values would show it
+    perhaps_shifted = reduced and only_last and s.ignored_pixels > 0 and not s.raw_values and s.num_images >= 10
     yield Finding(
-        Severity.WARNING if ends and s.num_images >= _MANY_IMAGES else Severity.NOTE,
+        Severity.WARNING if perhaps_shifted or (ends and s.num_images >= _MANY_IMAGES) else Severity.NOTE,
         f'{len(s.absent)} of the {len(s.classes)} classes never occur in {s.num_images} images: {listed}',
         f'labels end at {largest}: {cause}?' if ends else 'nothing can be learnt of them',
     )

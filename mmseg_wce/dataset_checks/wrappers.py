@@ -61,7 +61,7 @@ def leaves(dataset: Any, outer: Leaf | None = None) -> Iterator[Leaf]:
         if outer.wrapper is None:
             outer = outer._replace(wrapper=dataset, offset=0)
         yield from leaves(dataset.dataset, outer._replace(more_transforms=(*own, *outer.more_transforms)))
-    elif inherits_items(dataset, ClassBalancedDataset, Subset):
+    elif inherits_items(dataset, ClassBalancedDataset, Subset) and outer.wrapper is None:
         note = f'{type(dataset).__name__}: all samples of its data set are counted, and each once'
         yield from leaves(dataset.dataset, outer._replace(notes=(*outer.notes, note)))
     else:

@@ -287,10 +287,11 @@ def test_what_moves_colours_and_packs_is_left_out(data):
 
 
 def test_images_are_decoded_only_where_a_transform_needs_them(data, monkeypatch):
-    loaded = []
+    loaded, four = [], dict(metainfo=dict(classes=tuple('abcd')), type='BaseSegDataset')
     transform = LoadImageFromFile.transform
     monkeypatch.setattr(LoadImageFromFile, 'transform', lambda *a: loaded.append(a[1]['img_path']) or transform(*a))
-    remapped, painted = part_of(data, IMAGE, LOAD, dict(type='AddOne')), part_of(data, IMAGE, dict(type='LoadBoxes'))
+    remapped = part_of(data, IMAGE, LOAD, dict(type='AddOne'), **four)
+    painted = part_of(data, IMAGE, dict(type='LoadBoxes'))
     loaded.clear()
 
     remapped.statistics()
@@ -716,14 +717,15 @@ def test_values_that_load_annotations_changes_are_found_before_another_transform
     part = part_of(tmp_path, IMAGE, dict(LOAD, imdecode_backend=backend), *more, reduce_zero_label=False)
 
     altered = part.statistics().altered
+    wrapped = 'wrapped before others' if more else 'wrapped'  # another transform may read the file again
     assert {kind: (tally.files, Path(tally.example).name) for kind, tally in altered.items()} == {
-        'wrapped': (1, '00.png'),
+        wrapped: (1, '00.png'),
         'wrapped to ignored': (1, '01.png'),
         'all ones': (1, '02.png'),
     }
-    assert altered['wrapped'].detail == '300 at row 0, column 1, which becomes 44'
+    assert altered[wrapped].detail == '300 at row 0, column 1, which becomes 44'
     severities = {f.severity for f in check_statistics(part.statistics()) if ' wrap ' in f.what}
-    assert severities == {Severity.ERROR, Severity.WARNING, Severity.NOTE}
+    assert severities == {Severity.WARNING, Severity.NOTE} | ({Severity.ERROR} if not more else set())
 
 
 def test_parts_survive_a_pickle(data):
