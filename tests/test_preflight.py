@@ -179,6 +179,93 @@ def test_a_data_set_with_arguments_of_its_own(dataset, tmp_path):
     assert "one.png' of the first sample does not exist" in complaint(own)
 
 
+@DATASETS.register_module()
+class ReadsItsPipeline(BaseSegDataset):
+    def __init__(self, pipeline, **options):
+        self.loader = pipeline[0]['type']
+        super().__init__(pipeline=pipeline, **options)
+
+
+@DATASETS.register_module()
+class PreparesItsList(BaseSegDataset):
+    """Prepares in ``full_init`` what ``load_data_list`` needs, and names its classes itself."""
+
+    def __init__(self, **options):
+        super().__init__(metainfo=dict(classes=('a', 'b')), **options)
+        self.first = self[0] if not self.pipeline.transforms else self.get_data_info(0)
+
+    def full_init(self):
+        self.paths = dict(img_path='images/one.jpg', seg_map_path='annotations/one.png')
+        super().full_init()
+
+    def load_data_list(self):
+        return [dict(self.paths, seg_fields=[])]
+
+    def get_data_info(self, index):
+        info = super().get_data_info(index)
+        return info | {kind: f'{self.data_root}/{path}' for kind, path in self.paths.items()}
+
+
+@DATASETS.register_module()
+class LeavesOutMissing(BaseSegDataset):
+    def filter_data(self):
+        return [sample for sample in self.data_list if Path(sample['img_path']).exists()]
+
+
+@DATASETS.register_module()
+class Archive(BaseSegDataset):
+    """Reads everything from one file, and takes a list of lists, and an argument that wrappers have."""
+
+    def __init__(self, ann_file, dataset='potsdam', **options):
+        super().__init__(metainfo=dict(classes=('a', 'b')), **options)
+
+    def load_data_list(self):
+        return [dict(img_path=self.data_prefix['img_path'], seg_fields=[])]
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(type='ReadsItsPipeline', metainfo=dict(classes=('a', 'b'))),
+        dict(type='PreparesItsList', data_prefix=dict()),
+        dict(type='LeavesOutMissing', ann_file='list.txt', metainfo=dict(classes=('a', 'b'))),
+        dict(type='Archive', data_prefix=dict(img_path='list.txt'), ann_file=['a.txt', 'b.txt'], dataset='vaihingen'),
+        dict(ann_file='list.txt', indices=[1]),
+        dict(ann_file='list.txt', pipeline=[dict(type='LoadImageFromFile', ignore_empty=True)]),
+        dict(data_root=None, data_prefix=dict(img_path='s3://bucket/images', seg_map_path='s3://bucket/labels')),
+    ],
+)
+def test_data_sets_that_are_right_in_their_own_way(dataset, tmp_path, changes):
+    (tmp_path / 'list.txt').write_text('none\none\n')
+    whole = config({**dataset, **changes})
+    whole.train_evaluator = dict(type='IoUMetric')
+
+    check_data(whole, 'train')
+
+
+def test_a_loader_without_a_data_set():
+    with pytest.raises(PreflightError, match='val_dataloader has no dataset'):
+        check_data(Config(dict(val_dataloader=dict(batch_size=1))), 'val')
+
+
+def test_nothing_random_is_drawn(dataset):
+    state = torch.get_rng_state()
+    dataset['type'] = 'DrawsAtRandom'
+
+    check_data(config(dataset), 'train')
+
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@DATASETS.register_module()
+class DrawsAtRandom(BaseSegDataset):
+    METAINFO = dict(classes=('a', 'b'))
+
+    def load_data_list(self):
+        samples = super().load_data_list()
+        return [samples[i] for i in torch.randperm(len(samples))]
+
+
 @TRANSFORMS.register_module()
 class ReadsElsewhere(LoadAnnotations):
     """Finds labels in a way of its own."""

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg.registry import TRANSFORMS
+from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import Convention, LabelStatistics, save_statistics
 from mmseg_wce.dataset_checks import Severity, check_classes, check_config, check_heads, from_config
-from three_classes import dataset_config, make_masks, write_data
+from three_classes import ThreeClasses, dataset_config, make_masks, write_data
 
 
 @pytest.fixture
 def config(tmp_path) -> Config:
     write_data(tmp_path, make_masks(2))
-    crop = dict(type='RandomCrop', crop_size=(4, 4))
+    crop = dict(type='RandomCrop', crop_size=(4, 4), cat_max_ratio=0.75)
     train = dataset_config(tmp_path)
     train['pipeline'].insert(2, crop)
     loader = dict(dataset=dict(type='RepeatDataset', times=2, dataset=train))
@@ -116,6 +116,52 @@ def test_what_transforms_write_by_default(config, step, place):
     (finding,) = everything(config)
 
     assert f'255 in train_dataloader: {place}' in finding.what
+
+
+@DATASETS.register_module()
+class IgnoresNine(ThreeClasses):
+    METAINFO = ThreeClasses.METAINFO
+
+    def __init__(self, ignore_index=9, **options):
+        super().__init__(ignore_index=ignore_index, **options)
+
+
+def test_what_writes_no_label_may_say_anything(config):
+    """A crop that takes any region, a pad before labels are loaded, and what a data set ignores by itself."""
+    config.train_dataloader.dataset.dataset.pipeline.insert(1, dict(type='Pad', size=(9, 9)))
+    ignore_9(config)
+    crop = config.train_dataloader.dataset.dataset.pipeline[3]
+    crop.pop('ignore_index'), crop.pop('cat_max_ratio')
+    config.val_dataloader.dataset.type = 'IgnoresNine'
+    config.val_dataloader.dataset.pop('ignore_index')
+
+    assert check_config(config) == []
+
+
+def test_labels_of_depth_are_no_classes(config):
+    config.model.decode_head.type = 'VPDDepthHead'
+    config.data_preprocessor.seg_pad_val = 0
+
+    assert [f for f in check_config(config) if 'does not count' in f.what] == []
+
+
+@DATASETS.register_module()
+class HasOptions(ThreeClasses):
+    """Says in its code how its files are stored."""
+
+    METAINFO = ThreeClasses.METAINFO
+
+    def __init__(self, **options):
+        super().__init__(**{**options, 'reduce_zero_label': True})
+
+
+def test_what_a_class_says_in_its_code_is_not_guessed(config):
+    dataset = config.val_dataloader.dataset
+    dataset.update(type='HasOptions')
+    dataset.pop('reduce_zero_label')
+    dataset.pipeline[1].reduce_zero_label = True
+
+    assert check_config(config) == []
 
 
 def test_holes_may_be_filled_with_a_class(config):

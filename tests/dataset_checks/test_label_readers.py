@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.dataset_checks import Severity, check_statistics, from_dataset
 from PIL import Image
-from three_classes import dataset_config, make_masks, write_data
+from three_classes import ThreeClasses, dataset_config, make_masks, write_data
 
 LOAD, IMAGE, PACK = dict(type='LoadAnnotations'), dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
 PALETTE = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 0, 128]], np.uint8)
@@ -138,6 +138,118 @@ def test_samples_that_go_through_the_whole_pipeline_are_named(data):
     (finding,) = [f for f in check_statistics(statistics) if 'crops and flips' in f.what]
     assert finding.severity == Severity.NOTE
     assert "KeyError: 'scale_factor'" in finding.what
+
+
+@TRANSFORMS.register_module()
+class IgnoresBlack(BaseTransform):
+    """Labels where the image is black are ignored, if there is an image."""
+
+    def transform(self, results):
+        if results.get('img') is not None:
+            results['gt_seg_map'][(results['img'] == 0).all(-1)] = 255
+        return results
+
+
+def test_a_bad_value_is_looked_at_with_the_image_before_it_is_said(data):
+    """Only one sample, which was not probed, has black pixels; its labels hold 7 there."""
+    for i in range(6):
+        image = np.full((12, 16, 3), 200, np.uint8)
+        if i == 1:
+            image[:4] = 0
+            mask = np.asarray(Image.open(data / 'annotations/training/01.png')).copy()
+            mask[:4] = 7
+            Image.fromarray(mask).save(data / 'annotations/training/01.png')
+        cv2.imwrite(str(data / f'images/training/{i:02d}.png'), image)
+    part = part_of(data, IMAGE, LOAD, dict(type='IgnoresBlack'), PACK, img_suffix='.png')
+
+    statistics = part.statistics()
+
+    assert not part.reader.pipeline.needs_image
+    assert statistics.unexpected == {}
+    assert statistics.ignored_pixels >= 64
+
+
+@TRANSFORMS.register_module()
+class LoadsFirst(BaseTransform):
+    """Corrects the path of the image after the labels were loaded."""
+
+    def transform(self, results):
+        results['img_path'] = results['img_path'].replace('elsewhere', 'training')
+        results['gt_seg_map'] = results['gt_seg_map'].copy()
+        return results
+
+
+def test_a_path_that_is_corrected_between_the_loaders(data):
+    prefix = dict(img_path='images/elsewhere', seg_map_path='annotations/training')
+    (data / 'images/elsewhere').mkdir()
+    for file in (data / 'images/training').iterdir():
+        (data / 'images/elsewhere' / file.name).write_bytes(b'')
+
+    part = part_of(data, LOAD, dict(type='LoadsFirst'), IMAGE, PACK, data_prefix=prefix)
+
+    assert part.statistics(with_images=True).image_mismatches == {}
+    assert part.reader.image(part.samples[0]).shape == (12, 16, 3)
+
+
+def test_missing_images_that_the_loader_leaves_out(data):
+    (data / 'images/training/02.jpg').unlink()
+    config = dataset_config(data, pipeline=[dict(IMAGE, ignore_empty=True), LOAD, PACK])
+    config['ann_file'] = str(data / 'list.txt')
+    (data / 'list.txt').write_text('\n'.join(f'{i:02d}' for i in range(6)))
+
+    (part,) = from_dataset(DATASETS.build(config))
+
+    assert part.statistics(with_images=True).image_mismatches == {}
+
+
+def test_images_that_are_resized_before_the_labels_are_loaded(data):
+    for i in range(6):
+        cv2.imwrite(str(data / f'images/training/{i:02d}.jpg'), np.zeros((24, 32, 3), np.uint8))
+
+    part = part_of(data, IMAGE, dict(type='Resize', scale=(16, 12)), LOAD, PACK)
+    (finding,) = [f for f in check_statistics(part.statistics(with_images=True)) if 'differ' in f.what]
+
+    assert finding.severity == Severity.WARNING
+    assert 'until transforms before the loader of labels change the image' in finding.what
+
+
+@TRANSFORMS.register_module()
+class LoadsAChannelAxis(BaseTransform):
+    def transform(self, results):
+        results['gt_seg_map'] = np.array(Image.open(results['seg_map_path']))[None]
+        return results
+
+
+def test_sizes_of_labels_with_an_axis_of_one(data):
+    part = part_of(data, IMAGE, dict(type='LoadsAChannelAxis'), PACK)
+
+    assert part.statistics(with_images=True).image_mismatches == {}
+    assert part.labels(0).shape == (12, 16)
+
+
+@DATASETS.register_module()
+class ChangesPacked(ThreeClasses):
+    """Changes labels after the pipeline has packed them."""
+
+    METAINFO = ThreeClasses.METAINFO
+
+    def prepare_data(self, index):
+        item = super().prepare_data(index)
+        if 'data_samples' in item:
+            labels = item['data_samples'].gt_sem_seg.data
+            labels.apply_(lambda value: {1: 0, 2: 1, 3: 2}.get(value, value))
+        return item
+
+
+def test_labels_that_prepare_data_changes_after_packing(data):
+    crop = dict(type='RandomCrop', crop_size=(4, 4))
+    part = part_of(data, IMAGE, LOAD, crop, PACK, type='ChangesPacked', reduce_zero_label=False)
+
+    statistics = part.statistics()
+
+    assert statistics.unexpected == {}
+    assert statistics.num_pixels == 6 * 12 * 16  # without crops
+    assert all(np.array_equal(part.labels(i), np.maximum(mask, 1) - 1) for i, mask in enumerate(make_masks(6)))
 
 
 @TRANSFORMS.register_module()

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from mmseg_wce.dataset_checks import from_config, from_dataset
 from mmseg_wce.dataset_checks.wrappers import inherits_items, leaves
+from PIL import Image
 from three_classes import ThreeClasses, dataset_config, make_masks, write_data
 from torch.utils.data import Subset
 
@@ -94,6 +96,84 @@ def test_items_inside_other_wrappers(data):
     assert [(part.dataset, part.times) for part in parts] == [('ThreeClasses', 1), ('SwapsItems', 2)]
     for part, offset in zip(parts, (0, 6), strict=True):
         assert all(np.array_equal(part.labels(i), items_of(dataset)[offset + i]) for i in range(6))
+
+
+def test_values_that_eight_bits_change_are_found_in_items_as_well(data):
+    for i, mask in enumerate(make_masks(6)):
+        Image.fromarray(mask.astype(np.uint16) + 256).save(data / f'annotations/training/{i:02d}.png')
+    dataset = DATASETS.build(dict(type='SwapsInAWrapper', dataset=dataset_config(data, pipeline=[IMAGE, LOAD, PACK])))
+
+    (part,) = from_dataset(dataset)
+
+    assert part.statistics().altered['wrapped before others'].files == 6
+
+
+def test_a_wrapper_that_repeats_samples_below_one_that_mixes(data, monkeypatch):
+    """Its samples are those of the wrapper, not those of the data set."""
+    monkeypatch.setattr(ThreeClasses, 'get_cat_ids', lambda self, index: [index > 1])
+    plain = dataset_config(data, pipeline=[IMAGE, LOAD])
+    repeated = dict(type='ClassBalancedDataset', oversample_thr=0.9, dataset=plain)
+    dataset = DATASETS.build(dict(type='MultiImageMixDataset', dataset=repeated, pipeline=[PACK]))
+
+    (part,) = from_dataset(dataset)
+
+    assert len(part) == len(dataset) > 6
+    assert all(map(np.array_equal, map(part.labels, range(len(part))), items_of(dataset)))
+
+
+@DATASETS.register_module()
+class KeepsAList(ThreeClasses):
+    """Remembers in a list of its own, and in an object, what was asked for."""
+
+    METAINFO = ThreeClasses.METAINFO
+
+    def __init__(self, **options):
+        self.asked = []
+        self.inner = SimpleNamespace(generator=np.random.default_rng(0))
+        super().__init__(**options)
+
+    def get_data_info(self, index):
+        self.asked.append(index)
+        self.inner.generator.random()
+        return super().get_data_info(index)
+
+
+def test_what_a_data_set_keeps_is_left_as_it_was(data):
+    dataset = DATASETS.build(dataset_config(data, type='KeepsAList', pipeline=[IMAGE, LOAD, PACK]))
+    before = list(dataset.asked), dataset.inner.generator.bit_generator.state
+
+    (part,) = from_dataset(dataset)
+    part.statistics(with_images=True)
+
+    assert (dataset.asked, dataset.inner.generator.bit_generator.state) == before
+
+
+def test_a_joined_part_without_labels_does_not_cost_the_others(data):
+    parts = [dataset_config(data, pipeline=[IMAGE, *load, PACK]) for load in ([], [LOAD])]
+
+    (part,) = from_dataset(DATASETS.build(dict(type='ConcatDataset', datasets=parts)))
+
+    assert part.statistics().num_images == 6
+    assert 'its pipeline has no LoadAnnotations' in part.notes[0]
+
+
+@DATASETS.register_module()
+class HasNoInfo(ThreeClasses):
+    METAINFO = ThreeClasses.METAINFO
+
+    def get_data_info(self, index):
+        raise NotImplementedError('ask for items')
+
+    def __getitem__(self, index):
+        return self.pipeline(super().get_data_info(index))
+
+
+def test_a_data_set_that_gives_items_only(data):
+    dataset = DATASETS.build(dataset_config(data, type='HasNoInfo', pipeline=[IMAGE, LOAD, PACK]))
+
+    (part,) = from_dataset(dataset)
+
+    assert all(map(np.array_equal, map(part.labels, range(6)), items_of(dataset)))
 
 
 @DATASETS.register_module()
