@@ -300,8 +300,7 @@ def _built(dataset: dict, kind: type[BaseSegDataset], where: str) -> BaseSegData
         try:
             return DATASETS.build({**dataset, 'pipeline': []})
         except Exception as error:
-            if kind.load_data_list is BaseSegDataset.load_data_list:
-                _check_that_it_lists_files(dataset, where)
+            _check_that_it_lists_files(dataset, kind, where)
             cause = error
         try:
             return build_dataset(dataset)
@@ -309,7 +308,7 @@ def _built(dataset: dict, kind: type[BaseSegDataset], where: str) -> BaseSegData
             raise PreflightError(f'{where}: the data set cannot be read: {in_one_line(cause)}') from cause
 
 
-def _check_that_it_lists_files(dataset: dict, where: str) -> None:
+def _check_that_it_lists_files(dataset: dict, kind: type[BaseSegDataset], where: str) -> None:
     """Say so where there are none, on which mmengine ends with an error about arrays."""
     try:
         listed = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
@@ -317,6 +316,8 @@ def _check_that_it_lists_files(dataset: dict, where: str) -> None:
             return
     except Exception:  # the list is not the reason
         return
+    if kind.load_data_list is not BaseSegDataset.load_data_list:
+        raise PreflightError(f'{where}: {kind.__name__} lists no samples')
     if listed.ann_file:
         raise PreflightError(f'{where}: ann_file {listed.ann_file!r} is empty: it has to name the images, one a line')
     raise PreflightError(

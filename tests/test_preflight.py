@@ -243,6 +243,16 @@ def test_data_sets_that_are_right_in_their_own_way(dataset, tmp_path, changes):
     check_data(whole, 'train')
 
 
+@DATASETS.register_module()
+class ListsNothing(BaseSegDataset):
+    def load_data_list(self):
+        return []
+
+
+def test_a_data_set_that_lists_nothing(dataset):
+    assert 'ListsNothing lists no samples' in complaint(dict(dataset, type='ListsNothing', data_prefix=dict()))
+
+
 def test_a_loader_without_a_data_set():
     with pytest.raises(PreflightError, match='val_dataloader has no dataset'):
         check_data(Config(dict(val_dataloader=dict(batch_size=1))), 'val')

@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     try:
         everything = run(args)
-    except (PreflightError, ValueError, OSError) as error:
+    except (PreflightError, ValueError, OSError, ImportError) as error:
         print(f'error: {error}', file=sys.stderr)
         return NOT_RUN
     return 1 if any(finding.severity > Severity.NOTE for finding in everything) else 0
