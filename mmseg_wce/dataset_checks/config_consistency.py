@@ -242,7 +242,7 @@ def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
         yield 'data_preprocessor.seg_pad_val', preprocessor.get('seg_pad_val', 255)
     for split in _SPLITS:
         loader = config.get(f'{split}_dataloader')
-        if loader is None:
+        if loader is None or not loader.get('dataset'):
             continue
         for dataset in leaf_datasets(loader['dataset']):
             if (ignored := _setting(dataset, 'ignore_index')) is not None:
@@ -279,7 +279,7 @@ def _reduce_zero_label(config: Config) -> Iterator[Finding]:
     said: dict[str, dict[str, set[tuple[bool, str]]]] = {}
     for split in _SPLITS:
         loader = config.get(f'{split}_dataloader')
-        for dataset in leaf_datasets(loader['dataset']) if loader else ():
+        for dataset in leaf_datasets(loader['dataset']) if loader and loader.get('dataset') else ():
             said_here = _setting(dataset, 'reduce_zero_label')
             if said_here is None:
                 continue
