@@ -199,7 +199,7 @@ def _unknown(e: LabelEvidence) -> int | None:
 
 
 def _is_stray(e: LabelEvidence) -> bool:
-    """So few pixels that they were painted by mistake."""
+    """Return True for so few pixels that they were painted by mistake."""
     return sum(map(e.share, e.bad)) < _STRAY
 
 

@@ -1,4 +1,4 @@
-"""What is known of labels that are no class: their values, and how many pixels have each."""
+"""The values of labels, and how many pixels have each: all that the likely causes are told from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LabelEvidence:
     reduce_zero_label: bool | None = None
 
     def is_legal(self, value: float) -> bool:
-        """Whether a value is a class or ignored."""
+        """Return True for a value that is a class or ignored."""
         return 0 <= value < self.num_classes or value == self.ignore_index
 
     @cached_property
@@ -51,5 +51,5 @@ class LabelEvidence:
 
     @cached_property
     def continues_classes(self) -> bool:
-        """Whether the values that are no class follow the classes without a gap: C, C + 1, ..."""
+        """True if the values that are no class follow the classes without a gap: C, C + 1, ..."""
         return self.bad == list(range(self.num_classes, self.num_classes + len(self.bad)))

@@ -32,6 +32,7 @@ from mmseg_wce.dataset_checks import Severity, check_heads
 from mmseg_wce.dataset_checks.building import build_dataset
 from mmseg_wce.dataset_checks.isolation import isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, reads_as_load_annotations
+from mmseg_wce.dataset_checks.wrappers import inherits_items, prepares_as_mmseg
 from mmseg_wce.errors import in_one_line
 from mmseg_wce.recovery import damage
 from mmseg_wce.samplers import check_sampler
@@ -327,8 +328,7 @@ def _check_that_it_lists_files(dataset: dict, kind: type[BaseSegDataset], where:
 
 def _check_first_files(built: BaseSegDataset, dataset: dict, where: str) -> None:
     """Look whether the first sample's files are there, as far as it is read as mmseg does."""
-    of_mmseg = (BaseDataset.prepare_data, BaseSegDataset.prepare_data)
-    if type(built).prepare_data not in of_mmseg or type(built).__getitem__ is not BaseDataset.__getitem__:
+    if not prepares_as_mmseg(built) or not inherits_items(built, BaseDataset):
         return
     try:
         with isolated_random_state():

@@ -65,7 +65,7 @@ class LabelFindings:
 
     @property
     def evidence(self) -> LabelEvidence:
-        """What the likely causes are told from; of values that a device counted together the first is known."""
+        """The counts for the likely causes; of values that a device counted together the first is known."""
         stands_for: dict[float, float] = {}
         if self.first_value < 0:
             stands_for[-math.inf] = self.first_value

@@ -248,11 +248,11 @@ def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
             if (ignored := _setting(dataset, 'ignore_index')) is not None:
                 yield f'{split}_dataloader.dataset.ignore_index', ignored
         number = main_head(config).get('num_classes') or 0
-        yield from _in_steps(f'{split}_dataloader', loader['dataset'], number)
-        yield from _in_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {}, number)
+        yield from _ignored_by_steps(f'{split}_dataloader', loader['dataset'], number)
+        yield from _ignored_by_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {}, number)
 
 
-def _in_steps(where: str, config: Any, num_classes: int) -> Iterator[tuple[str, int]]:
+def _ignored_by_steps(where: str, config: Any, num_classes: int) -> Iterator[tuple[str, int]]:
     """Yield what transforms and metrics ignore, or write where there is no label."""
     loaded = False  # labels: a pad before that writes none
     for step in nodes(config):

@@ -29,7 +29,7 @@ from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader,
 from mmseg_wce.dataset_checks.label_values import VolumeError
 from mmseg_wce.dataset_checks.loaded_labels import NoLabelsError, NoLoaderError
 from mmseg_wce.dataset_checks.pipeline_steps import flatten
-from mmseg_wce.dataset_checks.wrappers import Leaf, inherits_items, leaves
+from mmseg_wce.dataset_checks.wrappers import Leaf, inherits_items, leaves, prepares_as_mmseg
 from mmseg_wce.errors import in_one_line
 from PIL import Image
 
@@ -131,7 +131,7 @@ def _from_leaf(
 ) -> LabelFiles:
     dataset = leaf.dataset
     if not inherits_items(dataset, BaseDataset):
-        return _of_items(leaf, num_classes, ignore_index, one_channel, most)
+        return _from_items(leaf, num_classes, ignore_index, one_channel, most)
     name = type(dataset).__name__
     pipeline = LabelPipeline(dataset, leaf.more_transforms, leaf.whole)
     if len(dataset) == 0:
@@ -178,10 +178,10 @@ def _from_leaf(
     )
 
 
-def _of_items(
+def _from_items(
     leaf: Leaf, num_classes: int | None, ignore_index: int, one_channel: bool, most: int | None
 ) -> LabelFiles:
-    """A data set or a wrapper that makes its samples in a way of its own: they are taken as they come out of it."""
+    """Take the samples of a data set or a wrapper that makes them in a way of its own as they come out of it."""
     dataset, name = leaf.dataset, type(leaf.dataset).__name__
     described = dataset
     while not isinstance(described, BaseDataset):
@@ -271,7 +271,7 @@ def _reader(
     known = dict(reduce_zero_label=convention.reduce_zero_label, label_map=convention.label_map)
     is_plain = (
         [type(t) for t in pipeline.label_transforms] == [LoadAnnotations]
-        and type(dataset).prepare_data in (BaseDataset.prepare_data, BaseSegDataset.prepare_data)
+        and prepares_as_mmseg(dataset)
         and all(bool(i.get('reduce_zero_label')) == known['reduce_zero_label'] for i in infos)
         and all(i.get('label_map') == known['label_map'] for i in infos)
     )

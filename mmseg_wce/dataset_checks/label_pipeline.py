@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
-from mmengine.dataset import BaseDataset
-from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
 from mmseg_wce.dataset_checks.isolation import copy_of_dataset, isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import Effect, is_loader, is_resize
@@ -31,6 +29,7 @@ from mmseg_wce.dataset_checks.pipeline_steps import (
     label_step,
     notes_on,
 )
+from mmseg_wce.dataset_checks.wrappers import prepares_as_mmseg
 from mmseg_wce.errors import in_one_line
 
 __all__ = ['LabelPipeline']
@@ -76,7 +75,7 @@ class LabelPipeline:
         self.first_move = find_first_move(transforms)
         self._dataset = copy_of_dataset(dataset)
         self._dataset.pipeline = _unchanged
-        self._prepares = type(dataset).prepare_data not in (BaseDataset.prepare_data, BaseSegDataset.prepare_data)
+        self._prepares = not prepares_as_mmseg(dataset)
         self._packers = [copy.deepcopy(t) for t in transforms if type(t) is PackSegInputs] if self._prepares else []
         self._up_to_labels = find_moves_before_labels(transforms)
         self._original = dataset
@@ -141,7 +140,7 @@ class LabelPipeline:
 
     @property
     def has_transforms_of_others(self) -> bool:
-        """Whether transforms of other projects are run, which may also change the size of image or label."""
+        """True if transforms of other projects are run, which may also change the size of image or label."""
         return not all(is_loader(step.transform) for step in self._steps)
 
     def sizes(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...] | None, bool]:
@@ -192,7 +191,7 @@ class LabelPipeline:
             return results.get('img')
 
     def _image_steps(self) -> list[Step]:
-        """What is run for an image: loaders of it, and transforms of other projects that stand before."""
+        """Return what is run for an image: loaders of it, and transforms of other projects that stand before."""
         loads = [i for i, step in enumerate(self._steps) if step.effect is Effect.LOADS_IMAGE]
         before = self._steps[: loads[-1] + 1] if loads else []
         own = [i for i, step in enumerate(before) if step.effect is Effect.LABELS and not is_loader(step.transform)]

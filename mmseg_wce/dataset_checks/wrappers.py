@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from mmengine.dataset import ClassBalancedDataset, ConcatDataset, RepeatDataset
-from mmseg.datasets import MultiImageMixDataset
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
+from mmseg.datasets import BaseSegDataset, MultiImageMixDataset
 from torch.utils.data import Subset
 
-__all__ = ['Leaf', 'inherits_items', 'leaves']
+__all__ = ['Leaf', 'inherits_items', 'leaves', 'prepares_as_mmseg']
 
 
 class Leaf(NamedTuple):
@@ -77,6 +77,15 @@ def inherits_items(dataset: Any, *kinds: type) -> bool:
     """
     own: Any = type(dataset)
     return any(isinstance(dataset, kind) and own.__getitem__ is kind.__getitem__ for kind in kinds)  # type: ignore
+
+
+def prepares_as_mmseg(dataset: Any) -> bool:
+    """Return True if a data set has no ``prepare_data`` of its own.
+
+    Args:
+        dataset: an mmengine ``BaseDataset``.
+    """
+    return type(dataset).prepare_data in (BaseDataset.prepare_data, BaseSegDataset.prepare_data)
 
 
 def _item(wrapper: Any, offset: int, index: int) -> Any:
