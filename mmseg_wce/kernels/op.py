@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from mmseg_wce.kernels import reference, strips
+from mmseg_wce.kernels import reference
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -82,7 +82,7 @@ def _check_triton(origin: str, device: torch.device, dtype: torch.dtype) -> None
 
 
 def _sweeps(backend: str) -> ModuleType:
-    return strips if backend == 'strips' else import_module('mmseg_wce.kernels.triton')
+    return None if backend == 'strips' else import_module('mmseg_wce.kernels.triton')
 
 
 @torch.library.custom_op(

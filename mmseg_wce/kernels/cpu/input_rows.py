@@ -1,0 +1,146 @@
+"""Reading and writing logits of any dtype and strides, without converting all of them at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from mmseg_wce.kernels.cpu.jit import allocating_function, exact_function, fast_function
+from mmseg_wce.kernels.cpu.scalars import LOG2_E, bfloat16_of, float16_of, from_bfloat16, from_float16
+from numba import types
+
+__all__ = [
+    'ANY_LOGITS',
+    'BFLOAT16',
+    'FLOAT16',
+    'FLOAT32',
+    'STRIDED',
+    'GRADIENT',
+    'Gradient',
+    'Logits',
+    'fill_row',
+    'read_columns',
+    'read_one',
+    'room',
+    'write_columns',
+]
+
+FLOAT32, STRIDED, BFLOAT16, FLOAT16 = range(4)
+ANY_LOGITS = types.float32[:, :, :, ::1], types.float32[:, :, :, :], types.int16[:, :, :, :], types.int64
+
+
+class Logits(NamedTuple):
+    """(N, C, h, w) as one of three arrays, the others empty: so kernels are compiled once for all dtypes and strides."""
+
+    single: np.ndarray  # float32, contiguous: inner loops can read it directly
+    strided: np.ndarray  # float32, of any strides
+    half: np.ndarray  # int16, the bits of bfloat16 or float16, of any strides
+    kind: int
+
+
+GRADIENT = types.float32[:, :, :, ::1], types.int16[:, :, :, ::1]
+
+
+class Gradient(NamedTuple):
+    """(N, C, h, w), contiguous, likewise."""
+
+    single: np.ndarray
+    half: np.ndarray
+    kind: int
+
+
+# What a logit of -inf becomes, since 0 * -inf is NaN: probability 0 after any interpolation, and finite.
+_MASKED = np.float32(-1e36)
+
+
+@allocating_function
+def room(size):
+    """Return memory for ``size`` float32 numbers, aligned to what the widest instruction loads."""
+    memory = np.empty(size + 16, np.float32)
+    offset = (-(memory.ctypes.data >> 2)) & 15
+    return memory[offset : offset + size]
+
+
+@fast_function
+def read_columns(logits, n, c, i, begin, out):
+    """Copy the columns of one row of one class from ``begin`` on to ``out`` in float32."""
+    if logits.kind == FLOAT32:
+        values = logits.single[n, c, i, begin : begin + out.shape[0]]
+        for j in range(out.shape[0]):
+            out[j] = values[j]
+    elif logits.kind == STRIDED:
+        numbers = logits.strided[n, c, i, begin : begin + out.shape[0]]
+        for j in range(out.shape[0]):
+            out[j] = numbers[j]
+    elif logits.kind == BFLOAT16:
+        bits = logits.half[n, c, i, begin : begin + out.shape[0]]
+        for j in range(out.shape[0]):
+            out[j] = from_bfloat16(bits[j])
+    else:
+        bits = logits.half[n, c, i, begin : begin + out.shape[0]]
+        for j in range(out.shape[0]):
+            out[j] = from_float16(bits[j])
+
+
+@fast_function
+def write_columns(values, gradient, n, c, i, begin):
+    """Copy numbers to the columns of a contiguous gradient from ``begin`` on, rounded to its dtype."""
+    end = begin + values.shape[0]
+    if gradient.kind == BFLOAT16:
+        bits = gradient.half[n, c, i, begin:end]
+        for j in range(values.shape[0]):
+            bits[j] = bfloat16_of(values[j])
+    elif gradient.kind == FLOAT16:
+        bits = gradient.half[n, c, i, begin:end]
+        for j in range(values.shape[0]):
+            bits[j] = float16_of(values[j])
+    else:
+        out = gradient.single[n, c, i, begin:end]
+        for j in range(values.shape[0]):
+            out[j] = values[j]
+
+
+@exact_function
+def read_one(logits, n, c, i, j):
+    """Return one logit in float64."""
+    if logits.kind == FLOAT32:
+        return np.float64(logits.single[n, c, i, j])
+    if logits.kind == STRIDED:
+        return np.float64(logits.strided[n, c, i, j])
+    if logits.kind == BFLOAT16:
+        return np.float64(from_bfloat16(logits.half[n, c, i, j]))
+    return np.float64(from_float16(logits.half[n, c, i, j]))
+
+
+@fast_function
+def fill_row(logits, n, i, width, peak, out):
+    """Read one row of logits for the resize: out (C, P) holds input pixel j at j + 1, with the edges repeated.
+
+    The maximum over the classes is subtracted from each pixel, which interpolates to an upper bound of the maximum
+    everywhere and costs no digits where all logits of a pixel share an offset. Units are those of log 2.
+
+    Args:
+        peak: (w,), overwritten.
+
+    Returns:
+        If there is a pixel with NaN, with +inf, or with nothing but -inf.
+    """
+    invalid = np.int32(0)
+    for c in range(out.shape[0]):
+        row = out[c, 1 : width + 1]
+        read_columns(logits, n, c, i, 0, row)
+        if c == 0:
+            for j in range(width):
+                peak[j] = row[j]
+        for j in range(width):
+            peak[j] = row[j] if row[j] > peak[j] else peak[j]
+    for c in range(out.shape[0]):
+        row = out[c, 1 : width + 1]
+        for j in range(width):
+            z = (row[j] - peak[j]) * LOG2_E
+            invalid |= np.int32(z != z)
+            row[j] = _MASKED if z < _MASKED else z
+        out[c, 0] = row[0]
+        for j in range(width + 1, out.shape[1]):
+            out[c, j] = row[width - 1]
+    return invalid != 0

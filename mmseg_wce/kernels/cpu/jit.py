@@ -1,0 +1,105 @@
+"""Compile the kernels with Numba, each for one signature, and keep the machine code on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import types
+from numba.core.caching import FunctionCache
+from numba.core.compiler import Compiler
+
+__all__ = ['Kernel', 'allocating_function', 'exact_function', 'fast_function']
+
+# contract: multiply and add in one rounding. Nothing that reorders sums or assumes that there is no NaN.
+_FAST = {'contract', 'nsz'}
+_OPTIONS: dict[str, Any] = dict(nogil=True, error_model='numpy')
+
+
+
+class _WithoutAliases(Compiler):
+    """Promises LLVM that no two arguments share memory: it would look before every inner loop."""
+
+    def define_pipelines(self) -> Any:
+        self.state.flags.noalias = True
+        return super().define_pipelines()
+
+
+# Without reference counts (_nrt), which are atomic additions at every slice of an array: they took half of the time.
+# Such functions cannot allocate memory, and what they return counts as one reference too few for a kernel.
+fast_function = numba.njit(fastmath=_FAST, _nrt=False, forceinline=True, pipeline_class=_WithoutAliases, **_OPTIONS)
+exact_function = numba.njit(_nrt=False, **_OPTIONS)  # every operation rounded on its own, as PyTorch rounds
+allocating_function = numba.njit(**_OPTIONS)
+
+
+class Kernel:
+    """A function for threads to run, compiled for one signature when it is first used.
+
+    Its first arguments are the first and one past the last piece of work, and the table of all pieces.
+
+    Args:
+        signature: types of the other arguments. Those of logits fit all strides, and all dtypes.
+    """
+
+    def __init__(self, *signature: types.Type) -> None:
+        self.signature = (types.int64, types.int64, types.int64[:, ::1], *signature)
+
+    def __call__(self, function: Callable[..., None]) -> Kernel:
+        """Decorate the function."""
+        self.dispatcher = numba.njit(fastmath=_FAST, **_OPTIONS)(function)
+        return self
+
+    @lru_cache  # noqa: B019  (as many as there are kernels)
+    def compiled(self) -> Callable[..., None]:
+        """Return what takes the arguments; compiles it, or loads it from the cache, the first time."""
+        try:
+            self.dispatcher._cache = _Cache(self.dispatcher.py_func)
+        except RuntimeError:  # there is no folder to write to
+            _say('no folder for the cache of Numba can be written, so each process compiles: set NUMBA_CACHE_DIR')
+            _say_that_it_compiles()
+        self.dispatcher.compile(self.signature)
+        self.dispatcher.disable_compile()
+        return self.dispatcher
+
+
+class _Cache(FunctionCache):
+    """Numba's, which looks at the file of the kernel alone: this one notices an edit of any function it calls."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple:
+        return (*super()._index_key(sig, codegen), _digest_of_sources())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            _say_that_it_compiles()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:  # a full disk
+            warnings.warn(f'the compiled CPU kernels of mmseg_wce are not kept: {error}', stacklevel=2)
+
+
+@lru_cache
+def _digest_of_sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob('*.py')):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@lru_cache
+def _say_that_it_compiles() -> None:
+    _say('compiling the CPU kernels, which takes up to half a minute, once')
+
+
+@lru_cache
+def _say(message: str) -> None:
+    print(f'mmseg_wce: {message}', file=sys.stderr, flush=True)

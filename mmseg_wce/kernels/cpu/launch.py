@@ -1,0 +1,162 @@
+"""The op on the CPU: from tensors to the arrays of the kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mmseg_wce.kernels.cpu import resized, same_size
+from mmseg_wce.kernels.cpu.input_rows import BFLOAT16, FLOAT16, FLOAT32, STRIDED
+from mmseg_wce.kernels.cpu.task import NUM_SUMS
+from mmseg_wce.kernels.cpu.layout import axes, bands, blocks
+from mmseg_wce.kernels.cpu.scalars import EXP2
+from mmseg_wce.kernels.cpu.threads import run
+from torch import Tensor
+
+__all__ = ['DTYPES', 'backward', 'forward']
+
+_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+DTYPES = tuple(_KINDS)
+_NO_SINGLE, _NO_HALF = np.zeros((0, 0, 0, 0), np.float32), np.zeros((0, 0, 0, 0), np.int16)
+_NO_WEIGHT = np.zeros(0, np.float32)
+
+
+def _as_arrays(x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The fields of :class:`mmseg_wce.kernels.cpu.input_rows.Logits`, none of them a copy."""
+    x = x.detach()
+    if x.dtype != torch.float32:
+        return _NO_SINGLE, _NO_SINGLE, x.view(torch.int16).numpy(), _KINDS[x.dtype]
+    if x.is_contiguous():
+        return x.numpy(), _NO_SINGLE, _NO_HALF, FLOAT32
+    return _NO_SINGLE, x.numpy(), _NO_HALF, STRIDED
+
+
+def _as_rows(x: Tensor, dim: int) -> Tensor:
+    """Spatial dimensions from ``dim`` on as rows and columns, as few rows as a view has: no copy."""
+    for start in (dim, dim + 1):
+        rows = x.unsqueeze(dim) if start == dim else x
+        try:
+            return rows.view(*rows.shape[: dim + 1], -1)
+        except RuntimeError:  # not in this order in memory
+            pass
+    return x
+
+
+class _Problem(NamedTuple):
+    """What both sweeps make of their arguments."""
+
+    logits: Tensor  # (N, C, h, w)
+    target: Tensor  # (N, H, W)
+    pieces: np.ndarray
+    work: int  # exponentials
+    arguments: tuple  # of every kernel
+    is_resized: bool
+
+
+def _problem(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    class_weight: Tensor | None,
+    smoothing_weight: Tensor | None,
+    align_corners: bool,
+) -> _Problem:
+    is_resized = logits.shape[2:] != target.shape[1:]
+    (images, classes), outputs = logits.shape[:2], tuple(target.shape[1:])
+    tables: tuple = ()
+    if is_resized:
+        inputs = tuple(logits.shape[2:])
+        pieces, tables = bands(images, classes, inputs[0], outputs), (axes(inputs, outputs, align_corners),)
+    else:
+        rows = _as_rows(logits, 2)
+        logits, target = rows, target.reshape(images, *rows.shape[2:])
+        pieces = blocks(images, classes, *rows.shape[2:])
+    weights = (
+        np.ones(classes, np.float32) if class_weight is None else class_weight.numpy(),
+        _NO_WEIGHT if smoothing_weight is None else smoothing_weight.numpy(),
+    )
+    arguments = pieces, *_as_arrays(logits), target.numpy(), ignore_index, *weights, EXP2, *tables
+    return _Problem(logits, target, pieces, classes * target.numel(), arguments, is_resized)
+
+
+def forward(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    class_weight: Tensor | None,
+    smoothing_weight: Tensor | None,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """Maps of :func:`mmseg_wce.kernels.pixel_nll`, what :func:`backward` needs of each pixel, and sums.
+
+    Args:
+        logits: (N, C, h, w), or (N, C, ...) of the target's size; float32, bfloat16 or float16, any strides, not empty.
+        target: (N, H, W) or (N, ...), int64, any strides.
+        ignore_index: the label that does not count.
+        class_weight: (C,), float32, of the sums; None for ones.
+        smoothing_weight: (C,), float32, or None.
+        align_corners: of the interpolation.
+
+    Returns:
+        nll, smooth, correct, of the target's shape; what the backward needs, of that shape or (N, 2, ...); and
+        (NUM_SUMS,), float64, see :mod:`mmseg_wce.kernels.cpu.task`.
+    """
+    problem = _problem(logits, target, ignore_index, class_weight, smoothing_weight, align_corners)
+    shape = problem.target.shape
+    nll, correct = np.empty(shape, np.float32), np.empty(shape, np.bool_)
+    smooth = np.empty(shape if smoothing_weight is not None else (*shape[:2], 0), np.float32)
+    total = np.empty(shape if problem.is_resized else (shape[0], 2, *shape[1:]), np.float32)
+    sums = np.empty((*shape[:2], NUM_SUMS) if problem.is_resized else (len(problem.pieces), NUM_SUMS))
+    kernel = (resized if problem.is_resized else same_size).forward.compiled()
+    results = nll, smooth, correct, total, sums
+    run(lambda first, last: kernel(first, last, *problem.arguments, *results), len(problem.pieces), problem.work)
+    maps = [torch.from_numpy(x).view(target.shape) for x in (nll, correct)]
+    return (
+        maps[0],
+        None if smoothing_weight is None else torch.from_numpy(smooth).view(target.shape),
+        maps[1],
+        torch.from_numpy(total),
+        torch.from_numpy(sums.reshape(-1, NUM_SUMS).sum(0)),
+    )
+
+
+def backward(
+    grad_nll: Tensor | None,
+    grad_smooth: Tensor | None,
+    loss_slope: float,
+    smooth_slope: float,
+    logits: Tensor,
+    target: Tensor,
+    total: Tensor,
+    ignore_index: int,
+    class_weight: Tensor | None,
+    smoothing_weight: Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    """Gradient of the logits, from that of the maps and of the sums of losses; the rest as in :func:`forward`."""
+    problem = _problem(logits, target, ignore_index, class_weight, smoothing_weight, align_corners)
+    no_map = np.zeros((*problem.target.shape[:2], 0), np.float32)
+    upstream = [no_map if g is None else g.reshape(problem.target.shape).numpy() for g in (grad_nll, grad_smooth)]
+    # NumPy's memory: PyTorch's is handed out page by page as it is written
+    half = logits.dtype != torch.float32
+    gradient = torch.from_numpy(np.empty(logits.shape, np.int16 if half else np.float32))
+    gradient = gradient.view(logits.dtype)
+    single, _, half_bits, _ = _as_arrays(gradient.view(problem.logits.shape))
+    kernel = (resized if problem.is_resized else same_size).backward.compiled()
+    results: tuple = total.numpy(), *upstream, loss_slope, smooth_slope, single, half_bits
+    edges = None
+    if problem.is_resized:
+        edges = np.empty((len(problem.pieces), logits.shape[1], 2, logits.shape[3]), np.float32)
+        results = *results, edges
+    run(lambda first, last: kernel(first, last, *problem.arguments, *results), len(problem.pieces), problem.work)
+    if edges is not None:
+        _join(gradient, problem.pieces, torch.from_numpy(edges))
+    return gradient
+
+
+def _join(gradient: Tensor, bands: np.ndarray, edges: Tensor) -> None:
+    """Add up the input rows that two bands share."""
+    shared = np.flatnonzero(bands[:, 1] > 0)
+    if shared.size > 0:
+        gradient[bands[shared, 0], :, bands[shared, 1] - 1] = (edges[shared, :, 0] + edges[shared - 1, :, 1]).to(gradient.dtype)

@@ -1,0 +1,115 @@
+"""Arithmetic on single float32 numbers, in forms that LLVM vectorises."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from mmseg_wce.kernels.cpu.jit import fast_function
+from numba import float32
+from numba.extending import intrinsic
+
+__all__ = ['EXP2', 'LN_2', 'LOG2_E', 'bfloat16_of', 'exp2', 'float16_of', 'from_bfloat16', 'from_float16', 'log2', 'maximum']
+
+LOG2_E, LN_2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
+_ONE = np.float32(1)
+
+# Coefficients of q with 2^r = 1 + r q(r) for |r| <= 1/2, to a relative error of 1.1e-7 (least squares, reweighted until
+# the largest error is smallest), then what rounds to an integer and adds the bias of the exponent, and the exponent
+# below which the result is 0. Kernels take them as an argument: constants that LLVM knows it loads from memory in every
+# turn of a loop.
+_LOWEST = -90.0
+EXP2 = tuple(
+    np.float32(x)
+    for x in (0.693147, 0.24022242, 0.05550734, 0.009671513, 0.0013264727, 1.5 * 2**23 + 127, _LOWEST, 2**_LOWEST)
+)
+
+
+@fast_function
+def exp2(z, constants):
+    """2^z for z <= 0; exactly 0 from -90 down, so that no result is a denormal number, which would be slow."""
+    c1, c2, c3, c4, c5, rounder, lowest, smallest = constants
+    z = lowest if z < lowest else z
+    rounded = z + rounder
+    r = z - (rounded - rounder)
+    mantissa = _ONE + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * c5))))
+    power = np.int32(np.float32(rounded).view(np.int32) << np.int32(23)).view(np.float32)
+    return mantissa * power - smallest
+
+
+_BITS_OF_SQRT_HALF = np.int32(0x3F3504F3)
+# log2(m) = sum over odd k of 2 / (k log 2) s^k with s = (m - 1) / (m + 1)
+_L1, _L3, _L5, _L7, _L9 = (np.float32(2 / (k * math.log(2))) for k in (1, 3, 5, 7, 9))
+
+
+@fast_function
+def log2(x):
+    """Logarithm of a positive number that is neither denormal nor infinite."""
+    bits = np.float32(x).view(np.int32)
+    exponent = np.int32(bits - _BITS_OF_SQRT_HALF) >> np.int32(23)
+    mantissa = np.int32(bits - np.int32(exponent << np.int32(23))).view(np.float32)
+    s = (mantissa - _ONE) / (mantissa + _ONE)
+    t = s * s
+    return np.float32(exponent) + s * (_L1 + t * (_L3 + t * (_L5 + t * (_L7 + t * _L9))))
+
+
+@intrinsic
+def maximum(typing_context: Any, a: Any, b: Any) -> tuple:
+    """The larger of two numbers, as one instruction: a comparison in Python ends in a store under a mask."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.FloatType()
+        function = builder.module.declare_intrinsic('llvm.maxnum', [number], ir.FunctionType(number, [number] * 2))
+        return builder.call(function, arguments, fastmath=('nnan', 'nsz'))
+
+    return float32(float32, float32), generate
+
+
+# Numba knows neither half precision on a CPU: their bits come as int16.
+_FROM_HALF = np.float32(2.0**112)
+_INFINITY_OF_HALF = np.float32(2.0**16)
+_INFINITY = np.int32(0x7F800000)
+_SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
+_OVERFLOWS_HALF = np.float32(65520)
+
+
+@fast_function
+def from_bfloat16(bits):
+    return np.int32(np.int32(bits) << np.int32(16)).view(np.float32)
+
+
+@fast_function
+def bfloat16_of(x):
+    """Bits of the nearest bfloat16; of two, the even one."""
+    bits = np.float32(x).view(np.int32)
+    rounded = np.int32(bits + np.int32(0x7FFF) + np.int32(np.int32(bits >> np.int32(16)) & np.int32(1)))
+    kept = np.int32(bits | np.int32(0x400000)) if x != x else rounded  # a NaN must not round to infinity
+    return np.int16(kept >> np.int32(16))
+
+
+@fast_function
+def from_float16(bits):
+    wide = np.int32(bits)
+    magnitude = np.int32(np.int32(wide & np.int32(0x7FFF)) << np.int32(13)).view(np.float32) * _FROM_HALF
+    value = np.float32(magnitude).view(np.int32)
+    value = np.int32(value | _INFINITY) if magnitude >= _INFINITY_OF_HALF else value
+    return np.int32(value | np.int32(np.int32(wide & np.int32(0x8000)) << np.int32(16))).view(np.float32)
+
+
+@fast_function
+def float16_of(x):
+    """Bits of the nearest float16; of two, the even one."""
+    bits = np.float32(x).view(np.int32)
+    sign = np.int32(np.int32(bits >> np.int32(16)) & np.int32(0x8000))
+    magnitude = np.int32(bits & np.int32(0x7FFFFFFF))
+    value = magnitude.view(np.float32)
+    odd = np.int32(np.int32(magnitude >> np.int32(13)) & np.int32(1))
+    normal = np.int32(np.int32(magnitude + np.int32(0xFFF) + odd - np.int32(112 << 23)) >> np.int32(13))
+    # added to one half, a small number is rounded to what float16 has
+    small = np.int32(np.float32(value + np.float32(0.5)).view(np.int32) - np.int32(0x3F000000))
+    half = small if value < _SMALLEST_NORMAL_HALF else normal
+    half = np.int32(0x7C00) if value >= _OVERFLOWS_HALF else half
+    half = np.int32(0x7E00) if x != x else half
+    return np.int16(np.int32(half | sign))

@@ -1,0 +1,101 @@
+"""What every kernel is given, labels as indices, and what is added up over pixels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from mmseg_wce.kernels.cpu.input_rows import ANY_LOGITS, Logits
+from mmseg_wce.kernels.cpu.jit import allocating_function, fast_function
+from mmseg_wce.kernels.cpu.scalars import EXP2
+from numba import types
+
+__all__ = ['IGNORED', 'INVALID', 'NUM_SUMS', 'TASK', 'UPSTREAM', 'Task', 'Upstream', 'add_up', 'label_of', 'make_task', 'slopes_of']
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+IGNORED, INVALID = np.int32(-1), np.int32(-2)
+# Over the pixels that count: loss times the label's weight, smoothed loss, weights, number, number of correct ones;
+# then the number of pixels whose label is invalid.
+NUM_SUMS = 6
+
+TASK = (
+    *ANY_LOGITS, types.int64[:, :, :], types.int64, types.float32[::1], types.float32[::1],
+    types.UniTuple(types.float32, len(EXP2)),
+)  # fmt: skip
+
+
+class Task(NamedTuple):
+    """Logits and labels of one call."""
+
+    logits: Logits  # (N, C, h, w)
+    target: np.ndarray  # (N, H, W), int64, of any strides
+    ignore_index: int
+    class_weight: np.ndarray  # (C,), float32, of the sums
+    smoothing_weight: np.ndarray  # (C,), float32, or (0,)
+    weight_sum: float  # of the smoothing
+    exp2: tuple  # constants
+
+
+@allocating_function
+def make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, exp2):
+    """Bundle the arguments, whose types are ``TASK``."""
+    weight_sum = _ZERO
+    for c in range(smoothing_weight.shape[0]):
+        weight_sum += smoothing_weight[c]
+    return Task(Logits(single, strided, half, kind), target, ignore_index, class_weight, smoothing_weight, weight_sum, exp2)
+
+
+@fast_function
+def label_of(task, target):
+    """Return a label as an index that is within bounds, or what it is instead."""
+    if target == task.ignore_index:
+        return IGNORED
+    return np.int32(target) if 0 <= target < task.class_weight.shape[0] else INVALID
+
+
+UPSTREAM = types.float32[:, :, :], types.float32[:, :, :], types.float32, types.float32
+
+
+class Upstream(NamedTuple):
+    """Gradient of the maps (N, H, W), of any strides, or (N, H, 0) for zeros, and of the sums of both losses."""
+
+    nll: np.ndarray
+    smooth: np.ndarray
+    of_weighted_sum: float
+    of_smooth_sum: float
+
+
+@fast_function
+def slopes_of(task, upstream, n, r, k, label):
+    """Return the gradient of a pixel's loss and of its smoothed loss."""
+    slope, smooth = task.class_weight[label] * upstream.of_weighted_sum, upstream.of_smooth_sum
+    if upstream.nll.shape[2] > 0:
+        slope += upstream.nll[n, r, k]
+    if upstream.smooth.shape[2] > 0:
+        smooth += upstream.smooth[n, r, k]
+    return slope, smooth
+
+
+@fast_function
+def add_up(y, weight, nll, smooth, correct, lanes, sums):
+    """Add what ``NUM_SUMS`` pixels add up to: ``sums`` (NUM_SUMS,) in float64.
+
+    Args:
+        y, weight, nll, smooth, correct: (B,), B a multiple of 16; smooth may hold anything where it is not asked for.
+        lanes: (NUM_SUMS, 16), float64, overwritten: a single sum would wait for itself at every addition.
+    """
+    lanes[:] = 0.0
+    for begin in range(0, y.shape[0], 16):
+        labels, weights = y[begin : begin + 16], weight[begin : begin + 16]
+        losses, smoothed, right = nll[begin : begin + 16], smooth[begin : begin + 16], correct[begin : begin + 16]
+        for k in range(16):
+            counts = labels[k] >= 0
+            lanes[0, k] += weights[k] * losses[k] if counts else _ZERO
+            lanes[1, k] += smoothed[k] if counts else _ZERO
+            lanes[2, k] += weights[k]
+            lanes[3, k] += _ONE if counts else _ZERO
+            lanes[4, k] += right[k] if counts else _ZERO
+            lanes[5, k] += _ONE if labels[k] == INVALID else _ZERO
+    for i in range(sums.shape[0]):
+        for k in range(16):
+            sums[i] += lanes[i, k]
