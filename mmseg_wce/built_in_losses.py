@@ -82,7 +82,7 @@ def _binary_value(
         pixel_weight=weight,
         reduction=reduction_override or loss.reduction,
         normalize_by='valid' if loss.avg_non_ignore else 'all',
-        pixels=pixels,
+        pixels=(pixels[0], pixels[1], pixels[2]),
     )
 
 

@@ -5,6 +5,8 @@ loss = sum_i w[y_i] * nll_i / sum_i w[y_i]      over the pixels i with y_i != ig
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmseg_wce.arguments import (
     NORMALIZERS,
@@ -17,8 +19,9 @@ from mmseg_wce.arguments import (
     resolve_ignore_index,
 )
 from mmseg_wce.binary import binary_normalizer, check_binary_inputs, weighted_binary_cross_entropy
-from mmseg_wce.kernels import pixel_nll
+from mmseg_wce.kernels import PixelMaps, PixelSums, pixel_maps
 from mmseg_wce.reduction import label_weights, normalizing_sum, reduce_loss, weight_pixels
+from mmseg_wce.targets import valid_pixels
 from torch import Tensor
 
 __all__ = [
@@ -33,7 +36,7 @@ __all__ = [
     'weighted_cross_entropy',
 ]
 
-Pixels = tuple[Tensor, Tensor, Tensor]  # nll, smooth, correct
+Pixels = tuple[Tensor, Tensor, Tensor] | PixelMaps  # nll, smooth, correct, and sums of them or not
 
 
 def check_inputs(logits: Tensor, target: Tensor, class_weight: Tensor | None) -> None:
@@ -89,18 +92,11 @@ def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothin
     return logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
 
 
-def _per_pixel(
-    nll: Tensor,
-    smooth: Tensor,
-    label_weight: Tensor | None,
-    label_smoothing: float,
-    num_classes: int,
-) -> Tensor:
-    """Loss of every pixel before any reduction."""
-    loss = nll if label_weight is None else label_weight * nll
-    if label_smoothing > 0:
-        loss = (1 - label_smoothing) * loss + (label_smoothing / num_classes) * smooth
-    return loss
+def _smoothed(weighted_nll: Tensor, smooth: Tensor, label_smoothing: float, num_classes: int) -> Tensor:
+    """Mix the losses of pixels, or sums of them."""
+    if label_smoothing == 0:
+        return weighted_nll
+    return (1 - label_smoothing) * weighted_nll + (label_smoothing / num_classes) * smooth
 
 
 def normalizer(
@@ -192,8 +188,8 @@ def weighted_cross_entropy(
         avg_factor: one number or one-element tensor that replaces the denominator of the mean. As in mmseg, 0 counts
             as 1.2e-7, reduction 'none' does not look at it and 'sum' refuses it. The value of a tensor is not checked.
         align_corners: of the upsampling, as in :func:`torch.nn.functional.interpolate`.
-        pixels: what :func:`mmseg_wce.kernels.pixel_nll` gave for these logits and this target, with
-            :func:`smoothing_weight`, where it is known already; by default it is computed.
+        pixels: what :func:`mmseg_wce.kernels.pixel_nll` or :func:`mmseg_wce.kernels.pixel_maps` gave for these logits
+            and this target, with :func:`smoothing_weight`, where it is known already; by default it is computed.
 
     Returns:
         Scalar, or the target's shape for reduction 'none'. float32, or float64 for float64 logits.
@@ -218,14 +214,27 @@ def weighted_cross_entropy(
     ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
     check_options(reduction, normalize_by, avg_factor, ignore_index)
     _check_smoothing(label_smoothing)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    target, valid, label_weight = label_weights(target, logits.shape[1], class_weight, ignore_index, dtype)
     if pixels is None:
         weight = smoothing_weight(logits, class_weight, label_smoothing)
-        pixels = pixel_nll(
-            logits, target, ignore_index=ignore_index, smoothing_weight=weight, align_corners=align_corners
-        )
-    nll, smooth, _ = pixels
-    loss = _per_pixel(nll, smooth, label_weight, label_smoothing, logits.shape[1])
+        options: dict[str, Any] = dict(ignore_index=ignore_index, smoothing_weight=weight, align_corners=align_corners)
+        pixels = pixel_maps(logits, target.long(), class_weight, **options)
+    sums = None if reduction == 'none' or pixel_weight is not None else _sums_for(pixels, class_weight)
+    if sums is not None:
+        if sums.invalid > 0:
+            valid_pixels(target.long(), logits.shape[1], ignore_index)  # raises
+        loss = _smoothed(sums.loss, sums.smooth, label_smoothing, logits.shape[1])
+        denominators = dict(class_weight=sums.weight, valid=sums.valid, all=torch.full_like(sums.valid, target.numel()))
+        return reduce_loss(loss, reduction, avg_factor, lambda: denominators[normalize_by])
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    target, valid, label_weight = label_weights(target, logits.shape[1], class_weight, ignore_index, dtype)
+    nll, smooth, _ = pixels[:3]
+    loss = _smoothed(nll if label_weight is None else label_weight * nll, smooth, label_smoothing, logits.shape[1])
     loss = weight_pixels(loss, pixel_weight, target, valid)
     return reduce_loss(loss, reduction, avg_factor, lambda: normalizing_sum(normalize_by, label_weight, valid, dtype))
+
+
+def _sums_for(pixels: Pixels, class_weight: Tensor | None) -> PixelSums | None:
+    """Sums that the loss can be made of; none while compiling, since they are asked whether labels were invalid."""
+    if torch.compiler.is_compiling() or not isinstance(pixels, PixelMaps) or pixels.class_weight is not class_weight:
+        return None
+    return pixels.sums

@@ -18,11 +18,12 @@ from mmseg.models.utils import resize
 from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce.built_in_losses import built_in_value, is_hard, needs_full_size_built_in
 from mmseg_wce.functional import Pixels, check_binary_inputs
-from mmseg_wce.kernels import pixel_bce, pixel_nll
+from mmseg_wce.kernels import PixelMaps, pixel_bce, pixel_maps
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from torch import Tensor, nn
 
 _FORWARD = WeightedCrossEntropyLoss.forward
+_EPSILON = torch.finfo(torch.float32).eps  # as mmseg adds it to an accuracy
 
 
 def standard(head: BaseDecodeHead, built_in: bool, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
@@ -102,7 +103,7 @@ class _Fused:
     def __init__(self, head: BaseDecodeHead, built_in: bool, logits: Tensor, label: Tensor) -> None:
         check_binary_inputs(logits, label, None)
         self.head, self.built_in, self.logits, self.label = head, built_in, logits, label
-        self._swept: dict[tuple, Pixels] = {}
+        self._swept: dict[tuple, PixelMaps] = {}
         self._swept_binary: dict[int, Pixels] = {}
 
     @property
@@ -119,14 +120,16 @@ class _Fused:
         ours = (loss for loss in pixel_losses(self.head) if isinstance(loss, WeightedCrossEntropyLoss))
         return next((loss for loss in ours if loss.label_smoothing > 0), None)
 
-    def pixels(self, ignore_index: int, loss: nn.Module | None = None) -> Pixels:
+    def pixels(self, ignore_index: int, loss: nn.Module | None = None) -> PixelMaps:
         """Maps for a loss, swept once for all that can share them."""
         source = loss if isinstance(loss, WeightedCrossEntropyLoss) and loss.label_smoothing > 0 else self._smoothed
         key = ignore_index, id(source)
         if key not in self._swept:
-            self._swept[key] = pixel_nll(
+            ours = loss if isinstance(loss, WeightedCrossEntropyLoss) else None
+            self._swept[key] = pixel_maps(
                 self.logits,
                 self.label.long(),
+                None if ours is None else ours.float32_class_weight(),
                 ignore_index=ignore_index,
                 smoothing_weight=None if source is None else source.smoothing_weight(self.logits),
                 align_corners=self.head.align_corners,
@@ -162,9 +165,10 @@ class _Fused:
         ignore_index = options.get('ignore_index', _own_ignore_index(loss))
 
         def pixels() -> Pixels:
-            first, second, correct = self._pixels_of(loss, ignore_index)
+            found = self._pixels_of(loss, ignore_index)
             if fewer is None:
-                return first, second, correct
+                return found
+            first, second, correct = found[:3]
             return torch.where(fewer == self.label, first, 0), torch.where(fewer == self.label, second, 0), correct
 
         if isinstance(loss, WeightedCrossEntropyLoss):  # has something to send before the sweep
@@ -180,12 +184,14 @@ class _Fused:
         if self.channels == 1 or (self._swept_binary and not self._swept):
             correct = self.binary_pixels(ignore_index)[2]
         elif self._swept:
-            correct = self.pixels(ignore_index)[2]
+            maps = self.pixels(ignore_index)
+            correct = maps.correct
+            if maps.sums is not None:
+                return 100 * (maps.sums.correct + _EPSILON).reshape(1) / (maps.sums.valid + _EPSILON)
         else:
             return accuracy(self.full_size, self.label, ignore_index=ignore_index)
-        epsilon = torch.finfo(torch.float32).eps  # as mmseg adds it
         valid = (self.label != ignore_index).count_nonzero()
-        return 100 * (correct.count_nonzero() + epsilon).reshape(1) / (valid + epsilon)
+        return 100 * (correct.count_nonzero() + _EPSILON).reshape(1) / (valid + _EPSILON)
 
 
 def _own_ignore_index(loss: nn.Module) -> int:

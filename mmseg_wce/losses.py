@@ -24,7 +24,7 @@ from mmseg_wce.functional import (
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
 )
-from mmseg_wce.kernels import pixel_bce, pixel_nll
+from mmseg_wce.kernels import pixel_bce, pixel_maps
 from mmseg_wce.loss_options import check_loss_options, resolve_binary_normalizer, resolve_normalizer
 from torch import Tensor, nn
 
@@ -92,7 +92,7 @@ def _observed(
     pixel_weight: Tensor | None,
     ignore_index: int,
 ) -> ObservedPixels:
-    nll, _, correct = pixels
+    nll, _, correct = pixels[:3]
     return ObservedPixels(label, nll.detach(), correct, pixel_weight, class_weight, logits.shape[1], ignore_index)
 
 
@@ -104,7 +104,7 @@ def _observed_binary(
     pixel_weight: Tensor | None,
     ignore_index: int,
 ) -> ObservedPixels:
-    positive, negative, correct = (x.detach() for x in pixels)
+    positive, negative, correct = (x.detach() for x in pixels[:3])
     num_channels = logits.shape[1]
     weights = weights_of_labels(class_weight, num_channels)
     if num_channels == 1:
@@ -231,8 +231,8 @@ class WeightedCrossEntropyLoss(nn.Module):
             self.class_weight = self._class_weight_values.to(self.class_weight.device, copy=True)
         return self
 
-    def _float32_class_weight(self) -> Tensor | None:
-        """Wrappers that shard a model cast its buffers without asking the module."""
+    def float32_class_weight(self) -> Tensor | None:
+        """Return the class weights in float32, even if a wrapper that shards the model has cast the buffer."""
         weights = self.class_weight
         if weights is None or weights.dtype == torch.float32:
             return weights
@@ -282,7 +282,7 @@ class WeightedCrossEntropyLoss(nn.Module):
                 :func:`mmseg_wce.functional.weighted_binary_cross_entropy`; also where the head and the constructor name
                 different labels to ignore.
         """
-        reduction, class_weight = reduction_override or self.reduction, self._float32_class_weight()
+        reduction, class_weight = reduction_override or self.reduction, self.float32_class_weight()
         ignore_index = self._resolve_ignore_index(ignore_index, cls_score.shape[1])
         inputs = cls_score, label, class_weight
         options: dict[str, Any] = dict(ignore_index=ignore_index, normalize_by=self.normalize_by)
@@ -319,11 +319,11 @@ class WeightedCrossEntropyLoss(nn.Module):
             return pixel_bce(cls_score, label.long(), ignore_index=ignore_index, threshold=self.threshold)
         check_inputs(cls_score, label, class_weight)
         smoothing = self.smoothing_weight(cls_score)
-        return pixel_nll(cls_score, label.long(), ignore_index=ignore_index, smoothing_weight=smoothing)
+        return pixel_maps(cls_score, label.long(), class_weight, ignore_index=ignore_index, smoothing_weight=smoothing)
 
     def smoothing_weight(self, cls_score: Tensor) -> Tensor | None:
         """Weights (C,) of the smoothing term for these logits; None without label smoothing."""
-        return smoothing_weight(cls_score, self._float32_class_weight(), self.label_smoothing)
+        return smoothing_weight(cls_score, self.float32_class_weight(), self.label_smoothing)
 
     @property
     def loss_name(self) -> str:

@@ -17,7 +17,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.functional import weighted_binary_cross_entropy, weighted_cross_entropy
 from mmseg_wce.fusion import fuse_decode_heads
-from mmseg_wce.kernels import pixel_bce, pixel_nll
+from mmseg_wce.kernels import pixel_bce, pixel_maps
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -65,6 +65,8 @@ CASES = {
     'tiny': Case('64 images of 3 classes, 32 -> 64', 64, 3, (32, 32), (64, 64)),
     'small': Case('8 images of 5 classes, 64 x 64, nothing to resize', 8, 5, (64, 64), (64, 64)),
     'smaller': Case('19 classes, downscaled 128 -> 32', 1, 19, (128, 128), (32, 32)),
+    'ade20k-smaller': Case('ADE20K, downscaled 128 -> 32', *ADE20K[:3], (32, 32)),
+    'one-image': Case('one image of 3 classes, 8 -> 16', 1, 3, (8, 8), (16, 16)),
     'align-corners': Case('ADE20K, align_corners', *ADE20K, align_corners=True),
     'fractional': Case('ADE20K, scale 3.7', 2, 150, (128, 128), (474, 474)),
     'same-size': Case('ADE20K, nothing to resize', 2, 150, (512, 512), (512, 512)),
@@ -134,9 +136,13 @@ def liger(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def ours(logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    pixels = pixel_nll(logits, target, ignore_index=255, align_corners=case.align_corners)
-    correct = pixels[2].count_nonzero() / (target != 255).count_nonzero()
-    return weighted_cross_entropy(logits, target, weight, pixels=pixels), correct
+    """As fused heads run it."""
+    maps = pixel_maps(logits, target, weight, ignore_index=255, align_corners=case.align_corners)
+    if maps.sums is None:
+        correct = maps.correct.count_nonzero() / (target != 255).count_nonzero()
+    else:
+        correct = maps.sums.correct / maps.sums.valid
+    return weighted_cross_entropy(logits, target, weight, pixels=maps), correct
 
 
 def ours_weighted(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:

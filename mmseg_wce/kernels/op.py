@@ -7,20 +7,31 @@ raise, and never give silent zeros.
 from __future__ import annotations
 
 import os
+import warnings
+from functools import lru_cache
 from importlib import import_module
-from types import ModuleType
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
-from mmseg_wce.kernels import reference
+from mmseg_wce.kernels import reference, slabs
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'check_shapes', 'chosen_backend', 'pixel_nll']
+__all__ = [
+    'BACKENDS',
+    'ENVIRONMENT_VARIABLE',
+    'PixelMaps',
+    'PixelSums',
+    'check_shapes',
+    'chosen_backend',
+    'pixel_maps',
+    'pixel_nll',
+]
 
-BACKENDS = ('strips', 'triton', 'reference')
+BACKENDS = ('cpu', 'slabs', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
-_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_COMPILED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Numba and Triton
 _OLDEST_TRITON = (3, 3)
 _FEW_PIXELS = 4096  # images smaller than this are worked on together where nothing is resized
 
@@ -40,14 +51,24 @@ def _has_triton() -> bool:
     return tuple(int(part) for part in triton.__version__.split('.')[:2]) >= _OLDEST_TRITON
 
 
+def _has_numba() -> bool:
+    """Whether Numba is there and compiles: importing it takes a second, which only its first use waits for."""
+    try:
+        found = find_spec('numba') is not None
+    except ValueError:  # somebody has put None in its place
+        found = False
+    return found and os.environ.get('NUMBA_DISABLE_JIT', '0') in ('', '0')
+
+
 _HAS_TRITON = _has_triton()
+_HAS_NUMBA = _has_numba()
 
 
 def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """The back end that :func:`pixel_nll` takes.
+    """Choose the back end of :func:`pixel_nll`.
 
     Args:
-        backend: its argument.
+        backend: its argument. 'strips', a name of the past, is 'cpu' on CPU and 'slabs' elsewhere, with a warning.
         device: of the logits.
         dtype: of the logits.
 
@@ -59,38 +80,47 @@ def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype
     """
     chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or _default(device, dtype)
     origin = 'backend' if backend else ENVIRONMENT_VARIABLE
+    if chosen == 'strips':
+        chosen = 'cpu' if device.type == 'cpu' else 'slabs'
+        _warn_of_strips(origin, chosen)
     if chosen not in BACKENDS:
         raise ValueError(f'{origin} must be one of {BACKENDS}, got {chosen!r}')
     if chosen == 'triton':
         _check_triton(origin, device, dtype)
+    if chosen == 'cpu':
+        if device.type != 'cpu':
+            raise ValueError(f"{origin}='cpu' needs logits on the CPU, got {device}: use 'slabs'")
+        return 'cpu' if _HAS_NUMBA and dtype in _COMPILED_DTYPES else 'slabs'
     return chosen
+
+
+@lru_cache
+def _warn_of_strips(origin: str, instead: str) -> None:
+    warnings.warn(f"{origin}='strips' is now called {instead!r}", DeprecationWarning, stacklevel=4)
 
 
 def _default(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == 'cuda':
-        return 'triton' if _HAS_TRITON and dtype in _TRITON_DTYPES else 'strips'
-    return 'strips' if device.type == 'cpu' else 'reference'
+        return 'triton' if _HAS_TRITON and dtype in _COMPILED_DTYPES else 'slabs'
+    return {'cpu': 'cpu', 'meta': 'reference'}.get(device.type, 'slabs')
 
 
 def _check_triton(origin: str, device: torch.device, dtype: torch.dtype) -> None:
     if device.type != 'cuda' and not _interpreted():
-        raise ValueError(f"{origin}='triton' needs logits on a CUDA device, got {device}: use 'strips'")
+        raise ValueError(f"{origin}='triton' needs logits on a CUDA device, got {device}: use 'slabs'")
     if not _HAS_TRITON:
         raise ValueError(f"{origin}='triton' needs the package triton, 3.3 or later: pip install triton")
-    if dtype not in _TRITON_DTYPES:
-        raise ValueError(f"{origin}='triton' takes float32, float16 and bfloat16 logits, got {dtype}: use 'strips'")
-
-
-def _sweeps(backend: str) -> ModuleType:
-    return None if backend == 'strips' else import_module('mmseg_wce.kernels.triton')
+    if dtype not in _COMPILED_DTYPES:
+        raise ValueError(f"{origin}='triton' takes float32, float16 and bfloat16 logits, got {dtype}: use 'slabs'")
 
 
 @torch.library.custom_op(
     'mmseg_wce::pixel_nll',
     mutates_args=(),
     schema=(
-        '(Tensor logits, Tensor target, int ignore_index, Tensor? smoothing_weight, bool align_corners, '
-        'str backend) -> (Tensor nll, Tensor smooth, Tensor correct, Tensor total)'
+        '(Tensor logits, Tensor target, int ignore_index, Tensor? smoothing_weight, Tensor? class_weight, '
+        'bool align_corners, str backend) -> '
+        '(Tensor nll, Tensor smooth, Tensor correct, Tensor total, Tensor loss_sum, Tensor smooth_sum, Tensor counts)'
     ),
 )
 def _forward(
@@ -98,79 +128,154 @@ def _forward(
     target: Tensor,
     ignore_index: int,
     smoothing_weight: Tensor | None,
+    class_weight: Tensor | None,
     align_corners: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     if target.numel() == 0:
-        return _empty_maps(logits, target, ignore_index, smoothing_weight, align_corners, backend)
-    sweep = _sweeps(backend).forward
-    nll, smooth, correct, total = sweep(logits, target, ignore_index, smoothing_weight, align_corners)
-    return nll, nll.new_empty(0) if smooth is None else smooth, correct, total
+        outputs = _empty_outputs(logits, target, ignore_index, smoothing_weight, class_weight, align_corners, backend)
+        return *outputs[:4], *(x.zero_() for x in outputs[4:])
+    if backend == 'cpu':
+        cpu = import_module('mmseg_wce.kernels.cpu')
+        *maps, sums = cpu.forward(logits, target, ignore_index, class_weight, smoothing_weight, align_corners)
+    else:
+        sweep = slabs if backend == 'slabs' else import_module('mmseg_wce.kernels.triton')
+        maps = sweep.forward(logits, target, ignore_index, smoothing_weight, align_corners)
+        sums = maps[0].new_zeros(2, dtype=torch.float64)
+    nll, smooth, correct, total = maps
+    smooth = nll.new_empty(0) if smooth is None else smooth
+    counts = sums[2:] if class_weight is not None else sums[:0]
+    return nll, smooth, correct, total, *(x.to(nll.dtype, copy=True) for x in (sums[0], sums[1], counts))
 
 
 @_forward.register_fake
-def _empty_maps(
+def _empty_outputs(
     logits: Tensor,
     target: Tensor,
     ignore_index: int,
     smoothing_weight: Tensor | None,
+    class_weight: Tensor | None,
     align_corners: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     nll = logits.new_empty(target.shape, dtype=dtype)
     resized = logits.shape[2:] != target.shape[1:]
-    total = nll.new_empty(2 if resized else 1, *target.shape) if backend == 'triton' else torch.empty_like(nll)
+    total = torch.empty_like(nll)
+    if backend == 'triton':
+        total = nll.new_empty(2 if resized else 1, *target.shape)
+    elif backend == 'cpu' and not resized:
+        total = nll.new_empty(target.shape[0], 2, *target.shape[1:])
     smooth = logits.new_empty(0 if smoothing_weight is None else target.shape, dtype=dtype)
-    return nll, smooth, logits.new_empty(target.shape, dtype=torch.bool), total
+    counts = nll.new_empty(0 if class_weight is None or backend != 'cpu' else 4)
+    return (
+        nll,
+        smooth,
+        logits.new_empty(target.shape, dtype=torch.bool),
+        total,
+        nll.new_empty(()),
+        nll.new_empty(()),
+        counts,
+    )
 
 
 @torch.library.custom_op(
     'mmseg_wce::pixel_nll_backward',
     mutates_args=(),
     schema=(
-        '(Tensor? grad_nll, Tensor? grad_smooth, Tensor logits, Tensor target, Tensor total, int ignore_index, '
-        'Tensor? smoothing_weight, bool align_corners, str backend) -> Tensor'
+        '(Tensor? grad_nll, Tensor? grad_smooth, Tensor? grad_loss_sum, Tensor? grad_smooth_sum, Tensor logits, '
+        'Tensor target, Tensor total, int ignore_index, Tensor? smoothing_weight, Tensor? class_weight, '
+        'bool align_corners, str backend) -> Tensor'
     ),
 )
 def _backward(
     grad_nll: Tensor | None,
     grad_smooth: Tensor | None,
+    grad_loss_sum: Tensor | None,
+    grad_smooth_sum: Tensor | None,
     logits: Tensor,
     target: Tensor,
     total: Tensor,
     ignore_index: int,
     smoothing_weight: Tensor | None,
+    class_weight: Tensor | None,
     align_corners: bool,
     backend: str,
 ) -> Tensor:
-    if target.numel() == 0 or (grad_nll is None and grad_smooth is None):
+    if target.numel() == 0:
         return logits.new_zeros(logits.shape)
-    sweep = _sweeps(backend).backward
-    return sweep(grad_nll, grad_smooth, logits, target, total, ignore_index, smoothing_weight, align_corners)
+    maps = grad_nll, grad_smooth
+    problem = logits, target, total, ignore_index
+    if backend == 'cpu':
+        of_sums = (0.0 if g is None else g.item() for g in (grad_loss_sum, grad_smooth_sum))
+        cpu = import_module('mmseg_wce.kernels.cpu')
+        return cpu.backward(*maps, *of_sums, *problem, class_weight, smoothing_weight, align_corners)
+    if grad_nll is None and grad_smooth is None:
+        return logits.new_zeros(logits.shape)
+    sweep = slabs if backend == 'slabs' else import_module('mmseg_wce.kernels.triton')
+    return sweep.backward(*maps, *problem, smoothing_weight, align_corners)
 
 
 @_backward.register_fake
-def _(grad_nll: Tensor | None, grad_smooth: Tensor | None, logits: Tensor, *_: Any) -> Tensor:
+def _(*arguments: Any) -> Tensor:
+    logits = arguments[4]
     return logits.new_empty(logits.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    logits, target, ctx.ignore_index, smoothing_weight, ctx.align_corners, ctx.backend = inputs
-    ctx.save_for_backward(logits, target, output[3], smoothing_weight)
-    ctx.mark_non_differentiable(output[2], output[3])
+    logits, target, ctx.ignore_index, smoothing_weight, class_weight, ctx.align_corners, ctx.backend = inputs
+    ctx.save_for_backward(logits, target, output[3], smoothing_weight, class_weight)
+    ctx.mark_non_differentiable(output[2], output[3], output[6])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad_nll: Tensor | None, grad_smooth: Tensor | None, *_: Any) -> tuple:
-    logits, target, total, smoothing_weight = ctx.saved_tensors
+def _gradients(ctx: Any, *gradients: Tensor | None) -> tuple:
+    logits, target, total, smoothing_weight, class_weight = ctx.saved_tensors
+    of_nll, of_smooth, _, _, of_loss_sum, of_smooth_sum, _ = gradients
     if smoothing_weight is None:
-        grad_smooth = None
-    options = ctx.ignore_index, smoothing_weight, ctx.align_corners, ctx.backend
-    return _backward(grad_nll, grad_smooth, logits, target, total, *options), None, None, None, None, None
+        of_smooth = of_smooth_sum = None
+    options = ctx.ignore_index, smoothing_weight, class_weight, ctx.align_corners, ctx.backend
+    gradient = _backward(of_nll, of_smooth, of_loss_sum, of_smooth_sum, logits, target, total, *options)
+    return gradient, *[None] * 6
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
+
+
+class PixelSums(NamedTuple):
+    """Sums over the pixels that count, all scalars; the first two are differentiable.
+
+    Attributes:
+        loss: nll times the weight of the label.
+        smooth: ``smooth``, 0 without smoothing.
+        weight: weights of the labels.
+        valid: number of the pixels.
+        correct: number of those that are correct.
+        invalid: number of pixels whose label is neither a class nor ignored.
+    """
+
+    loss: Tensor
+    smooth: Tensor
+    weight: Tensor
+    valid: Tensor
+    correct: Tensor
+    invalid: Tensor
+
+
+class PixelMaps(NamedTuple):
+    """What :func:`pixel_nll` returns, and sums of it where they cost nothing.
+
+    Attributes:
+        nll, smooth, correct: as :func:`pixel_nll` returns them.
+        sums: None where the back end does not make them.
+        class_weight: those that the sums are for.
+    """
+
+    nll: Tensor
+    smooth: Tensor
+    correct: Tensor
+    sums: PixelSums | None = None
+    class_weight: Tensor | None = None
 
 
 def pixel_nll(
@@ -200,9 +305,9 @@ def pixel_nll(
         ignore_index: the label that does not count; may lie inside [0, C) or below zero.
         smoothing_weight: (C,), weights of ``smooth``, which is all zeros without them.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
-        backend: 'strips', 'triton' or 'reference'; by default what the environment variable ``MMSEG_WCE_BACKEND``
-            says, or else 'triton' on CUDA where it is installed (not for float64), 'strips' there without it and on
-            CPU, 'reference' elsewhere.
+        backend: 'cpu' (Numba), 'slabs' (plain PyTorch), 'triton' or 'reference'; by default what the environment
+            variable ``MMSEG_WCE_BACKEND`` says, or else 'cpu' on the CPU, 'triton' on CUDA where it is installed (not
+            for float64), and 'slabs' otherwise. 'cpu' is 'slabs' for float64 and where Numba is not installed.
 
     Returns:
         ``nll`` and ``smooth``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's shape.
@@ -228,19 +333,82 @@ def pixel_nll(
     if target.dtype != torch.int64:
         raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
     backend = chosen_backend(backend, logits.device, logits.dtype)
+    options: dict[str, Any] = dict(
+        ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
+    )
+    maps = _maps(logits, target, None, backend, **options)
+    return maps.nll, maps.smooth, maps.correct
+
+
+def pixel_maps(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None = None,
+    *,
+    ignore_index: int,
+    smoothing_weight: Tensor | None = None,
+    align_corners: bool = False,
+) -> PixelMaps:
+    """The maps of :func:`pixel_nll` and, on the CPU, the sums that a mean is made of, added up in the same sweep.
+
+    Args:
+        logits: as in :func:`pixel_nll`.
+        target: as in :func:`pixel_nll`.
+        class_weight: (C,), of the sums; None for ones.
+        ignore_index, smoothing_weight, align_corners: as in :func:`pixel_nll`.
+
+    Raises:
+        As :func:`pixel_nll`.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.kernels import pixel_maps
+        >>> maps = pixel_maps(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([1, 255]), ignore_index=255)
+        >>> maps.nll
+        tensor([2.1269, 0.0000])
+    """
+    check_shapes(logits, target, smoothing_weight)
+    backend = chosen_backend(None, logits.device, logits.dtype)
+    options: dict[str, Any] = dict(
+        ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
+    )
+    return _maps(logits, target, class_weight, backend, sums=backend == 'cpu', **options)
+
+
+def _maps(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    backend: str,
+    sums: bool,
+    ignore_index: int,
+    smoothing_weight: Tensor | None,
+    align_corners: bool,
+) -> PixelMaps:
     if backend == 'reference' or is_transformed():
-        return reference.pixel_nll(
-            logits, target, ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
+        return PixelMaps(
+            *reference.pixel_nll(
+                logits,
+                target,
+                ignore_index=ignore_index,
+                smoothing_weight=smoothing_weight,
+                align_corners=align_corners,
+            )
         )
     refuse_forward_mode(logits, 'pixel_nll', "use torch.func.jvp, or backend='reference'")
-    shape = target.shape
+    shape, weight, dtype = target.shape, None, torch.promote_types(logits.dtype, torch.float32)
+    if sums:
+        weight = torch.ones(logits.shape[1]) if class_weight is None else class_weight.detach().to(dtype)
     if logits.shape[2:] == shape[1:]:
         logits, target = _as_images(logits, target)
     if smoothing_weight is not None:
-        smoothing_weight = smoothing_weight.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    nll, smooth, correct, _ = _forward(logits, target, ignore_index, smoothing_weight, align_corners, backend)
+        smoothing_weight = smoothing_weight.detach().to(dtype)
+    nll, smooth, correct, _, *totals, counts = _forward(
+        logits, target, ignore_index, smoothing_weight, weight, align_corners, backend
+    )
     smooth = nll.new_zeros(()).expand(shape) if smoothing_weight is None else smooth.reshape(shape)
-    return nll.reshape(shape), smooth, correct.reshape(shape)
+    maps = nll.reshape(shape), smooth, correct.reshape(shape)
+    return PixelMaps(*maps, PixelSums(*totals, *counts.unbind()) if sums else None, class_weight)
 
 
 def check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None = None) -> None:

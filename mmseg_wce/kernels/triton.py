@@ -69,7 +69,7 @@ def forward(
     smoothing_weight: Tensor | None,
     align_corners: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """As :func:`mmseg_wce.kernels.strips.forward`, for float32, float16 and bfloat16 logits."""
+    """As :func:`mmseg_wce.kernels.slabs.forward`, for float32, float16 and bfloat16 logits."""
     tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
     z, axes = problem.logits, problem.axes
     resized = axes is not None
@@ -112,7 +112,7 @@ def backward(
     smoothing_weight: Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    """As :func:`mmseg_wce.kernels.strips.backward`."""
+    """As :func:`mmseg_wce.kernels.slabs.backward`."""
     tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
     z, axes = problem.logits, problem.axes
     gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)

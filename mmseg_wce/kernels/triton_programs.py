@@ -5,7 +5,7 @@ goes over all classes. A program of the backward owns a tile of nodes for some c
 it computes the softmax of every pixel in them again, adds up the rows of a cell, and reduces their columns to nodes in
 one matrix product. Cells on the rim of a tile are computed by its neighbours as well.
 
-Logits are in the units of :mod:`mmseg_wce.kernels.tiles`, relative to the maximum of each node. Where neighbours
+Logits are in the units of :mod:`mmseg_wce.kernels.units`, relative to the maximum of each node. Where neighbours
 disagree so much that this loses digits, pixels are computed once more, finely: from logits as they are, in float64,
 relative to an origin of their own. What is kept of a pixel is that origin, infinite where it has none, and log2 of the
 sum of 2^z.
@@ -13,12 +13,12 @@ sum of 2^z.
 
 import triton
 import triton.language as tl
-from mmseg_wce.kernels.maps import LIMIT
-from mmseg_wce.kernels.tiles import LN_2, LOG2_E, MASKED, MASKED_IN_FLOAT64, SMALLEST_SUM
+from mmseg_wce.kernels.units import LARGEST_LOSS, LN_2, LOG2_E, MASKED, SMALLEST_SUM
 
 _LN_2, _LOG2_E, _INF = tl.constexpr(LN_2), tl.constexpr(LOG2_E), tl.constexpr(float('inf'))
-_MASKED, _LIMIT = tl.constexpr(MASKED), tl.constexpr(LIMIT)
-_MASKED_IN_FLOAT64, _SMALLEST_SUM = tl.constexpr(MASKED_IN_FLOAT64), tl.constexpr(SMALLEST_SUM)
+_MASKED, _LIMIT = tl.constexpr(MASKED), tl.constexpr(LARGEST_LOSS)
+# stays apart from every logit that float32 can hold
+_MASKED_IN_FLOAT64, _SMALLEST_SUM = tl.constexpr(-1e300), tl.constexpr(SMALLEST_SUM)
 # Beyond it float32 has no digits to lose: logits either tie exactly or lie far apart.
 _LARGE = tl.constexpr(2.0**29)
 

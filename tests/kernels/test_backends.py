@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmseg_wce.kernels import pixel_nll
 from ways import (
-    STRIPS,
+    SLABS,
     assert_equal_to_pytorch,
     assert_far_apart_is_the_same,
     every_way,
@@ -117,7 +117,7 @@ def test_an_offset_of_all_logits_costs_no_digits(way, pixels):
 @pytest.mark.parametrize(('nodes', 'pixels'), [((3, 4), (6, 8)), ((3, 4), (7, 5)), ((3, 4), (3, 4))])
 @pytest.mark.parametrize('align_corners', [False, True])
 def test_gradcheck(nodes, pixels, align_corners):
-    logits, target, weight = STRIPS.problem(classes=3, nodes=nodes, pixels=pixels)
+    logits, target, weight = SLABS.problem(classes=3, nodes=nodes, pixels=pixels)
     target[0] = 255
 
     def loss(z):

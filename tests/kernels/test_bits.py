@@ -14,7 +14,7 @@ from mmseg_wce.functional import weighted_cross_entropy
 from mmseg_wce.kernels.op import _HAS_TRITON
 from ways import CUDA, Way, every_way, fused, resize
 
-# Classes, nodes, pixels: resized and not; then to less, and of so few classes that strips leave threads to PyTorch.
+# Classes, nodes, pixels: resized and not; then to less, and with two classes.
 PROBLEMS = [(19, (6, 7), (13, 28)), (19, (6, 7), (6, 7)), (5, (12, 13), (5, 6)), (2, (6, 7), (6, 7))]
 
 
@@ -85,7 +85,7 @@ def test_the_reference_with_deterministic_algorithms(problem, determinism):
 @pytest.mark.skipif(not CUDA, reason='needs a GPU')
 def test_pytorchs_loss_is_refused_with_deterministic_algorithms(determinism):
     """If this fails, PyTorch has made it deterministic."""
-    logits, target, weight = Way('strips', 'cuda').problem(dtype=torch.float32)
+    logits, target, weight = Way('slabs', 'cuda').problem(dtype=torch.float32)
     determinism(True)
 
     with pytest.raises(RuntimeError, match='does not have a deterministic implementation'):
@@ -94,7 +94,7 @@ def test_pytorchs_loss_is_refused_with_deterministic_algorithms(determinism):
 
 def hashes() -> dict[str, str]:
     """Of what every back end computes, in this process."""
-    ways = [Way('strips', 'cpu'), Way('reference', 'cpu')]
+    ways = [Way('cpu', 'cpu'), Way('slabs', 'cpu'), Way('reference', 'cpu')]
     if _HAS_TRITON:
         ways.append(Way('triton', 'cuda' if CUDA else 'cpu'))
     return {
@@ -114,5 +114,5 @@ def test_same_bits_in_another_process(tmp_path):
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(answer)], env=environment, check=True)
 
     elsewhere = json.loads(answer.read_text())
-    assert len(elsewhere) == 5 * (8 + 2 * _HAS_TRITON)
+    assert len(elsewhere) == 5 * (12 + 2 * _HAS_TRITON)
     assert elsewhere == hashes()

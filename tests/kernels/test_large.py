@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmseg_wce.kernels.op import _HAS_TRITON
-from ways import CUDA, STRIPS, Way, resize
+from ways import CUDA, NUMBA, Way, resize
 
 pytestmark = pytest.mark.slow
 # Triton's interpreter would take hours
 on_cpu_and_gpu = pytest.mark.parametrize(
     'way',
     [
-        pytest.param(STRIPS, id='strips-cpu'),
+        pytest.param(NUMBA, id='numba-cpu'),
         pytest.param(
             Way('triton', 'cuda'),
             id='triton-cuda',

@@ -7,7 +7,7 @@ import torch
 from mmseg_wce.kernels import pixel_nll
 from mmseg_wce.kernels.op import ENVIRONMENT_VARIABLE, _has_triton, chosen_backend
 from torch.autograd import forward_ad
-from ways import STRIPS, every_way, fused, fused_or_slowly, layouts
+from ways import SLABS, every_way, fused, fused_or_slowly, layouts
 
 operation = torch.ops.mmseg_wce.pixel_nll.default
 
@@ -20,7 +20,7 @@ def test_registration(way, layout, pixels, smoothing):
     logits, target, weight = way.problem(classes=6, pixels=pixels, dtype=torch.float32)
     logits = layouts(logits)[layout].detach().requires_grad_()
 
-    torch.library.opcheck(operation, (logits, target, 255, weight if smoothing else None, False, way.backend))
+    torch.library.opcheck(operation, (logits, target, 255, weight if smoothing else None, weight, False, way.backend))
 
 
 @fused
@@ -31,7 +31,7 @@ def test_registration_with_a_transposed_target(way):
         function = torch.compile(way, fullgraph=True) if compiled else way
         found, expected = (function(logits, y) for y in (target.mT, target.mT.contiguous()))
         torch.testing.assert_close(found, expected)
-    torch.library.opcheck(operation, (logits, target.mT, 255, None, False, way.backend))
+    torch.library.opcheck(operation, (logits, target.mT, 255, None, None, False, way.backend))
 
 
 @every_way
@@ -90,7 +90,7 @@ def test_forward_mode_raises(way):
 
 
 def test_second_derivatives_of_the_reference_and_inside_torch_func():
-    logits, target, _ = STRIPS.problem(classes=3, nodes=(2, 2), pixels=(4, 4), images=1)
+    logits, target, _ = SLABS.problem(classes=3, nodes=(2, 2), pixels=(4, 4), images=1)
 
     def loss(z, backend):
         return pixel_nll(z, target, ignore_index=255, backend=backend)[0].sum()
@@ -131,7 +131,7 @@ def test_inference_mode_and_no_grad(way):
 
 
 def test_choice_of_the_back_end(monkeypatch):
-    logits, target, _ = STRIPS.problem(classes=6, dtype=torch.float32)
+    logits, target, _ = SLABS.problem(classes=6, dtype=torch.float32)
     used = []
     monkeypatch.setattr('mmseg_wce.kernels.op._forward', lambda *a: used.append(a[-1]) or operation(*a))
 
@@ -140,13 +140,13 @@ def test_choice_of_the_back_end(monkeypatch):
         pixel_nll(logits, target, ignore_index=255, **options)
         return list(used)
 
-    assert chosen() == chosen(backend='strips') == ['strips']
+    assert chosen() == chosen(backend='cpu') == ['cpu']
     assert chosen(backend='reference') == []
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, 'reference')
     assert chosen() == []
-    assert chosen(backend='strips') == ['strips']
+    assert chosen(backend='slabs') == ['slabs']
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, 'cuda')
-    with pytest.raises(ValueError, match=rf"{ENVIRONMENT_VARIABLE} must be one of .*'strips'.*got 'cuda'"):
+    with pytest.raises(ValueError, match=rf"{ENVIRONMENT_VARIABLE} must be one of .*'slabs'.*got 'cuda'"):
         chosen()
     with pytest.raises(ValueError, match=r"backend must be one of .*got 'fast'"):
         chosen(backend='fast')
@@ -155,12 +155,13 @@ def test_choice_of_the_back_end(monkeypatch):
 @pytest.mark.parametrize(
     ('device', 'dtype', 'has_triton', 'expected'),
     [
-        ('cpu', torch.float32, True, 'strips'),
+        ('cpu', torch.float32, True, 'cpu'),
         ('cuda', torch.float32, True, 'triton'),
         ('cuda', torch.bfloat16, True, 'triton'),
-        ('cuda', torch.float16, False, 'strips'),
-        ('cuda', torch.float64, True, 'strips'),
-        ('mps', torch.float32, True, 'reference'),
+        ('cuda', torch.float16, False, 'slabs'),
+        ('cuda', torch.float64, True, 'slabs'),
+        ('mps', torch.float32, True, 'slabs'),
+        ('meta', torch.float32, True, 'reference'),
     ],
 )
 def test_back_end_of_a_device_and_dtype(device, dtype, has_triton, expected, monkeypatch):
@@ -178,7 +179,7 @@ def test_triton_says_what_it_cannot_take(monkeypatch):
     assert choose() == 'triton'
     with pytest.raises(ValueError, match=r"backend='triton' takes float32, float16 and bfloat16.*got torch.float64"):
         choose(torch.float64)
-    with pytest.raises(ValueError, match=r"backend='triton' needs logits on a CUDA device, got cpu: use 'strips'"):
+    with pytest.raises(ValueError, match=r"backend='triton' needs logits on a CUDA device, got cpu: use 'slabs'"):
         choose(device='cpu')
     monkeypatch.setattr('mmseg_wce.kernels.op._HAS_TRITON', False)
     with pytest.raises(ValueError, match='pip install triton'):

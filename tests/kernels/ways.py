@@ -26,7 +26,7 @@ class Way:
     @property
     def dtype(self) -> torch.dtype:
         """The finest it takes."""
-        return torch.float32 if self.backend == 'triton' else torch.float64
+        return torch.float32 if self.backend in ('cpu', 'triton') else torch.float64
 
     def problem(self, classes=5, nodes=(6, 7), pixels=(20, 25), dtype=None, images=2, ignored=0.2):
         generator = torch.Generator().manual_seed(0)
@@ -46,7 +46,7 @@ class Way:
 
 def _ways(*names, slow_without_gpu=()):
     found = [(name, 'cuda' if CUDA and name == 'triton' else 'cpu') for name in names]
-    found += [(name, 'cuda') for name in names if CUDA and name != 'triton']
+    found += [(name, 'cuda') for name in names if CUDA and name not in ('cpu', 'triton')]
     without = pytest.mark.skipif(not _HAS_TRITON, reason='the package triton is not installed')
 
     def marks(way: tuple[str, str]) -> list:
@@ -56,11 +56,11 @@ def _ways(*names, slow_without_gpu=()):
     return pytest.mark.parametrize('way', [pytest.param(Way(*w), id='-'.join(w), marks=marks(w)) for w in found])
 
 
-STRIPS = Way('strips', 'cpu')
-fused, every_way = _ways('strips', 'triton'), _ways('strips', 'triton', 'reference')
+NUMBA, SLABS = Way('cpu', 'cpu'), Way('slabs', 'cpu')
+fused, every_way = _ways('cpu', 'slabs', 'triton'), _ways('cpu', 'slabs', 'triton', 'reference')
 # Triton's interpreter takes half a minute for what the others do in a second
-every_way_or_slowly = _ways('strips', 'triton', 'reference', slow_without_gpu=('triton',))
-fused_or_slowly = _ways('strips', 'triton', slow_without_gpu=('triton',))
+every_way_or_slowly = _ways('cpu', 'slabs', 'triton', 'reference', slow_without_gpu=('triton',))
+fused_or_slowly = _ways('cpu', 'slabs', 'triton', slow_without_gpu=('triton',))
 
 
 def resize(logits, size, align_corners=False):

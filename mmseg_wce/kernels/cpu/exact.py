@@ -42,12 +42,8 @@ def logits_at(logits, n, top, low, left, right, down, along, z):
     """
     peak = -np.inf
     for c in range(z.shape[0]):
-        above = _weighted(
-            read_one(logits, n, c, top, left), read_one(logits, n, c, top, right), 1 - along, along
-        )
-        below = _weighted(
-            read_one(logits, n, c, low, left), read_one(logits, n, c, low, right), 1 - along, along
-        )
+        above = _weighted(read_one(logits, n, c, top, left), read_one(logits, n, c, top, right), 1 - along, along)
+        below = _weighted(read_one(logits, n, c, low, left), read_one(logits, n, c, low, right), 1 - along, along)
         z[c] = _weighted(above, below, 1 - down, down)
         if not z[c] <= peak:
             peak = z[c]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from mmseg_wce.kernels import units
 from mmseg_wce.kernels.cpu.jit import allocating_function, exact_function, fast_function
 from mmseg_wce.kernels.cpu.scalars import LOG2_E, bfloat16_of, float16_of, from_bfloat16, from_float16
 from numba import types
@@ -14,8 +15,8 @@ __all__ = [
     'BFLOAT16',
     'FLOAT16',
     'FLOAT32',
-    'STRIDED',
     'GRADIENT',
+    'STRIDED',
     'Gradient',
     'Logits',
     'fill_row',
@@ -30,7 +31,7 @@ ANY_LOGITS = types.float32[:, :, :, ::1], types.float32[:, :, :, :], types.int16
 
 
 class Logits(NamedTuple):
-    """(N, C, h, w) as one of three arrays, the others empty: so kernels are compiled once for all dtypes and strides."""
+    """(N, C, h, w) as one of three arrays, the others empty: kernels are compiled once for all dtypes and strides."""
 
     single: np.ndarray  # float32, contiguous: inner loops can read it directly
     strided: np.ndarray  # float32, of any strides
@@ -49,8 +50,7 @@ class Gradient(NamedTuple):
     kind: int
 
 
-# What a logit of -inf becomes, since 0 * -inf is NaN: probability 0 after any interpolation, and finite.
-_MASKED = np.float32(-1e36)
+_MASKED = np.float32(units.MASKED)
 
 
 @allocating_function

@@ -15,12 +15,12 @@ from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.compiler import Compiler
 
-__all__ = ['Kernel', 'allocating_function', 'exact_function', 'fast_function']
+__all__ = ['Kernel', 'allocating_function', 'exact_function', 'fast_function', 'inlined_function']
 
 # contract: multiply and add in one rounding. Nothing that reorders sums or assumes that there is no NaN.
 _FAST = {'contract', 'nsz'}
-_OPTIONS: dict[str, Any] = dict(nogil=True, error_model='numpy')
-
+_OPTIONS: dict[str, Any] = dict(error_model='numpy', no_cfunc_wrapper=True)
+_INNER: dict[str, Any] = dict(_OPTIONS, no_cpython_wrapper=True)  # called by kernels alone
 
 
 class _WithoutAliases(Compiler):
@@ -32,10 +32,13 @@ class _WithoutAliases(Compiler):
 
 
 # Without reference counts (_nrt), which are atomic additions at every slice of an array: they took half of the time.
-# Such functions cannot allocate memory, and what they return counts as one reference too few for a kernel.
-fast_function = numba.njit(fastmath=_FAST, _nrt=False, forceinline=True, pipeline_class=_WithoutAliases, **_OPTIONS)
-exact_function = numba.njit(_nrt=False, **_OPTIONS)  # every operation rounded on its own, as PyTorch rounds
-allocating_function = numba.njit(**_OPTIONS)
+# Such functions cannot allocate memory, nor return an array to one that counts.
+_FASTER: dict[str, Any] = dict(_INNER, fastmath=_FAST, _nrt=False, pipeline_class=_WithoutAliases)
+_njit: Callable[..., Callable] = numba.njit
+fast_function = _njit(**_FASTER)
+inlined_function = _njit(forceinline=True, **_FASTER)
+exact_function = _njit(_nrt=False, **_INNER)  # every operation rounded on its own, as PyTorch rounds
+allocating_function = _njit(**_INNER)
 
 
 class Kernel:
@@ -52,7 +55,7 @@ class Kernel:
 
     def __call__(self, function: Callable[..., None]) -> Kernel:
         """Decorate the function."""
-        self.dispatcher = numba.njit(fastmath=_FAST, **_OPTIONS)(function)
+        self.dispatcher = numba.njit(nogil=True, fastmath=_FAST, **_OPTIONS)(function)
         return self
 
     @lru_cache  # noqa: B019  (as many as there are kernels)
@@ -72,7 +75,7 @@ class _Cache(FunctionCache):
     """Numba's, which looks at the file of the kernel alone: this one notices an edit of any function it calls."""
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        return (*super()._index_key(sig, codegen), _digest_of_sources())
+        return (*super()._index_key(sig, codegen), _digest_of_sources(Path(self._py_func.__code__.co_filename).parent))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = super().load_overload(sig, target_context)
@@ -88,9 +91,9 @@ class _Cache(FunctionCache):
 
 
 @lru_cache
-def _digest_of_sources() -> str:
+def _digest_of_sources(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob('*.py')):
+    for path in sorted(folder.glob('*.py')):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from mmseg_wce.kernels.cpu import resized, same_size
+from mmseg_wce.kernels.cpu import resized_backward, resized_forward, same_size
 from mmseg_wce.kernels.cpu.input_rows import BFLOAT16, FLOAT16, FLOAT32, STRIDED
-from mmseg_wce.kernels.cpu.task import NUM_SUMS
 from mmseg_wce.kernels.cpu.layout import axes, bands, blocks
 from mmseg_wce.kernels.cpu.scalars import EXP2
+from mmseg_wce.kernels.cpu.task import NUM_SUMS
 from mmseg_wce.kernels.cpu.threads import run
 from torch import Tensor
 
@@ -73,8 +73,8 @@ def _problem(
         logits, target = rows, target.reshape(images, *rows.shape[2:])
         pieces = blocks(images, classes, *rows.shape[2:])
     weights = (
-        np.ones(classes, np.float32) if class_weight is None else class_weight.numpy(),
-        _NO_WEIGHT if smoothing_weight is None else smoothing_weight.numpy(),
+        np.ones(classes, np.float32) if class_weight is None else class_weight.contiguous().numpy(),
+        _NO_WEIGHT if smoothing_weight is None else smoothing_weight.contiguous().numpy(),
     )
     arguments = pieces, *_as_arrays(logits), target.numpy(), ignore_index, *weights, EXP2, *tables
     return _Problem(logits, target, pieces, classes * target.numel(), arguments, is_resized)
@@ -108,17 +108,15 @@ def forward(
     smooth = np.empty(shape if smoothing_weight is not None else (*shape[:2], 0), np.float32)
     total = np.empty(shape if problem.is_resized else (shape[0], 2, *shape[1:]), np.float32)
     sums = np.empty((*shape[:2], NUM_SUMS) if problem.is_resized else (len(problem.pieces), NUM_SUMS))
-    kernel = (resized if problem.is_resized else same_size).forward.compiled()
+    kernel = (resized_forward if problem.is_resized else same_size).forward.compiled()
     results = nll, smooth, correct, total, sums
     run(lambda first, last: kernel(first, last, *problem.arguments, *results), len(problem.pieces), problem.work)
-    maps = [torch.from_numpy(x).view(target.shape) for x in (nll, correct)]
-    return (
-        maps[0],
-        None if smoothing_weight is None else torch.from_numpy(smooth).view(target.shape),
-        maps[1],
-        torch.from_numpy(total),
-        torch.from_numpy(sums.reshape(-1, NUM_SUMS).sum(0)),
-    )
+    summed = torch.from_numpy(sums.reshape(-1, NUM_SUMS).sum(0))
+    if smoothing_weight is None:
+        summed[1] = 0
+    of_nll, of_smooth, of_correct = (torch.from_numpy(x) for x in (nll, smooth, correct))
+    smoothed = None if smoothing_weight is None else of_smooth.view(target.shape)
+    return of_nll.view(target.shape), smoothed, of_correct.view(target.shape), torch.from_numpy(total), summed
 
 
 def backward(
@@ -143,7 +141,7 @@ def backward(
     gradient = torch.from_numpy(np.empty(logits.shape, np.int16 if half else np.float32))
     gradient = gradient.view(logits.dtype)
     single, _, half_bits, _ = _as_arrays(gradient.view(problem.logits.shape))
-    kernel = (resized if problem.is_resized else same_size).backward.compiled()
+    kernel = (resized_backward if problem.is_resized else same_size).backward.compiled()
     results: tuple = total.numpy(), *upstream, loss_slope, smooth_slope, single, half_bits
     edges = None
     if problem.is_resized:
@@ -159,4 +157,6 @@ def _join(gradient: Tensor, bands: np.ndarray, edges: Tensor) -> None:
     """Add up the input rows that two bands share."""
     shared = np.flatnonzero(bands[:, 1] > 0)
     if shared.size > 0:
-        gradient[bands[shared, 0], :, bands[shared, 1] - 1] = (edges[shared, :, 0] + edges[shared - 1, :, 1]).to(gradient.dtype)
+        gradient[bands[shared, 0], :, bands[shared, 1] - 1] = (edges[shared, :, 0] + edges[shared - 1, :, 1]).to(
+            gradient.dtype
+        )

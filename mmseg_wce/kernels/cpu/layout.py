@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,9 @@ def axes(inputs: tuple[int, int], outputs: tuple[int, int], align_corners: bool)
     """Make the tables for one pair of sizes, (h, w) and (H, W)."""
     (row, down), (column, right) = (
         (cell.numpy(), fraction.numpy())
-        for cell, fraction in (cells_and_fractions(*sizes, align_corners) for sizes in zip(inputs, outputs, strict=True))
+        for cell, fraction in (
+            cells_and_fractions(*sizes, align_corners) for sizes in zip(inputs, outputs, strict=True)
+        )
     )
     used, index, count = np.unique(column, return_inverse=True, return_counts=True)
     place = np.arange(len(column)) - (count.cumsum() - count)[index]  # among the pixels of its cell
@@ -60,7 +63,7 @@ def axes(inputs: tuple[int, int], outputs: tuple[int, int], align_corners: bool)
     if outputs[1] >= inputs[1]:
         used, index = np.arange(inputs[1] + 1), column
     cells = -(-len(used) // VECTOR) * VECTOR
-    left = np.zeros(0, np.int64)
+    left: Array = np.zeros(0, np.int64)
     if outputs[1] < inputs[1]:
         left = np.pad(used, (0, cells - len(used)), mode='edge')
     weights, pixel = _aligned(2, slots, cells), np.full((slots, cells), -1, np.int32)
@@ -104,7 +107,7 @@ def bands(images: int, classes: int, input_rows: int, outputs: tuple[int, int]) 
     wanted = _NUMBERS_IN_A_BAND * rows // (classes * outputs[0] * outputs[1])
     number = max(1, rows // max(_FEWEST_ROWS, wanted))
     cuts = [i * rows // number for i in range(number + 1)]
-    return np.array([(n, *ends) for n in range(images) for ends in zip(cuts, cuts[1:], strict=False)], np.int64)
+    return np.array([(n, *ends) for n in range(images) for ends in pairwise(cuts)], np.int64)
 
 
 _NUMBERS_IN_A_BLOCK = 96 << 10  # logits of a block stay in the cache of a core
@@ -115,5 +118,7 @@ _MOST_COLUMNS = 8192
 def blocks(images: int, classes: int, rows: int, columns: int) -> Array:
     """Cut rows of pixels that are not resized, (blocks, 4): image, row, first and one past the last column."""
     step = max(4 * VECTOR, min(_MOST_COLUMNS, _NUMBERS_IN_A_BLOCK // classes) // VECTOR * VECTOR)
-    cut = [(n, i, k, min(k + step, columns)) for n in range(images) for i in range(rows) for k in range(0, columns, step)]
+    cut = [
+        (n, i, k, min(k + step, columns)) for n in range(images) for i in range(rows) for k in range(0, columns, step)
+    ]
     return np.array(cut, np.int64)

@@ -73,7 +73,9 @@ def _measure(task, n, i, begin, tile, first, peak, total):
     first[:] = -1
     for c in range(tile.shape[0]):
         if task.logits.kind == FLOAT32:
-            _keep_greatest(np.int32(c), task.logits.single[n, c, i, begin : begin + peak.shape[0]], tile[c], first, peak)
+            _keep_greatest(
+                np.int32(c), task.logits.single[n, c, i, begin : begin + peak.shape[0]], tile[c], first, peak
+            )
         else:
             read_columns(task.logits, n, c, i, begin, total)
             _keep_greatest(np.int32(c), total, tile[c], first, peak)
@@ -177,7 +179,13 @@ def _differentiate(task, c, logits, y, peak, total, slope, smooth, out):
 def _backward_block(task, upstream, n, i, begin, block, peak, total, gradient):
     """Gradient of the columns of row i of image n from ``begin`` on; peak and total (B,) are the forward's."""
     size, poisoned = peak.shape[0], False
-    y, slope, smooth, z, out = block.y[:size], block.weight[:size], block.smooth[:size], block.nll[:size], block.correct[:size]
+    y, slope, smooth, z, out = (
+        block.y[:size],
+        block.weight[:size],
+        block.smooth[:size],
+        block.nll[:size],
+        block.correct[:size],
+    )
     for j in range(size):
         y[j] = label_of(task, task.target[n, i, begin + j])
         slope[j] = smooth[j] = _ZERO

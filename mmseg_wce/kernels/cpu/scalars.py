@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from mmseg_wce.kernels.cpu.jit import fast_function
+from mmseg_wce.kernels import units
+from mmseg_wce.kernels.cpu.jit import inlined_function
 from numba import float32
 from numba.extending import intrinsic
 
-__all__ = ['EXP2', 'LN_2', 'LOG2_E', 'bfloat16_of', 'exp2', 'float16_of', 'from_bfloat16', 'from_float16', 'log2', 'maximum']
+__all__ = [
+    'EXP2',
+    'LN_2',
+    'LOG2_E',
+    'bfloat16_of',
+    'exp2',
+    'float16_of',
+    'from_bfloat16',
+    'from_float16',
+    'log2',
+    'maximum',
+]
 
-LOG2_E, LN_2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
+LOG2_E, LN_2 = np.float32(units.LOG2_E), np.float32(units.LN_2)
 _ONE = np.float32(1)
 
 # Coefficients of q with 2^r = 1 + r q(r) for |r| <= 1/2, to a relative error of 1.1e-7 (least squares, reweighted until
@@ -27,7 +38,7 @@ EXP2 = tuple(
 )
 
 
-@fast_function
+@inlined_function
 def exp2(z, constants):
     """2^z for z <= 0; exactly 0 from -90 down, so that no result is a denormal number, which would be slow."""
     c1, c2, c3, c4, c5, rounder, lowest, smallest = constants
@@ -41,10 +52,10 @@ def exp2(z, constants):
 
 _BITS_OF_SQRT_HALF = np.int32(0x3F3504F3)
 # log2(m) = sum over odd k of 2 / (k log 2) s^k with s = (m - 1) / (m + 1)
-_L1, _L3, _L5, _L7, _L9 = (np.float32(2 / (k * math.log(2))) for k in (1, 3, 5, 7, 9))
+_L1, _L3, _L5, _L7, _L9 = (np.float32(2 / (k * units.LN_2)) for k in (1, 3, 5, 7, 9))
 
 
-@fast_function
+@inlined_function
 def log2(x):
     """Logarithm of a positive number that is neither denormal nor infinite."""
     bits = np.float32(x).view(np.int32)
@@ -75,12 +86,12 @@ _SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 _OVERFLOWS_HALF = np.float32(65520)
 
 
-@fast_function
+@inlined_function
 def from_bfloat16(bits):
     return np.int32(np.int32(bits) << np.int32(16)).view(np.float32)
 
 
-@fast_function
+@inlined_function
 def bfloat16_of(x):
     """Bits of the nearest bfloat16; of two, the even one."""
     bits = np.float32(x).view(np.int32)
@@ -89,7 +100,7 @@ def bfloat16_of(x):
     return np.int16(kept >> np.int32(16))
 
 
-@fast_function
+@inlined_function
 def from_float16(bits):
     wide = np.int32(bits)
     magnitude = np.int32(np.int32(wide & np.int32(0x7FFF)) << np.int32(13)).view(np.float32) * _FROM_HALF
@@ -98,7 +109,7 @@ def from_float16(bits):
     return np.int32(value | np.int32(np.int32(wide & np.int32(0x8000)) << np.int32(16))).view(np.float32)
 
 
-@fast_function
+@inlined_function
 def float16_of(x):
     """Bits of the nearest float16; of two, the even one."""
     bits = np.float32(x).view(np.int32)

@@ -6,11 +6,23 @@ from typing import NamedTuple
 
 import numpy as np
 from mmseg_wce.kernels.cpu.input_rows import ANY_LOGITS, Logits
-from mmseg_wce.kernels.cpu.jit import allocating_function, fast_function
+from mmseg_wce.kernels.cpu.jit import allocating_function, fast_function, inlined_function
 from mmseg_wce.kernels.cpu.scalars import EXP2
 from numba import types
 
-__all__ = ['IGNORED', 'INVALID', 'NUM_SUMS', 'TASK', 'UPSTREAM', 'Task', 'Upstream', 'add_up', 'label_of', 'make_task', 'slopes_of']
+__all__ = [
+    'IGNORED',
+    'INVALID',
+    'NUM_SUMS',
+    'TASK',
+    'UPSTREAM',
+    'Task',
+    'Upstream',
+    'add_up',
+    'label_of',
+    'make_task',
+    'slopes_of',
+]
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 IGNORED, INVALID = np.int32(-1), np.int32(-2)
@@ -42,10 +54,12 @@ def make_task(single, strided, half, kind, target, ignore_index, class_weight, s
     weight_sum = _ZERO
     for c in range(smoothing_weight.shape[0]):
         weight_sum += smoothing_weight[c]
-    return Task(Logits(single, strided, half, kind), target, ignore_index, class_weight, smoothing_weight, weight_sum, exp2)
+    return Task(
+        Logits(single, strided, half, kind), target, ignore_index, class_weight, smoothing_weight, weight_sum, exp2
+    )
 
 
-@fast_function
+@inlined_function
 def label_of(task, target):
     """Return a label as an index that is within bounds, or what it is instead."""
     if target == task.ignore_index:
@@ -65,7 +79,7 @@ class Upstream(NamedTuple):
     of_smooth_sum: float
 
 
-@fast_function
+@inlined_function
 def slopes_of(task, upstream, n, r, k, label):
     """Return the gradient of a pixel's loss and of its smoothed loss."""
     slope, smooth = task.class_weight[label] * upstream.of_weighted_sum, upstream.of_smooth_sum

@@ -1,14 +1,14 @@
 import pytest
 import torch
-from ways import STRIPS, assert_equal_to_pytorch
+from ways import NUMBA, assert_equal_to_pytorch
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
 def test_more_bands_than_one(align_corners):
     """Large enough that the image is cut into bands, and that bands share rows of the gradient."""
-    logits, target, weight = STRIPS.problem(classes=150, nodes=(70, 40), pixels=(280, 160), images=2)
+    logits, target, weight = NUMBA.problem(classes=150, nodes=(70, 40), pixels=(280, 160), images=2)
 
-    assert_equal_to_pytorch(STRIPS, logits, target, weight, align_corners)
+    assert_equal_to_pytorch(NUMBA, logits, target, weight, align_corners)
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ def test_more_bands_than_one(align_corners):
     ],
 )
 def test_bit_equal_for_any_number_of_threads(classes, nodes, pixels, align_corners):
-    logits, target, weight = STRIPS.problem(classes=classes, nodes=nodes, pixels=pixels, dtype=torch.float32)
+    logits, target, weight = NUMBA.problem(classes=classes, nodes=nodes, pixels=pixels, dtype=torch.float32)
 
     def sweep(threads):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             z = logits.clone().requires_grad_()
-            nll, smooth, correct = STRIPS(z, target, smoothing_weight=weight, align_corners=align_corners)
+            nll, smooth, correct = NUMBA(z, target, smoothing_weight=weight, align_corners=align_corners)
             (gradient,) = torch.autograd.grad((nll + smooth).sum(), z)
             return nll, smooth, correct, gradient
         finally:

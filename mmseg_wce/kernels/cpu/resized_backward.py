@@ -1,0 +1,275 @@
+"""Gradient of logits that are upsampled on the way: the output rows of one row of cells, all classes, at a time.
+
+Letters of shapes are those of :mod:`mmseg_wce.kernels.cpu.layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from mmseg_wce.kernels.cpu.exact import logits_at, softmax_in_place
+from mmseg_wce.kernels.cpu.input_rows import FLOAT32, GRADIENT, Gradient, room, write_columns
+from mmseg_wce.kernels.cpu.jit import Kernel, allocating_function, exact_function, fast_function, inlined_function
+from mmseg_wce.kernels.cpu.layout import Axes
+from mmseg_wce.kernels.cpu.scalars import exp2
+from mmseg_wce.kernels.cpu.surroundings import at_height, load_rows, make_surroundings
+from mmseg_wce.kernels.cpu.task import IGNORED, TASK, UPSTREAM, Upstream, label_of, make_task, slopes_of
+from numba import types
+
+__all__ = ['backward']
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_ROWS = 8  # of pixels in a row of cells, which are taken at once
+
+f32 = types.float32
+
+
+class _Slopes(NamedTuple):
+    """What the gradient of the logits of R output rows is made of, (R, S, K), 0 where nothing counts.
+
+    With e = 2^z: d loss / d z_c = slope (e_c - [c is the label] total) + smooth (e_c sum(w) - w_c total).
+    """
+
+    y: np.ndarray  # int32, the label
+    total: np.ndarray  # sum of e_c
+    slope: np.ndarray
+    smooth: np.ndarray
+    present: np.ndarray  # (R, C), uint8, classes that are labels
+    corners: (
+        np.ndarray
+    )  # (6, K), sums over the rows: above left, above right, below left and right; one row's left, right
+    gradient: np.ndarray  # (2, C, P), of the input rows above and below
+
+
+@allocating_function
+def _make_slopes(classes, axes):
+    (S, K), P = axes.pixel.shape, axes.padded
+    numbers = room(4 * _ROWS * S * K).reshape((4, _ROWS, S, K))
+    corners, gradient = room(6 * K).reshape((6, K)), room(2 * classes * P).reshape((2, classes, P))
+    present = np.zeros((_ROWS, classes), np.uint8)
+    return _Slopes(numbers[0].view(np.int32), numbers[1], numbers[2], numbers[3], present, corners, gradient)
+
+
+@fast_function
+def _fill_slopes(task, upstream, axes, n, r, total, y, sum_exp, slope, smooth, present):
+    """Slots of output row r; returns if a pixel needs the exact way, as the forward found."""
+    exact = False
+    for p in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            k = axes.pixel[p, j]
+            own = label_of(task, task.target[n, r, k]) if k >= 0 else IGNORED
+            y[p, j], sum_exp[p, j], slope[p, j], smooth[p, j] = IGNORED, _ONE, _ZERO, _ZERO
+            if own >= 0 and total[n, r, k] > _ZERO:
+                y[p, j], sum_exp[p, j], present[own] = own, total[n, r, k], 1
+                of_loss, of_smooth = slopes_of(task, upstream, n, r, k, own)
+                slope[p, j], smooth[p, j] = of_loss / sum_exp[p, j], of_smooth / sum_exp[p, j]
+            else:
+                exact |= own >= 0
+    return exact
+
+
+def _slot_adder(at_once: int) -> Callable:
+    """Make a function that adds up the gradient of so many slots of every cell in registers."""
+
+    @inlined_function
+    def add(
+        label, is_present, left_weight, right_weight, on_left, on_right, y, total, slope, to_left, to_right, constants
+    ):
+        if is_present:
+            for j in range(on_left.shape[0]):
+                left, right = to_left[j], to_right[j]
+                for u in range(at_once):
+                    e = exp2(left_weight[u, j] * on_left[j] + right_weight[u, j] * on_right[j], constants)
+                    # subtracted before it is scaled, which keeps the digits where a probability is nearly 1
+                    d = (e - (total[u, j] if y[u, j] == label else _ZERO)) * slope[u, j]
+                    left += left_weight[u, j] * d
+                    right += right_weight[u, j] * d
+                to_left[j], to_right[j] = left, right
+        else:
+            for j in range(on_left.shape[0]):
+                left, right = to_left[j], to_right[j]
+                for u in range(at_once):
+                    d = exp2(left_weight[u, j] * on_left[j] + right_weight[u, j] * on_right[j], constants) * slope[u, j]
+                    left += left_weight[u, j] * d
+                    right += right_weight[u, j] * d
+                to_left[j], to_right[j] = left, right
+
+    return add
+
+
+_add_four_slots, _add_one_slot = _slot_adder(4), _slot_adder(1)
+
+
+@fast_function
+def _add_smoothed(
+    label, weight, rest, left_weight, right_weight, on_left, on_right, y, total, slope, smooth, to_left, to_right,
+    constants,
+):  # fmt: skip
+    """As the above, with smoothing: ``weight`` is that of the class, ``rest`` that of all others."""
+    for p in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            e = exp2(left_weight[p, j] * on_left[j] + right_weight[p, j] * on_right[j], constants)
+            d = (e - (total[p, j] if y[p, j] == label else _ZERO)) * slope[p, j]
+            # e sum(w) - w_c total, in a form that does not cancel where the class has nearly all of the total
+            d += (e * rest - weight * (total[p, j] - e)) * smooth[p, j]
+            to_left[j] += left_weight[p, j] * d
+            to_right[j] += right_weight[p, j] * d
+
+
+@inlined_function
+def _add_to_row(to_left, to_right, left, row):
+    """From both sides of the cells (K,) to the input pixels of a row (P,)."""
+    if left.shape[0] == 0:
+        next_pixels = row[1 : to_left.shape[0] + 1]
+        for j in range(to_left.shape[0]):
+            row[j] += to_left[j]
+        for j in range(to_left.shape[0]):
+            next_pixels[j] += to_right[j]
+    else:
+        for j in range(to_left.shape[0]):
+            row[left[j]] += to_left[j]
+            row[left[j] + 1] += to_right[j]
+
+
+@fast_function
+def _differentiate(task, axes, top, low, row_weights, line, on_left, on_right, slopes, to_top, to_low):
+    """Add the gradient of R output rows of one row of cells to that of the input rows above and below, (C, P)."""
+    corners, smoothing, S = slopes.corners, task.smoothing_weight, axes.pixel.shape[0]
+    fours = S - S % 4
+    for c in range(to_top.shape[0]):
+        label = np.int32(c)
+        corners[:4] = _ZERO
+        for r in range(row_weights.shape[0]):
+            at_height(top[c], low[c], row_weights[r], axes.left, line, on_left, on_right)
+            y, total, slope = slopes.y[r], slopes.total[r], slopes.slope[r]
+            corners[4:] = _ZERO
+            if smoothing.shape[0] > 0:
+                _add_smoothed(
+                    label, smoothing[c], task.weight_sum - smoothing[c], axes.slot_weights[0], axes.slot_weights[1],
+                    on_left, on_right, y, total, slope, slopes.smooth[r], corners[4], corners[5], task.exp2,
+                )  # fmt: skip
+            else:
+                for p in range(0, fours, 4):
+                    _add_four_slots(
+                        label, slopes.present[r, c], axes.slot_weights[0, p : p + 4], axes.slot_weights[1, p : p + 4],
+                        on_left, on_right, y[p : p + 4], total[p : p + 4], slope[p : p + 4], corners[4], corners[5],
+                        task.exp2,
+                    )  # fmt: skip
+                for p in range(fours, S):
+                    _add_one_slot(
+                        label, slopes.present[r, c], axes.slot_weights[0, p : p + 1], axes.slot_weights[1, p : p + 1],
+                        on_left, on_right, y[p : p + 1], total[p : p + 1], slope[p : p + 1], corners[4], corners[5],
+                        task.exp2,
+                    )  # fmt: skip
+            above, below = row_weights[r, 0], row_weights[r, 1]
+            for j in range(corners.shape[1]):
+                corners[0, j] += above * corners[4, j]
+                corners[1, j] += above * corners[5, j]
+                corners[2, j] += below * corners[4, j]
+                corners[3, j] += below * corners[5, j]
+        _add_to_row(corners[0], corners[1], axes.left, to_top[c])
+        _add_to_row(corners[2], corners[3], axes.left, to_low[c])
+
+
+@exact_function
+def _differentiate_exactly(task, upstream, axes, n, i, r, all_of_them, total, z, to_top, to_low):
+    """Add the gradient of those pixels of output row r, in row i of the cells, that need the exact way."""
+    height, width, smoothing, down = axes.start.shape[0] - 2, axes.width, task.smoothing_weight, axes.row_fraction[r]
+    for k in range(axes.cell.shape[0]):
+        own = label_of(task, task.target[n, r, k])
+        if own < 0 or (total[n, r, k] > _ZERO and not all_of_them):
+            continue
+        cell, along, at = axes.cell[k], axes.column_fraction[k], axes.cell[k]
+        peak = logits_at(
+            task.logits, n, max(i - 1, 0), min(i, height - 1), max(cell - 1, 0), min(cell, width - 1), down, along, z
+        )
+        softmax_in_place(z, peak)
+        slope, smooth = slopes_of(task, upstream, n, r, k, own)
+        for c in range(z.shape[0]):
+            d = np.float64(slope) * (z[c] - (1.0 if c == own else 0.0))
+            if smoothing.shape[0] > 0:
+                d += np.float64(smooth) * (z[c] * task.weight_sum - smoothing[c])
+            to_top[c, at] += np.float32(d * (1 - down) * (1 - along))
+            to_top[c, at + 1] += np.float32(d * (1 - down) * along)
+            to_low[c, at] += np.float32(d * down * (1 - along))
+            to_low[c, at + 1] += np.float32(d * down * along)
+
+
+@fast_function
+def _add_rows(source, into):
+    for c in range(into.shape[0]):
+        for j in range(into.shape[1]):
+            into[c, j] += source[c, j]
+
+
+@fast_function
+def _backward_band(task, upstream, axes, k, n, first, last, total, given, slopes, gradient, edges):
+    """Gradient of the input rows of the cells ``first`` to ``last`` of image n. The first and the last of these rows,
+    to which other bands add, are the edges of band k.
+    """
+    height, width, classes = axes.start.shape[0] - 2, axes.width, task.class_weight.shape[0]
+    given.held[:] = -1
+    slopes.gradient[:] = _ZERO
+    for i in range(first, last):
+        to_top, to_low = slopes.gradient[i % 2], slopes.gradient[(i + 1) % 2]
+        if axes.start[i] < axes.start[i + 1]:
+            poisoned = load_rows(task, axes, n, i, given)
+            top, low = given.rows[i % 2], given.rows[(i + 1) % 2]
+            for begin in range(axes.start[i], axes.start[i + 1], _ROWS):
+                end, exact = min(begin + _ROWS, axes.start[i + 1]), poisoned
+                slopes.present[:] = 0
+                for r in range(begin, end):
+                    q = r - begin
+                    exact |= _fill_slopes(
+                        task, upstream, axes, n, r, total, slopes.y[q], slopes.total[q], slopes.slope[q],
+                        slopes.smooth[q], slopes.present[q],
+                    )  # fmt: skip
+                if not poisoned:
+                    _differentiate(
+                        task, axes, top, low, axes.row_weights[begin:end], given.line, given.sides[0], given.sides[1],
+                        slopes, to_top, to_low,
+                    )  # fmt: skip
+                if exact:
+                    for r in range(begin, end):
+                        _differentiate_exactly(
+                            task, upstream, axes, n, i, r, poisoned, total, given.pixel, to_top, to_low
+                        )
+        if i == 0:  # pixels outside the image repeat its edge, whose gradient theirs is
+            _add_rows(to_top, to_low)
+        else:
+            if i == height:
+                _add_rows(to_low, to_top)
+            for c in range(classes):
+                _fold(to_top[c], width)
+                row = to_top[c, 1 : width + 1]
+                if i == first:
+                    write_columns(row, edges, k, c, 0, 0)
+                else:
+                    write_columns(row, gradient, n, c, i - 1, 0)
+        to_top[:] = _ZERO
+    if last <= height:
+        for c in range(classes):
+            row = slopes.gradient[last % 2, c]
+            _fold(row, width)
+            write_columns(row[1 : width + 1], edges, k, c, 1, 0)
+
+
+@fast_function
+def _fold(row, width):
+    """Add what is beside the image to the edge, which it repeats."""
+    row[1] += row[0]
+    row[width] += row[width + 1]
+
+
+@Kernel(*TASK, Axes.signature(), f32[:, :, ::1], *UPSTREAM, *GRADIENT, f32[:, :, :, ::1])
+def backward(first, last, bands, a, b, c, d, e, f, g, h, o, axes, total, u, v, w, x, single, half, edges):
+    """Write the gradient (N, C, h, w) of some bands, but for ``edges`` (bands, C, 2, w): rows that bands share."""
+    task, upstream, gradient = make_task(a, b, c, d, e, f, g, h, o), Upstream(u, v, w, x), Gradient(single, half, d)
+    given, slopes = make_surroundings(g.shape[0], axes), _make_slopes(g.shape[0], axes)
+    for k in range(first, last):
+        _backward_band(
+            task, upstream, axes, k, bands[k, 0], bands[k, 1], bands[k, 2], total, given, slopes, gradient,
+            Gradient(edges, half, FLOAT32),
+        )  # fmt: skip

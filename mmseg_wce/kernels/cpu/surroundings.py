@@ -1,0 +1,85 @@
+"""The input rows around an output row: read, and interpolated down to its height.
+
+Letters of shapes are those of :mod:`mmseg_wce.kernels.cpu.layout`: an output row has S slots in each of K cells, an
+input row is padded to P columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from mmseg_wce.kernels import units
+from mmseg_wce.kernels.cpu.input_rows import fill_row, room
+from mmseg_wce.kernels.cpu.jit import allocating_function, fast_function, inlined_function
+
+__all__ = ['Surroundings', 'at_height', 'load_rows', 'make_surroundings']
+
+_ZERO, _LIMIT = np.float32(0), np.float32(-units.LARGEST_LOSS)
+_VERY_LOW = np.float32(-1e34)  # many of them add up to a finite number
+
+
+class Surroundings(NamedTuple):
+    """The input rows above and below a row of cells, and room to interpolate them."""
+
+    rows: np.ndarray  # (2, C + 1, P): the row above cell i at i % 2; the last class is the mean that smoothing needs
+    held: np.ndarray  # (2,), which input rows they are
+    invalid: np.ndarray  # (2,), bool, if NaN and the like are in them
+    peak: np.ndarray  # (P,)
+    line: np.ndarray  # (P,)
+    sides: np.ndarray  # (2, K), one class at the height of an output row, left and right of each cell
+    pixel: np.ndarray  # (C,), float64, all classes of one output pixel
+
+
+@allocating_function
+def make_surroundings(classes, axes):
+    K, P = axes.pixel.shape[1], axes.padded
+    rows, sides = room(2 * (classes + 1) * P).reshape((2, classes + 1, P)), room(2 * K).reshape((2, K))
+    held, invalid, pixel = np.empty(2, np.int64), np.zeros(2, np.bool_), np.empty(classes, np.float64)
+    return Surroundings(rows, held, invalid, room(P), room(P), sides, pixel)
+
+
+@fast_function
+def load_rows(task, axes, n, i, given):
+    """Read the input rows around row i of the cells, unless they are there; returns if all need the exact way."""
+    classes, height, width = task.class_weight.shape[0], axes.start.shape[0] - 2, axes.width
+    for side in range(2):
+        at, row = (i + side) % 2, min(max(i - 1 + side, 0), height - 1)
+        if given.held[at] != row:
+            given.held[at] = row
+            given.invalid[at] = fill_row(task.logits, n, row, width, given.peak, given.rows[at, :classes])
+            if task.smoothing_weight.shape[0] > 0:
+                _fill_mean(given.rows[at], task.smoothing_weight)
+    return given.invalid[0] or given.invalid[1]
+
+
+@fast_function
+def _fill_mean(rows, weight):
+    """Set the last of (C + 1, P) to sum_c w_c z_c, which is linear in z: no pixel needs a pass over the classes for it.
+
+    It is very low where a class counts that is at -inf or nearly, however small its weight: the exact way tells.
+    """
+    mean = rows[weight.shape[0]]
+    mean[:] = _ZERO
+    for c in range(weight.shape[0]):
+        if weight[c] != _ZERO:
+            for j in range(mean.shape[0]):
+                mean[j] += weight[c] * rows[c, j] if rows[c, j] >= _LIMIT else _VERY_LOW
+
+
+@inlined_function
+def at_height(top, low, weights, left, line, on_left, on_right):
+    """Interpolate one class of two input rows (P,) to the height of an output row: both sides of each cell (K,)."""
+    cells, above, below = on_left.shape[0], weights[0], weights[1]
+    if left.shape[0] == 0:
+        next_top, next_low = top[1 : cells + 1], low[1 : cells + 1]
+        for j in range(cells):
+            on_left[j] = above * top[j] + below * low[j]
+        for j in range(cells):
+            on_right[j] = above * next_top[j] + below * next_low[j]
+    else:
+        for j in range(line.shape[0]):
+            line[j] = above * top[j] + below * low[j]
+        for j in range(cells):
+            on_left[j] = line[left[j]]
+            on_right[j] = line[left[j] + 1]

@@ -1,0 +1,122 @@
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip('numba')
+from mmseg_wce.kernels.cpu.threads import run
+
+MANY = 1 << 30  # exponentials: worth any number of threads
+
+
+@pytest.mark.parametrize('pieces', [1, 2, 7, 100])
+@pytest.mark.parametrize('threads', [1, 2, 3])
+def test_every_piece_is_done_once(pieces, threads, monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    done = []
+
+    run(lambda first, last: done.extend(range(first, last)), pieces, MANY)
+
+    assert sorted(done) == list(range(pieces))
+
+
+def test_little_work_stays_in_the_calling_thread():
+    found = []
+
+    run(lambda first, last: found.append((threading.get_ident(), first, last)), 50, 1000)
+
+    assert found == [(threading.get_ident(), 0, 50)]
+
+
+def test_an_exception_ends_the_others_and_arrives(monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    started = []
+
+    def kernel(first, last):
+        started.append(first)
+        raise KeyError(first)
+
+    with pytest.raises(KeyError):
+        run(kernel, 1000, MANY)
+    assert len(started) <= 2
+
+
+def test_nothing_of_pytorch_is_changed():
+    before = torch.get_num_threads()
+    elsewhere = []
+
+    run(lambda first, last: None, 100, MANY)
+    thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+
+    assert torch.get_num_threads() == elsewhere[0] == before
+
+
+# Worth two threads of ours, and too small for those of PyTorch, whose OpenMP hangs in a forked child.
+LOSS = (
+    'import torch\n'
+    'from mmseg_wce.kernels import pixel_nll\n'
+    'torch.manual_seed(0)\n'
+    'z, y = torch.randn(2, 19, 28, 28, requires_grad=True), torch.randint(0, 19, (2, 120, 120))\n'
+    'def value():\n'
+    '    nll = pixel_nll(z, y, ignore_index=255)[0]\n'
+    '    return nll.sum().item(), torch.autograd.grad(nll.sum(), z)[0].double().square().sum().item()\n'
+)
+
+
+def run_code(code: str, **environment: str) -> None:
+    environment = {**os.environ, 'OMP_NUM_THREADS': '2', **environment}
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=environment, check=True, timeout=120)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
+def test_works_in_a_forked_child_and_afterwards_in_the_parent():
+    run_code(
+        LOSS + 'import os\n'
+        'before = value()\n'
+        'child = os.fork()\n'
+        'if child == 0: os._exit(0 if value() == before else 1)\n'
+        'assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n'
+        'assert value() == before\n'
+    )
+
+
+def test_works_in_two_threads_at_once():
+    run_code(
+        LOSS + 'from concurrent.futures import ThreadPoolExecutor\n'
+        'before = value()\n'
+        'with ThreadPoolExecutor(2) as pool:\n'
+        '    assert [f.result() for f in [pool.submit(value) for _ in range(8)]] == [before] * 8\n'
+    )
+
+
+def test_works_in_spawned_workers(tmp_path):
+    (tmp_path / 'of_workers.py').write_text(LOSS)
+    run_code(
+        'import multiprocessing, of_workers\n'
+        'if __name__ == "__main__":\n'
+        '    with multiprocessing.get_context("spawn").Pool(2) as pool:\n'
+        '        assert pool.starmap(of_workers.value, [()] * 2) == [of_workers.value()] * 2\n',
+        PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])]),
+    )
+
+
+@pytest.mark.heavy
+def test_ranks_that_compile_at_once(tmp_path):
+    """With an empty cache, as in the first training on a machine."""
+    environment = {**os.environ, 'NUMBA_CACHE_DIR': str(tmp_path), 'OMP_NUM_THREADS': '1'}
+    code = LOSS + 'print(value())\n'
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, '-W', 'ignore', '-c', code], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    answers = [rank.communicate(timeout=300)[0] for rank in ranks]
+
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert answers[0] == answers[1] != ''
