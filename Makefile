@@ -1,4 +1,4 @@
-# `make help` lists the targets. Needs Python 3.10 to 3.12 and make; nothing else.
+# `make help` lists the targets. Needs Python 3.10 to 3.14 and make; nothing else.
 SHELL := /bin/sh
 STACK ?= lite
 STACKS := lite full onedl
@@ -13,12 +13,13 @@ STAMP := $(VENV)/.complete
 # The site needs neither torch nor mmseg; what works without mmseg is tested without it.
 DOCS_VENV := .venv-docs
 PLAIN_VENV := .venv-plain
-PINS := $(patsubst %,requirements/%.txt,common tests torch triton uv $(STACK)) setup.py pyproject.toml tools/install_torch.sh
+PINS := $(patsubst %,requirements/%.txt,common numba tests torch triton uv $(STACK)) setup.py pyproject.toml tools/install_torch.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TORCH_INDEX_URL
 
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
-	if $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
+# The machine's own python3 where it will do, else the newest there is.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	if $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then \
 	echo $$p; break; fi; done)
 
 .PHONY: help install demo test test-plain coverage test-slow fuzz faults soak bench docs lint format clean
@@ -81,7 +82,7 @@ clean:  ## remove every .venv, site, data/demo_scenes and work_dirs/demo
 
 # A new environment in the folder of the target, unless there is a complete one.
 define new_environment
-@test -n "$(PYTHON)" || { echo 'error: no Python 3.10 to 3.12 found; set PYTHON=/path/to/python3.11' >&2; exit 1; }
+@test -n "$(PYTHON)" || { echo 'error: no Python 3.10 to 3.14 found; set PYTHON=/path/to/python3' >&2; exit 1; }
 @test -e $@ || rm -rf $(@D)
 @test -e $@ || $(PYTHON) -m venv $(@D) || { rm -rf $(@D); \
 	echo 'error: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
@@ -92,17 +93,17 @@ $(DOCS_VENV)/.complete: requirements/docs.txt
 	$(DOCS_VENV)/bin/python -m pip install --no-deps -r requirements/docs.txt
 	@touch $@
 
-$(PLAIN_VENV)/.complete: $(patsubst %,requirements/%.txt,plain torch triton uv) setup.py tools/install_torch.sh
+$(PLAIN_VENV)/.complete: $(patsubst %,requirements/%.txt,plain numba torch triton uv) setup.py tools/install_torch.sh
 	$(new_environment)
 	tools/install_torch.sh $(PLAIN_VENV)/bin/python
-	$(PLAIN_VENV)/bin/python -m pip install --no-deps -r requirements/plain.txt
+	$(PLAIN_VENV)/bin/python -m pip install --no-deps -r requirements/numba.txt -r requirements/plain.txt
 	$(PLAIN_VENV)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(STAMP): $(PINS)
 	$(new_environment)
 	tools/install_torch.sh $(BIN)/python
-	$(BIN)/python -m pip install --no-deps -r requirements/common.txt -r requirements/tests.txt
+	$(BIN)/python -m pip install --no-deps $(foreach f,common numba tests,-r requirements/$f.txt)
 	$(BIN)/python -m pip install --no-deps $(if $(filter full,$(STACK)),--no-build-isolation) -r requirements/$(STACK).txt
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@

@@ -1,4 +1,4 @@
-"""What only GitHub, pre-commit and openmim read: every name and version in it is one that exists here."""
+"""What only pip, GitHub, pre-commit and openmim read: every name and version in it is one that exists here."""
 
 import re
 
@@ -6,6 +6,7 @@ import mmseg_wce
 import pytest
 import yaml
 from mmengine.config import Config
+from packaging.requirements import Requirement
 
 
 def load(path):
@@ -23,6 +24,17 @@ def test_pre_commit_has_the_pinned_versions(root):
     assert repos['ruff-pre-commit']['rev'] == 'v' + pins(root)['ruff']
     assert mypy['entry'] == '.venv/bin/mypy'  # which is the pinned one
     assert 'mypy' in pins(root)
+
+
+@pytest.mark.parametrize('version', ['3.10', '3.11', '3.12', '3.13', '3.14'])
+def test_every_python_has_one_pin_of_each_package(root, version):
+    names = ['common', 'numba', 'tests', 'torch', 'lite']
+    lines = [line for n in names for line in (root / f'requirements/{n}.txt').read_text().splitlines()]
+    pins = [Requirement(line) for line in lines if line and not line.startswith('#')]
+    taken = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({'python_version': version})]
+
+    assert len(set(taken)) == len(taken)
+    assert {pin.name for pin in pins} - set(taken) <= {'tomli'}
 
 
 @pytest.fixture
