@@ -19,9 +19,11 @@ _DISTRIBUTIONS = dict(
     mmseg=('mmsegmentation', 'onedl-mmsegmentation'),
     mmcv=('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
     mmengine=('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+    numba=('numba',),
     triton=('triton', 'triton-windows', 'pytorch-triton', 'pytorch-triton-rocm'),
 )
-_VARIABLES = (ENVIRONMENT_VARIABLE, 'TRITON_INTERPRET', 'CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS')
+_VARIABLES = [ENVIRONMENT_VARIABLE, 'NUMBA_DISABLE_JIT', 'NUMBA_CACHE_DIR', 'TRITON_INTERPRET', 'CUDA_VISIBLE_DEVICES']
+_VARIABLES += ['OMP_NUM_THREADS', 'MKL_NUM_THREADS']
 _RANDOM = 'numpy_random_seed'  # mmengine gives one
 
 

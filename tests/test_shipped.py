@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from importlib import metadata
 
 import mmengine
 import mmseg_wce
@@ -105,6 +106,7 @@ def test_lists_commands_and_tools(capsys, arguments):
 
 def test_the_environment(capsys, monkeypatch):
     monkeypatch.setenv('MMSEG_WCE_BACKEND', 'reference')
+    monkeypatch.setenv('NUMBA_DISABLE_JIT', '1')
 
     assert command.main(['env']) == 0
 
@@ -114,8 +116,9 @@ def test_the_environment(capsys, monkeypatch):
     assert found['mmseg_wce'] == mmseg_wce.__version__
     assert found['registered with mmseg'] == 'yes'
     assert 'mmsegmentation ' in found['mmseg']
+    assert found['numba'] == f'numba {metadata.version("numba")}'
     assert found['back end on CPU'] == 'reference'
-    assert 'MMSEG_WCE_BACKEND=reference' in found['set in the environment']
+    assert found['set in the environment'].startswith('MMSEG_WCE_BACKEND=reference, NUMBA_DISABLE_JIT=1')
     assert 'numpy_random_seed' not in found
 
 
@@ -126,6 +129,7 @@ def test_the_environment(capsys, monkeypatch):
         ("sys.modules['mmcv'] = None", 'no (ModuleNotFoundError: import of mmcv halted; None in sys.modules)'),
         ("sys.modules['cv2'] = None", 'no (ModuleNotFoundError: import of cv2 halted'),
         ("os.environ['MMSEG_WCE_BACKEND'] = 'none'", 'unknown (ValueError: MMSEG_WCE_BACKEND must be one of'),
+        ('from importlib import metadata; metadata.distributions = lambda **_: ()', 'numba: not installed'),
         ('import torch; torch.cuda.device_count = lambda: 1 / 0', 'GPUs: unknown (ZeroDivisionError'),
     ],
 )
