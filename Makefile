@@ -1,4 +1,5 @@
-# `make help` lists the targets. Needs Python 3.10 to 3.14 and make; nothing else.
+# `make help` lists the targets. Needs Python 3.10 to 3.14 and make; the tests of torch.compile a
+# C++ compiler and Python's headers.
 SHELL := /bin/sh
 STACK ?= lite
 STACKS := lite full onedl

@@ -1,4 +1,4 @@
-"""The OpenMMLab stack on today's PyTorch: one small fix per problem, each with the condition under which it is needed.
+"""The OpenMMLab stack on today's PyTorch and Python: small fixes, each with the condition under which it is needed.
 
 A fix does nothing where its condition does not hold, so it disappears by itself when the stack is upgraded. None of
 them hides a missing feature: an op that is not there raises when it is called, and says how to get it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import pkgutil
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -25,6 +26,7 @@ __all__ = ['apply']
 def apply() -> None:
     """Apply every fix that this environment needs. Safe to call more than once."""
     _let_mmcv_lite_import()
+    _let_mmengine_look_for_compiled_ops()
     _let_checkpoints_load_safely()
     _let_checkpoints_bring_no_config()
     _let_configs_inherit_from_the_fork()
@@ -59,6 +61,18 @@ def _missing_op(op: str) -> Callable[..., NoReturn]:
 
     raise_missing.__name__ = op
     return raise_missing
+
+
+def _let_mmengine_look_for_compiled_ops() -> None:
+    """mmengine and mmcv ask ``pkgutil.find_loader`` whether mmcv has compiled ops, mmengine in every training.
+
+    Condition: Python 3.14 or later, which no longer has this function.
+    """
+    from mmcv.utils import ext_loader
+    from mmengine.utils.dl_utils import misc
+
+    if not hasattr(pkgutil, 'find_loader'):
+        misc.pkgutil = ext_loader.pkgutil = SimpleNamespace(find_loader=importlib.util.find_spec)
 
 
 def _let_checkpoints_load_safely() -> None:

@@ -1,6 +1,7 @@
 import importlib.util
 import io
 import pickle
+import pkgutil
 import warnings
 
 import mmcv
@@ -13,6 +14,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.registry import init_default_scope
 from mmengine.runner import checkpoint
+from mmengine.utils.dl_utils import misc
 from mmseg.registry import DATASETS
 from mmseg_wce import compat
 from stacks import COMPILED, FORK
@@ -39,6 +41,17 @@ def test_a_missing_op_says_how_to_get_it():
 @lite_only
 def test_mmengine_still_knows_that_mmcv_is_lite():
     assert importlib.util.find_spec('mmcv._ext') is None
+
+
+@pytest.mark.parametrize('asked', [misc.mmcv_full_available, ext_loader.check_ops_exist])
+def test_mmcv_is_asked_for_compiled_ops_without_find_loader(monkeypatch, asked):
+    monkeypatch.delattr(pkgutil, 'find_loader', raising=False)  # not in Python 3.14
+    monkeypatch.setattr(misc, 'pkgutil', pkgutil)
+    monkeypatch.setattr(ext_loader, 'pkgutil', pkgutil)
+
+    compat.apply()
+
+    assert asked() == COMPILED
 
 
 def test_a_config_inherits_from_whichever_mmseg_is_installed(tmp_path, monkeypatch):
