@@ -33,6 +33,7 @@ BACKENDS = ('cpu', 'slabs', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
 _COMPILED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Numba and Triton
 _OLDEST_TRITON = (3, 3)
+_FEW_NUMBERS = 1 << 20
 _FEW_PIXELS = 4096  # images smaller than this are worked on together where nothing is resized
 
 
@@ -64,13 +65,14 @@ _HAS_TRITON = _has_triton()
 _HAS_NUMBA = _has_numba()
 
 
-def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype, numbers: int = 2**63) -> str:
     """Choose the back end of :func:`pixel_nll`.
 
     Args:
         backend: its argument. 'strips', a name of the past, is 'cpu' on CPU and 'slabs' elsewhere, with a warning.
         device: of the logits.
         dtype: of the logits.
+        numbers: in full-size logits; where they are few, plain PyTorch with them is faster than 'slabs' without.
 
     Returns:
         One of ``BACKENDS``.
@@ -78,7 +80,7 @@ def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype
     Raises:
         ValueError: there is no such back end, or it cannot work on these logits.
     """
-    chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or _default(device, dtype)
+    chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or _default(device, dtype, numbers)
     origin = 'backend' if backend else ENVIRONMENT_VARIABLE
     if chosen == 'strips':
         chosen = 'cpu' if device.type == 'cpu' else 'slabs'
@@ -99,10 +101,10 @@ def _warn_of_strips(origin: str, instead: str) -> None:
     warnings.warn(f"{origin}='strips' is now called {instead!r}", DeprecationWarning, stacklevel=4)
 
 
-def _default(device: torch.device, dtype: torch.dtype) -> str:
-    if device.type == 'cuda':
-        return 'triton' if _HAS_TRITON and dtype in _COMPILED_DTYPES else 'slabs'
-    return {'cpu': 'cpu', 'meta': 'reference'}.get(device.type, 'slabs')
+def _default(device: torch.device, dtype: torch.dtype, numbers: int) -> str:
+    if dtype in _COMPILED_DTYPES and ((device.type == 'cuda' and _HAS_TRITON) or (device.type == 'cpu' and _HAS_NUMBA)):
+        return 'triton' if device.type == 'cuda' else 'cpu'
+    return 'reference' if device.type == 'meta' or numbers <= _FEW_NUMBERS else 'slabs'
 
 
 def _check_triton(origin: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -307,7 +309,8 @@ def pixel_nll(
         align_corners: as in :func:`torch.nn.functional.interpolate`.
         backend: 'cpu' (Numba), 'slabs' (plain PyTorch), 'triton' or 'reference'; by default what the environment
             variable ``MMSEG_WCE_BACKEND`` says, or else 'cpu' on the CPU, 'triton' on CUDA where it is installed (not
-            for float64), and 'slabs' otherwise. 'cpu' is 'slabs' for float64 and where Numba is not installed.
+            for float64), and otherwise 'slabs', or 'reference' for small inputs. 'cpu' is 'slabs' for float64 and where
+            Numba is not installed.
 
     Returns:
         ``nll`` and ``smooth``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's shape.
@@ -332,11 +335,8 @@ def pixel_nll(
     check_shapes(logits, target, smoothing_weight)
     if target.dtype != torch.int64:
         raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
-    backend = chosen_backend(backend, logits.device, logits.dtype)
-    options: dict[str, Any] = dict(
-        ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
-    )
-    maps = _maps(logits, target, None, backend, **options)
+    backend = chosen_backend(backend, logits.device, logits.dtype, logits.shape[1] * target.numel())
+    maps = _maps(logits, target, None, backend, False, ignore_index, smoothing_weight, align_corners)
     return maps.nll, maps.smooth, maps.correct
 
 
@@ -368,11 +368,9 @@ def pixel_maps(
         tensor([2.1269, 0.0000])
     """
     check_shapes(logits, target, smoothing_weight)
-    backend = chosen_backend(None, logits.device, logits.dtype)
-    options: dict[str, Any] = dict(
-        ignore_index=ignore_index, smoothing_weight=smoothing_weight, align_corners=align_corners
-    )
-    return _maps(logits, target, class_weight, backend, sums=backend == 'cpu', **options)
+    backend = chosen_backend(None, logits.device, logits.dtype, logits.shape[1] * target.numel())
+    sums = backend == 'cpu'
+    return _maps(logits, target, class_weight, backend, sums, ignore_index, smoothing_weight, align_corners)
 
 
 def _maps(

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmseg_wce.kernels import pixel_nll
+from mmseg_wce.kernels import pixel_maps, pixel_nll
 from mmseg_wce.kernels.op import ENVIRONMENT_VARIABLE, _has_triton, chosen_backend
 from torch.autograd import forward_ad
-from ways import SLABS, every_way, fused, fused_or_slowly, layouts
+from ways import NUMBA, SLABS, every_way, fused, fused_or_slowly, layouts
 
 operation = torch.ops.mmseg_wce.pixel_nll.default
 
@@ -110,6 +110,7 @@ def test_compiles_whole(way, smoothing, pixels):
         nll, smooth, correct = way(z * 2, target, smoothing_weight=weight if smoothing else None)
         return (nll + smooth).sum() + correct.sum()
 
+    torch.compiler.reset()  # the same code object is compiled for every way: there is a limit
     results = []
     for function in (loss, torch.compile(loss, fullgraph=True)):
         z = logits.clone().requires_grad_()
@@ -150,6 +151,56 @@ def test_choice_of_the_back_end(monkeypatch):
         chosen()
     with pytest.raises(ValueError, match=r"backend must be one of .*got 'fast'"):
         chosen(backend='fast')
+
+
+def test_strips_still_works_and_warns():
+    logits, target, _ = NUMBA.problem()
+
+    with pytest.warns(DeprecationWarning, match="backend='strips' is now called 'cpu'"):
+        found = pixel_nll(logits, target, ignore_index=255, backend='strips')
+
+    assert all(torch.equal(a, b) for a, b in zip(found, NUMBA(logits, target), strict=True))
+    assert chosen_backend('strips', torch.device('cuda'), torch.float32) == 'slabs'
+
+
+def test_the_cpu_back_end_says_what_it_cannot_take_and_leaves_float64_to_slabs():
+    with pytest.raises(ValueError, match=r"backend='cpu' needs logits on the CPU, got cuda: use 'slabs'"):
+        chosen_backend('cpu', torch.device('cuda'), torch.float32)
+
+    assert chosen_backend('cpu', torch.device('cpu'), torch.float64) == 'slabs'
+
+
+def test_small_inputs_go_to_the_reference_instead_of_slabs():
+    small = torch.device('cpu'), torch.float64, 1000
+
+    assert chosen_backend(None, *small) == 'reference'
+    assert chosen_backend(None, torch.device('cpu'), torch.float32, 1000) == 'cpu'
+    assert chosen_backend('slabs', *small) == 'slabs'
+
+
+@pytest.mark.parametrize('smoothing', [False, True])
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('pixels', [(20, 25), (6, 7), (3, 5)])
+def test_sums_are_those_of_the_maps(weighted, smoothing, pixels):
+    logits, target, weight = NUMBA.problem(classes=7, pixels=pixels)
+    target[0, 0, 0], target[0, 0, 1] = 7, -3  # invalid
+    class_weight = torch.linspace(0, 3, 7) if weighted else None
+    z = [logits.clone().requires_grad_() for _ in range(2)]
+    options = dict(ignore_index=255, smoothing_weight=weight if smoothing else None)
+
+    found = pixel_maps(z[0], target, class_weight, **options).sums
+    nll, smooth, correct = pixel_nll(z[1], target, **options)
+
+    valid = (target >= 0) & (target < 7)
+    label_weight = torch.where(valid, (torch.ones(7) if class_weight is None else class_weight)[target.clamp(0, 6)], 0)
+    expected = (torch.where(valid, label_weight * nll, 0), torch.where(valid, smooth, 0), label_weight, valid, correct)
+    expected = [x.float().sum() for x in expected]
+    torch.testing.assert_close(list(found), [*expected, torch.tensor(2.0)])
+    gradients = [
+        torch.autograd.grad(0.3 * a + 0.2 * b, x)[0]
+        for (a, b), x in zip([(found.loss, found.smooth), expected[:2]], z, strict=True)
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize(

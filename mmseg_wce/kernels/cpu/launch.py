@@ -111,12 +111,13 @@ def forward(
     kernel = (resized_forward if problem.is_resized else same_size).forward.compiled()
     results = nll, smooth, correct, total, sums
     run(lambda first, last: kernel(first, last, *problem.arguments, *results), len(problem.pieces), problem.work)
+    kept = torch.from_numpy(total).view(target.shape if problem.is_resized else (target.shape[0], 2, *target.shape[1:]))
     summed = torch.from_numpy(sums.reshape(-1, NUM_SUMS).sum(0))
     if smoothing_weight is None:
         summed[1] = 0
     of_nll, of_smooth, of_correct = (torch.from_numpy(x) for x in (nll, smooth, correct))
     smoothed = None if smoothing_weight is None else of_smooth.view(target.shape)
-    return of_nll.view(target.shape), smoothed, of_correct.view(target.shape), torch.from_numpy(total), summed
+    return of_nll.view(target.shape), smoothed, of_correct.view(target.shape), kept, summed
 
 
 def backward(
@@ -142,7 +143,8 @@ def backward(
     gradient = gradient.view(logits.dtype)
     single, _, half_bits, _ = _as_arrays(gradient.view(problem.logits.shape))
     kernel = (resized_backward if problem.is_resized else same_size).backward.compiled()
-    results: tuple = total.numpy(), *upstream, loss_slope, smooth_slope, single, half_bits
+    kept = total.numpy() if problem.is_resized else total.numpy().reshape(len(logits), 2, *problem.target.shape[1:])
+    results: tuple = kept, *upstream, loss_slope, smooth_slope, single, half_bits
     edges = None
     if problem.is_resized:
         edges = np.empty((len(problem.pieces), logits.shape[1], 2, logits.shape[3]), np.float32)
