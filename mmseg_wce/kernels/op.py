@@ -31,9 +31,10 @@ __all__ = [
 
 BACKENDS = ('cpu', 'slabs', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
+_AT_IMPORT = os.environ.get(ENVIRONMENT_VARIABLE)  # old versions of torch.compile cannot trace a look at it
 _COMPILED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Numba and Triton
 _OLDEST_TRITON = (3, 3)
-_FEW_NUMBERS = 1 << 20
+_FEW_NUMBERS = 1 << 20  # full-size logits up to which the reference is faster than slabs, of twenty operations each
 _FEW_PIXELS = 4096  # images smaller than this are worked on together where nothing is resized
 
 
@@ -72,7 +73,7 @@ def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype
         backend: its argument. 'strips', a name of the past, is 'cpu' on CPU and 'slabs' elsewhere, with a warning.
         device: of the logits.
         dtype: of the logits.
-        numbers: in full-size logits; where they are few, plain PyTorch with them is faster than 'slabs' without.
+        numbers: in full-size logits; where they are few, the reference is faster than 'slabs'.
 
     Returns:
         One of ``BACKENDS``.
@@ -80,7 +81,8 @@ def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype
     Raises:
         ValueError: there is no such back end, or it cannot work on these logits.
     """
-    chosen = backend or os.environ.get(ENVIRONMENT_VARIABLE) or _default(device, dtype, numbers)
+    asked = _AT_IMPORT if torch.compiler.is_compiling() else os.environ.get(ENVIRONMENT_VARIABLE)
+    chosen = backend or asked or _default(device, dtype, numbers)
     origin = 'backend' if backend else ENVIRONMENT_VARIABLE
     if chosen == 'strips':
         chosen = 'cpu' if device.type == 'cpu' else 'slabs'
@@ -102,9 +104,13 @@ def _warn_of_strips(origin: str, instead: str) -> None:
 
 
 def _default(device: torch.device, dtype: torch.dtype, numbers: int) -> str:
-    if dtype in _COMPILED_DTYPES and ((device.type == 'cuda' and _HAS_TRITON) or (device.type == 'cpu' and _HAS_NUMBA)):
-        return 'triton' if device.type == 'cuda' else 'cpu'
-    return 'reference' if device.type == 'meta' or numbers <= _FEW_NUMBERS else 'slabs'
+    if device.type == 'meta':
+        return 'reference'
+    if device.type == 'cuda' and dtype in _COMPILED_DTYPES and _HAS_TRITON:
+        return 'triton'
+    if device.type == 'cpu' and dtype in _COMPILED_DTYPES and _HAS_NUMBA:
+        return 'cpu'
+    return 'slabs' if numbers > _FEW_NUMBERS else 'reference'
 
 
 def _check_triton(origin: str, device: torch.device, dtype: torch.dtype) -> None:

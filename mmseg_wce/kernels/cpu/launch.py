@@ -49,7 +49,7 @@ class _Problem(NamedTuple):
     logits: Tensor  # (N, C, h, w)
     target: Tensor  # (N, H, W)
     pieces: np.ndarray
-    work: int  # exponentials
+    work: int  # numbers to read or to take the exponential of
     arguments: tuple  # of every kernel
     is_resized: bool
 
@@ -67,7 +67,7 @@ def _problem(
     tables: tuple = ()
     if is_resized:
         inputs = tuple(logits.shape[2:])
-        pieces, tables = bands(images, classes, inputs[0], outputs), (axes(inputs, outputs, align_corners),)
+        pieces, tables = bands(images, classes, inputs, outputs), (axes(inputs, outputs, align_corners),)
     else:
         rows = _as_rows(logits, 2)
         logits, target = rows, target.reshape(images, *rows.shape[2:])
@@ -77,7 +77,7 @@ def _problem(
         _NO_WEIGHT if smoothing_weight is None else smoothing_weight.contiguous().numpy(),
     )
     arguments = pieces, *_as_arrays(logits), target.numpy(), ignore_index, *weights, EXP2, *tables
-    return _Problem(logits, target, pieces, classes * target.numel(), arguments, is_resized)
+    return _Problem(logits, target, pieces, max(logits.numel(), classes * target.numel()), arguments, is_resized)
 
 
 def forward(

@@ -93,18 +93,19 @@ def _aligned(*shape: int) -> Array:
     return memory[start : start + size].view(np.float32).reshape(shape)
 
 
-_NUMBERS_IN_A_BAND = 1 << 21  # exponentials: a millisecond of work, so that threads end together
+_NUMBERS_IN_A_BAND = 1 << 21  # a millisecond of work, so that threads end together
+_FEWEST_BANDS = 8  # of all images, so that there is work for some threads
 _FEWEST_ROWS = 4  # of cells: bands that touch both read the input row between them
 
 
 @lru_cache(maxsize=32)
-def bands(images: int, classes: int, input_rows: int, outputs: tuple[int, int]) -> Array:
+def bands(images: int, classes: int, inputs: tuple[int, int], outputs: tuple[int, int]) -> Array:
     """Cut the rows of cells of every image, (bands, 3): image, first and one past the last row of cells.
 
     By shapes alone, so that results do not depend on the number of threads.
     """
-    rows = input_rows + 1
-    wanted = _NUMBERS_IN_A_BAND * rows // (classes * outputs[0] * outputs[1])
+    rows, numbers = inputs[0] + 1, classes * max(math.prod(inputs), math.prod(outputs))
+    wanted = min(_NUMBERS_IN_A_BAND, images * numbers // _FEWEST_BANDS) * rows // numbers
     number = max(1, rows // max(_FEWEST_ROWS, wanted))
     cuts = [i * rows // number for i in range(number + 1)]
     return np.array([(n, *ends) for n in range(images) for ends in pairwise(cuts)], np.int64)
