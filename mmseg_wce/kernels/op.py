@@ -35,7 +35,8 @@ _AT_IMPORT = os.environ.get(ENVIRONMENT_VARIABLE)  # old versions of torch.compi
 _COMPILED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Numba and Triton
 _OLDEST_TRITON = (3, 3)
 _FEW_NUMBERS = 1 << 20  # full-size logits up to which the reference is faster than slabs, of twenty operations each
-_FEW_PIXELS = 4096  # images smaller than this are worked on together where nothing is resized
+# Images of fewer pixels are worked on together where nothing is resized, although logits may have to be copied for it.
+_FEW_PIXELS = dict(cpu=64, slabs=4096, triton=4096)
 
 
 def _interpreted() -> bool:
@@ -54,12 +55,22 @@ def _has_triton() -> bool:
 
 
 def _has_numba() -> bool:
-    """Whether Numba is there and compiles: importing it takes a second, which only its first use waits for."""
+    """Look for Numba without importing it, which takes a second."""
     try:
         found = find_spec('numba') is not None
     except ValueError:  # somebody has put None in its place
         found = False
     return found and os.environ.get('NUMBA_DISABLE_JIT', '0') in ('', '0')
+
+
+@lru_cache
+def _numba_works() -> bool:
+    try:
+        import_module('numba')
+    except Exception as error:  # it refuses versions of NumPy that it does not know
+        warnings.warn(f'Numba cannot be used, so the loss takes a slower way on the CPU: {error}', stacklevel=5)
+        return False
+    return True
 
 
 _HAS_TRITON = _has_triton()
@@ -94,7 +105,7 @@ def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype
     if chosen == 'cpu':
         if device.type != 'cpu':
             raise ValueError(f"{origin}='cpu' needs logits on the CPU, got {device}: use 'slabs'")
-        return 'cpu' if _HAS_NUMBA and dtype in _COMPILED_DTYPES else 'slabs'
+        return 'cpu' if _can_use_numba(dtype) else 'slabs'
     return chosen
 
 
@@ -103,12 +114,16 @@ def _warn_of_strips(origin: str, instead: str) -> None:
     warnings.warn(f"{origin}='strips' is now called {instead!r}", DeprecationWarning, stacklevel=4)
 
 
+def _can_use_numba(dtype: torch.dtype) -> bool:
+    return dtype in _COMPILED_DTYPES and _HAS_NUMBA and (torch.compiler.is_compiling() or _numba_works())
+
+
 def _default(device: torch.device, dtype: torch.dtype, numbers: int) -> str:
     if device.type == 'meta':
         return 'reference'
     if device.type == 'cuda' and dtype in _COMPILED_DTYPES and _HAS_TRITON:
         return 'triton'
-    if device.type == 'cpu' and dtype in _COMPILED_DTYPES and _HAS_NUMBA:
+    if device.type == 'cpu' and _can_use_numba(dtype):
         return 'cpu'
     return 'slabs' if numbers > _FEW_NUMBERS else 'reference'
 
@@ -404,7 +419,7 @@ def _maps(
     if sums:
         weight = torch.ones(logits.shape[1]) if class_weight is None else class_weight.detach().to(dtype)
     if logits.shape[2:] == shape[1:]:
-        logits, target = _as_images(logits, target)
+        logits, target = _as_images(logits, target, backend)
     if smoothing_weight is not None:
         smoothing_weight = smoothing_weight.detach().to(dtype)
     nll, smooth, correct, _, *totals, counts = _forward(
@@ -448,8 +463,10 @@ def refuse_forward_mode(logits: Tensor, name: str, instead: str) -> None:
         raise NotImplementedError(f'{name} has no forward-mode derivative: {instead}')
 
 
-def _as_images(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _as_images(logits: Tensor, target: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """(N, C, ...) and (N, ...) of one size as (N, C, h, w) and (N, h, w); images of few pixels in a single one."""
-    if target.shape[1:].numel() < _FEW_PIXELS:
+    if target.shape[1:].numel() < _FEW_PIXELS[backend]:
         return logits.transpose(0, 1).flatten(1)[None, :, None], target.reshape(1, 1, -1)
+    if backend == 'cpu':
+        return logits, target  # takes any dimensions and strides
     return logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)

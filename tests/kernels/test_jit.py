@@ -102,7 +102,7 @@ def test_a_full_disk_costs_the_cache_alone(folder):
 BACKEND = (
     'import torch\n'
     'from mmseg_wce.kernels.op import chosen_backend\n'
-    'print(chosen_backend(None, torch.device("cpu"), torch.float32))\n'
+    'print(chosen_backend("cpu", torch.device("cpu"), torch.float32))\n'
 )
 
 
@@ -112,6 +112,7 @@ BACKEND = (
         (BACKEND, {}, 'cpu'),
         (BACKEND, {'NUMBA_DISABLE_JIT': '1'}, 'slabs'),
         ('import sys; sys.modules["numba"] = None\n' + BACKEND, {}, 'slabs'),
+        ('import sys; sys.modules["llvmlite"] = None\n' + BACKEND, {}, 'slabs'),  # broken
     ],
 )
 def test_without_numba_plain_pytorch_takes_over(tmp_path, code, environment, expected):

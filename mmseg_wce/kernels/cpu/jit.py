@@ -66,7 +66,12 @@ class Kernel:
         except RuntimeError:  # there is no folder to write to
             _say('no folder for the cache of Numba can be written, so each process compiles: set NUMBA_CACHE_DIR')
             _say_that_it_compiles()
-        self.dispatcher.compile(self.signature)
+        try:
+            self.dispatcher.compile(self.signature)
+        except RuntimeError:
+            if not self.dispatcher.overloads:
+                raise
+            # else another thread has compiled it in the meantime, and switched compiling off
         self.dispatcher.disable_compile()
         return self.dispatcher
 

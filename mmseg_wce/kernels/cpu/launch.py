@@ -32,15 +32,14 @@ def _as_arrays(x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     return _NO_SINGLE, x.numpy(), _NO_HALF, STRIDED
 
 
-def _as_rows(x: Tensor, dim: int) -> Tensor:
-    """Spatial dimensions from ``dim`` on as rows and columns, as few rows as a view has: no copy."""
-    for start in (dim, dim + 1):
-        rows = x.unsqueeze(dim) if start == dim else x
+def _as_rows(x: Tensor) -> Tensor:
+    """(N, C, ...) as (N, C, rows, columns), the fewest rows that need no copy."""
+    for rows in (x.unsqueeze(2), x):
         try:
-            return rows.view(*rows.shape[: dim + 1], -1)
+            return rows.view(*rows.shape[:3], -1)
         except RuntimeError:  # not in this order in memory
             pass
-    return x
+    return x.flatten(2).unsqueeze(2)  # of more dimensions than two
 
 
 class _Problem(NamedTuple):
@@ -69,7 +68,7 @@ def _problem(
         inputs = tuple(logits.shape[2:])
         pieces, tables = bands(images, classes, inputs, outputs), (axes(inputs, outputs, align_corners),)
     else:
-        rows = _as_rows(logits, 2)
+        rows = _as_rows(logits)
         logits, target = rows, target.reshape(images, *rows.shape[2:])
         pieces = blocks(images, classes, *rows.shape[2:])
     weights = (
