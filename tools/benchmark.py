@@ -17,6 +17,7 @@ import mmseg_wce
 import torch
 from benchmark_report import draw_memory, draw_times, markdown, print_table
 from benchmark_ways import CASES, END_TO_END, WAYS, Case, Step, TrainingStep
+from exponentials import per_second_on_gpu, seconds_on_cpu
 from memory import extra_megabytes
 from rich.console import Console
 from rich.progress import track
@@ -59,16 +60,11 @@ def measure_case(case: Case, args: argparse.Namespace) -> dict:
     for name in track(names, f'Memory, {case.title}', console=console, transient=True):
         ways[name]['megabytes'] = extra_megabytes(name, case, args.device)
     result = dict(case=case.title, ways=ways)
-    if args.device == 'cuda' and (rate := exponentials_per_second()):
+    if args.device == 'cpu':
+        result['floor'] = seconds_on_cpu(case.exponentials(), args.rounds)
+    elif rate := per_second_on_gpu():
         result['floor'] = case.exponentials() / rate
     return result
-
-
-def exponentials_per_second() -> float | None:
-    """Of the whole GPU, at 16 a clock and multiprocessor (CUDA C++ Programming Guide, arithmetic instructions)."""
-    properties = torch.cuda.get_device_properties()
-    kilohertz = getattr(properties, 'clock_rate', None)
-    return kilohertz and 16e3 * properties.multi_processor_count * kilohertz
 
 
 def measure_end_to_end(name: str, args: argparse.Namespace) -> dict:

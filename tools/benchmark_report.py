@@ -21,23 +21,27 @@ COLORS = {
 }
 
 
+def milliseconds(seconds: float) -> str:
+    """Without digits that mean nothing."""
+    return f'{1e3 * seconds:.2f}' if seconds < 10e-3 else f'{1e3 * seconds:.0f}'
+
+
 def print_table(console: Console, result: dict) -> None:
     floor = result.get('floor')
     table = Table(
         title=result['case'],
-        caption=None if floor is None else f'The exponentials alone take this GPU {1e3 * floor:.2f} ms.',
+        caption=None if floor is None else f'The exponentials alone take {1e3 * floor:.2f} ms.',
     )
     for column in ('way', 'forward', 'backward', 'both', 'range', 'against built-in', 'extra memory'):
         table.add_column(column, justify='left' if column == 'way' else 'right')
     base = result['ways'].get('built-in')
-    digits = 1 if floor is None else 2
     for name, way in result['ways'].items():
         both = way['both']
         ratio = '' if base is None else f'{base["both"]["median"] / both["median"]:.1f} x'
         table.add_row(
             name,
-            *(f'{1e3 * way[part]["median"]:.{digits}f} ms' for part in ('forward', 'backward', 'both')),
-            f'{1e3 * both["min"]:.{digits}f} to {1e3 * both["max"]:.{digits}f}',
+            *(f'{milliseconds(way[part]["median"])} ms' for part in ('forward', 'backward', 'both')),
+            f'{milliseconds(both["min"])} to {milliseconds(both["max"])}',
             ratio,
             '' if way['megabytes'] is None else f'{way["megabytes"]:.0f} MB',
         )
@@ -45,20 +49,20 @@ def print_table(console: Console, result: dict) -> None:
 
 
 def markdown(results: dict) -> str:
-    """The results as a table for docs/benchmarks.md: seconds of the built-in path, the others as times as fast."""
+    """The results as a table for docs/benchmarks.md: time of the built-in path, the others as times as fast."""
     cases = [result for result in results['cases'] if 'built-in' in result['ways']]
     names = [name for name in COLORS if any(name in result['ways'] for result in cases)]
     lines = [
-        '| case | ' + ' | '.join(names) + ' | extra memory, built-in | mmseg_wce |',
-        '| --- ' * (len(names) + 3) + '|',
+        '| case | ' + ' | '.join(names) + ' | exponentials alone | extra memory, built-in | mmseg_wce |',
+        '| --- ' * (len(names) + 4) + '|',
     ]
     for result in cases:
         ways, base = result['ways'], result['ways']['built-in']['both']
-        unit, factor = ('ms', 1e3) if 'floor' in result else ('s', 1)
-        median, low, high = (f'{factor * base[key]:.3f}' for key in ('median', 'min', 'max'))
-        cells = [f'{median} {unit} ({low} to {high})']
+        median, low, high = (milliseconds(base[key]) for key in ('median', 'min', 'max'))
+        cells = [f'{median} ms ({low} to {high})']
         for name in names[1:]:
             cells.append(f'{base["median"] / ways[name]["both"]["median"]:.1f} x' if name in ways else '')
+        cells.append(f'{milliseconds(result["floor"])} ms' if 'floor' in result else '')
         for name in ('built-in', 'mmseg_wce'):
             megabytes = ways.get(name, {}).get('megabytes')
             cells.append('' if megabytes is None else f'{megabytes:.0f} MB')
