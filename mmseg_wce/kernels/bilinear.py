@@ -19,7 +19,8 @@ def cells_and_fractions(inputs: int, outputs: int, align_corners: bool) -> tuple
     """Place the output pixels of an axis as :func:`torch.nn.functional.interpolate` does.
 
     Args:
-        inputs, outputs: sizes.
+        inputs: number of input pixels.
+        outputs: number of output pixels.
         align_corners: as in F.interpolate.
 
     Returns:

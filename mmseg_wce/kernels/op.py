@@ -376,10 +376,17 @@ def pixel_maps(
         logits: as in :func:`pixel_nll`.
         target: as in :func:`pixel_nll`.
         class_weight: (C,), of the sums; None for ones.
-        ignore_index, smoothing_weight, align_corners: as in :func:`pixel_nll`.
+        ignore_index: as in :func:`pixel_nll`.
+        smoothing_weight: as in :func:`pixel_nll`.
+        align_corners: as in :func:`pixel_nll`.
+
+    Returns:
+        The maps, and their sums or None.
 
     Raises:
-        As :func:`pixel_nll`.
+        ValueError: as :func:`pixel_nll`.
+        TypeError: as :func:`pixel_nll`.
+        NotImplementedError: as :func:`pixel_nll`.
 
     Example:
         >>> import torch

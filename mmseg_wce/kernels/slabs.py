@@ -184,7 +184,21 @@ def backward(
     smoothing_weight: Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    """Gradient of the logits, (N, C, h, w), from that of the maps, (N, H, W); the rest as in :func:`forward`."""
+    """Gradient of the logits, from that of the maps.
+
+    Args:
+        grad_nll: (N, H, W), or None for zeros.
+        grad_smooth: (N, H, W), or None for zeros.
+        logits: as in :func:`forward`.
+        target: as in :func:`forward`.
+        total: what :func:`forward` returned last.
+        ignore_index: as in :func:`forward`.
+        smoothing_weight: as in :func:`forward`.
+        align_corners: as in :func:`forward`.
+
+    Returns:
+        (N, C, h, w), in the dtype of the logits.
+    """
     classes, w, dtype = logits.shape[1], smoothing_weight, total.dtype
     gradient = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
     row_sides = column_sides = None

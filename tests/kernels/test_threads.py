@@ -70,7 +70,7 @@ LOSS = (
 
 def run_code(code: str, **environment: str) -> None:
     environment = {**os.environ, 'OMP_NUM_THREADS': '2', **environment}
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=environment, check=True, timeout=300)
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')

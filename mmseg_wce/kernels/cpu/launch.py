@@ -132,7 +132,24 @@ def backward(
     smoothing_weight: Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    """Gradient of the logits, from that of the maps and of the sums of losses; the rest as in :func:`forward`."""
+    """Gradient of the logits, from that of the maps and of the sums of losses.
+
+    Args:
+        grad_nll: of the target's shape, any strides, or None for zeros.
+        grad_smooth: of the target's shape, any strides, or None for zeros.
+        loss_slope: gradient of the sum of weighted losses.
+        smooth_slope: gradient of the sum of smoothed losses.
+        logits: as in :func:`forward`.
+        target: as in :func:`forward`.
+        total: what :func:`forward` returned for it.
+        ignore_index: as in :func:`forward`.
+        class_weight: as in :func:`forward`.
+        smoothing_weight: as in :func:`forward`.
+        align_corners: as in :func:`forward`.
+
+    Returns:
+        Of the shape and dtype of the logits, contiguous.
+    """
     problem = _problem(logits, target, ignore_index, class_weight, smoothing_weight, align_corners)
     no_map = np.zeros((*problem.target.shape[:2], 0), np.float32)
     upstream = [no_map if g is None else g.reshape(problem.target.shape).numpy() for g in (grad_nll, grad_smooth)]
