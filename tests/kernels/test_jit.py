@@ -54,10 +54,14 @@ def run(folder: Path, code: str = CALL, **environment: str) -> subprocess.Comple
     )
 
 
+def answer(process: subprocess.CompletedProcess) -> str:
+    return process.stdout.splitlines()[-1]  # the fork prints lines of its own while it is imported
+
+
 def test_compiled_once_and_said_once(folder):
     first, second = run(folder), run(folder)
 
-    assert first.stdout == second.stdout == '[1.0, 1.0, 0.0]\n'
+    assert answer(first) == answer(second) == '[1.0, 1.0, 0.0]'
     assert first.stderr.count('compiling the CPU kernels') == 1
     assert second.stderr == ''
 
@@ -67,7 +71,7 @@ def test_an_edit_of_a_function_in_another_file_is_seen(folder):
 
     (folder / 'helper.py').write_text(HELPER.format(value=2.0))
 
-    assert run(folder).stdout == '[2.0, 2.0, 0.0]\n'
+    assert answer(run(folder)) == '[2.0, 2.0, 0.0]'
 
 
 AS_NOBODY = 'import os\nimport kernel\nif os.getuid() == 0: os.setuid(65534)\n' + CALL
@@ -84,7 +88,7 @@ def test_no_folder_that_can_be_written(folder):
         for path, mode in reversed(modes.items()):
             path.chmod(mode)
 
-    assert found.stdout == '[1.0, 1.0, 0.0]\n'
+    assert answer(found) == '[1.0, 1.0, 0.0]'
     assert found.stderr.count('\n') == 2
     assert 'set NUMBA_CACHE_DIR' in found.stderr
 
@@ -96,7 +100,7 @@ def test_a_full_disk_costs_the_cache_alone(folder):
         'caching.IndexDataCacheFile.save = full\n' + CALL
     )
 
-    assert run(folder, code).stdout == '[1.0, 1.0, 0.0]\n'
+    assert answer(run(folder, code)) == '[1.0, 1.0, 0.0]'
 
 
 BACKEND = (
@@ -116,7 +120,7 @@ BACKEND = (
     ],
 )
 def test_without_numba_plain_pytorch_takes_over(tmp_path, code, environment, expected):
-    assert run(tmp_path, code, **environment).stdout == f'{expected}\n'
+    assert answer(run(tmp_path, code, **environment)) == expected
 
 
 @pytest.mark.heavy
