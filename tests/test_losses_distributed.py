@@ -188,8 +188,8 @@ def number_of_collectives(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     with monkeypatch.context() as patch:
         patch.setattr(losses.dist, 'all_reduce', counted)
-        patch.setattr(head_losses, 'pixel_nll', partial(swept, head_losses.pixel_nll))
-        patch.setattr('mmseg_wce.functional.pixel_nll', partial(swept, losses.pixel_nll))
+        patch.setattr(head_losses, 'pixel_maps', partial(swept, head_losses.pixel_maps))
+        patch.setattr('mmseg_wce.functional.pixel_maps', partial(swept, losses.pixel_maps))
         patch.setattr(head_losses, 'pixel_bce', partial(swept, head_losses.pixel_bce))
         patch.setattr('mmseg_wce.binary.pixel_bce', partial(swept, losses.pixel_bce))
         sigmoid = dict(weights, use_sigmoid=True)

@@ -167,14 +167,6 @@ def backward(
         results = *results, edges
     run(lambda first, last: kernel(first, last, *problem.arguments, *results), len(problem.pieces), problem.work)
     if edges is not None:
-        _join(gradient, problem.pieces, torch.from_numpy(edges))
+        join = resized_backward.join.compiled()
+        join(0, len(problem.pieces), problem.pieces, single, half_bits, _KINDS[logits.dtype], edges)
     return gradient
-
-
-def _join(gradient: Tensor, bands: np.ndarray, edges: Tensor) -> None:
-    """Add up the input rows that two bands share."""
-    shared = np.flatnonzero(bands[:, 1] > 0)
-    if shared.size > 0:
-        gradient[bands[shared, 0], :, bands[shared, 1] - 1] = (edges[shared, :, 0] + edges[shared - 1, :, 1]).to(
-            gradient.dtype
-        )

@@ -18,12 +18,12 @@ from mmseg_wce.kernels.cpu.surroundings import at_height, load_rows, make_surrou
 from mmseg_wce.kernels.cpu.task import IGNORED, TASK, UPSTREAM, Upstream, label_of, make_task, slopes_of
 from numba import types
 
-__all__ = ['backward']
+__all__ = ['backward', 'join']
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _ROWS = 8  # of pixels in a row of cells, which are taken at once
 
-f32 = types.float32
+f32, i64 = types.float32, types.int64
 
 
 class _Slopes(NamedTuple):
@@ -273,3 +273,19 @@ def backward(first, last, bands, a, b, c, d, e, f, g, h, o, axes, total, u, v, w
             task, upstream, axes, k, bands[k, 0], bands[k, 1], bands[k, 2], total, given, slopes, gradient,
             Gradient(edges, half, FLOAT32),
         )  # fmt: skip
+
+
+@fast_function
+def _join(n, row, from_below, from_above, gradient):
+    for c in range(from_below.shape[0]):
+        for j in range(from_below.shape[2]):
+            from_below[c, 0, j] += from_above[c, 1, j]
+        write_columns(from_below[c, 0], gradient, n, c, row, 0)
+
+
+@Kernel(*GRADIENT, i64, f32[:, :, :, ::1])
+def join(first, last, bands, single, half, kind, edges):
+    """Write the input rows that two bands share; not in PyTorch, whose threads hang in a forked child."""
+    for k in range(first, last):
+        if bands[k, 1] > 0:
+            _join(bands[k, 0], bands[k, 1] - 1, edges[k], edges[k - 1], Gradient(single, half, kind))
