@@ -424,7 +424,9 @@ def _maps(
     refuse_forward_mode(logits, 'pixel_nll', "use torch.func.jvp, or backend='reference'")
     shape, weight, dtype = target.shape, None, torch.promote_types(logits.dtype, torch.float32)
     if sums:
-        weight = torch.ones(logits.shape[1]) if class_weight is None else class_weight.detach().to(dtype)
+        weight = (
+            logits.new_ones(logits.shape[1], dtype=dtype) if class_weight is None else class_weight.detach().to(dtype)
+        )
     if logits.shape[2:] == shape[1:]:
         logits, target = _as_images(logits, target, backend)
     if smoothing_weight is not None:

@@ -41,8 +41,10 @@ def _axis(inputs: int, outputs: int, align_corners: bool, dtype: torch.dtype, de
     sides = []
     for index, weight in (((cell - 1).clamp(min=0), 1 - fraction), (cell.clamp(max=inputs - 1), fraction)):
         count = torch.bincount(index, minlength=inputs)
-        back = count.cumsum(0) - count + torch.arange(int(count.max())).unsqueeze(1)
-        back_weight = torch.where(torch.arange(len(back)).unsqueeze(1) < count, weight[back.clamp(max=outputs - 1)], 0)
+        back = count.cumsum(0) - count + torch.arange(int(count.max()), device='cpu').unsqueeze(1)
+        back_weight = torch.where(
+            torch.arange(len(back), device='cpu').unsqueeze(1) < count, weight[back.clamp(max=outputs - 1)], 0
+        )
         tensors = index, weight.to(dtype), back.clamp(max=outputs - 1), back_weight.to(dtype)
         sides.append(_Side(*(x.to(device) for x in tensors)))
     return sides

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmseg_wce.functional import weighted_cross_entropy
 from mmseg_wce.kernels import pixel_maps, pixel_nll
 from mmseg_wce.kernels.op import ENVIRONMENT_VARIABLE, _has_triton, chosen_backend
 from torch.autograd import forward_ad
@@ -176,6 +177,24 @@ def test_small_inputs_go_to_the_reference_instead_of_slabs():
     assert chosen_backend(None, *small) == 'reference'
     assert chosen_backend(None, torch.device('cpu'), torch.float32, 1000) == 'cpu'
     assert chosen_backend('slabs', *small) == 'slabs'
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_defaults_for_new_tensors_change_nothing(smoothing):
+    """Neither the dtype nor the device that PyTorch gives to tensors which are made without saying which."""
+    logits, target, _ = NUMBA.problem()
+    options = dict(ignore_index=255, label_smoothing=smoothing)
+    expected = weighted_cross_entropy(logits, target, **options)
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.testing.assert_close(weighted_cross_entropy(logits, target, **options), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    with torch.device('meta'):
+        found = weighted_cross_entropy(logits, target, **options)
+
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize('smoothing', [False, True])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from mmseg_wce.kernels import units
 from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.compiler import Compiler
@@ -98,7 +99,7 @@ class _Cache(FunctionCache):
 @lru_cache
 def _digest_of_sources(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.glob('*.py')):
+    for path in [*sorted(folder.glob('*.py')), Path(units.__file__)]:  # whose constants are in the machine code
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
