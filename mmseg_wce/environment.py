@@ -11,7 +11,7 @@ from importlib import import_module, metadata
 import mmseg_wce
 import torch
 from mmseg_wce.errors import in_one_line
-from mmseg_wce.kernels.op import ENVIRONMENT_VARIABLE, chosen_backend
+from mmseg_wce.kernels.backends import ENVIRONMENT_VARIABLE, chosen_backend
 
 __all__ = ['collect_env']
 

@@ -182,16 +182,13 @@ class _Fused:
         """
         ignore_index = self.head.ignore_index
         if self.channels == 1 or (self._swept_binary and not self._swept):
-            correct = self.binary_pixels(ignore_index)[2]
+            maps = PixelMaps(*self.binary_pixels(ignore_index))
         elif self._swept:
             maps = self.pixels(ignore_index)
-            correct = maps.correct
-            if maps.sums is not None:
-                return 100 * (maps.sums.correct + _EPSILON).reshape(1) / (maps.sums.valid + _EPSILON)
         else:
             return accuracy(self.full_size, self.label, ignore_index=ignore_index)
-        valid = (self.label != ignore_index).count_nonzero()
-        return 100 * (correct.count_nonzero() + _EPSILON).reshape(1) / (valid + _EPSILON)
+        correct, valid = maps.count_pixels(self.label, ignore_index)
+        return 100 * (correct + _EPSILON).reshape(1) / (valid + _EPSILON)
 
 
 def _own_ignore_index(loss: nn.Module) -> int:

@@ -138,11 +138,8 @@ def liger(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 def ours(logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As fused heads run it."""
     maps = pixel_maps(logits, target, weight, ignore_index=255, align_corners=case.align_corners)
-    if maps.sums is None:
-        correct = maps.correct.count_nonzero() / (target != 255).count_nonzero()
-    else:
-        correct = maps.sums.correct / maps.sums.valid
-    return weighted_cross_entropy(logits, target, weight, pixels=maps), correct
+    correct, valid = maps.count_pixels(target, 255)
+    return weighted_cross_entropy(logits, target, weight, pixels=maps), correct / valid
 
 
 def ours_weighted(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:

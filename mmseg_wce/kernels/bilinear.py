@@ -1,4 +1,4 @@
-"""Where output pixels lie between the input pixels of one axis of a bilinear resize.
+"""Place output pixels between the input pixels of one axis of a bilinear resize.
 
 Cell k lies between the input pixels k - 1 and k, for k = 0 to size; those outside the image repeat its edge. Positions
 are computed in integers: no rounding decides which cell an output pixel belongs to.

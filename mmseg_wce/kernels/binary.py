@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmseg_wce.kernels.op import check_shapes, is_transformed, refuse_forward_mode
+from mmseg_wce.kernels.units import MASKED_FRACTION, STILL_MASKED
 from torch import Tensor
 
 __all__ = ['element_loss', 'pixel_bce', 'positive_elements', 'resized']
@@ -21,10 +22,6 @@ _CHUNK_BYTES = 8 << 20
 _CHUNK_BYTES_ON_ACCELERATORS = 64 << 20
 # F.softplus is linear above its threshold. Its default, 20, is an error of 2e-9, which float64 shows.
 _LINEAR_ABOVE = 40.0
-# A logit of -inf is interpolated as this fraction of the lowest finite number, and results below a millionth of it are
-# -inf again: 0 * -inf is NaN.
-_MASKED = 0.25
-_STILL_MASKED = 1e-6
 
 
 def positive_elements(target: Tensor, num_channels: int, first: int = 0, number: int | None = None) -> Tensor:
@@ -61,9 +58,9 @@ def resized(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
         return logits
     if 0 in size or logits.shape[0] == 0:  # F.interpolate refuses empty sizes
         return logits.flatten()[:0].reshape(*logits.shape[:2], *size)
-    lowest = _MASKED * torch.finfo(logits.dtype).min
+    lowest = MASKED_FRACTION * torch.finfo(logits.dtype).min
     z = F.interpolate(logits.clamp(min=lowest), size=size, mode='bilinear', align_corners=align_corners)
-    return z.masked_fill_(z < _STILL_MASKED * lowest, -torch.inf)
+    return z.masked_fill_(z < STILL_MASKED * lowest, -torch.inf)
 
 
 def _softplus(z: Tensor) -> Tensor:

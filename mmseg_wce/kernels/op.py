@@ -6,135 +6,25 @@ raise, and never give silent zeros.
 
 from __future__ import annotations
 
-import os
-import warnings
-from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from mmseg_wce.kernels import reference, slabs
+from mmseg_wce.kernels.backends import chosen_backend
 from torch import Tensor
 from torch.autograd import forward_ad
 
 __all__ = [
-    'BACKENDS',
-    'ENVIRONMENT_VARIABLE',
     'PixelMaps',
     'PixelSums',
     'check_shapes',
-    'chosen_backend',
     'pixel_maps',
     'pixel_nll',
 ]
 
-BACKENDS = ('cpu', 'slabs', 'triton', 'reference')
-ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
-_AT_IMPORT = os.environ.get(ENVIRONMENT_VARIABLE)  # old versions of torch.compile cannot trace a look at it
-_COMPILED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Numba and Triton
-_OLDEST_TRITON = (3, 3)
-_FEW_NUMBERS = 1 << 20  # full-size logits up to which the reference is faster than slabs, of twenty operations each
 # Images of fewer pixels are worked on together where nothing is resized, although logits may have to be copied for it.
 _FEW_PIXELS = dict(cpu=64, slabs=4096, triton=4096)
-
-
-def _interpreted() -> bool:
-    return os.environ.get('TRITON_INTERPRET') == '1'
-
-
-def _has_triton() -> bool:
-    """A version that the kernels compile with. A build of PyTorch that cannot use it is not made to wait for it."""
-    if not (torch.version.cuda or torch.version.hip or _interpreted()):
-        return False
-    try:
-        import triton
-    except Exception:  # a broken installation is none
-        return False
-    return tuple(int(part) for part in triton.__version__.split('.')[:2]) >= _OLDEST_TRITON
-
-
-def _has_numba() -> bool:
-    """Look for Numba without importing it, which takes a second."""
-    try:
-        found = find_spec('numba') is not None
-    except ValueError:  # somebody has put None in its place
-        found = False
-    return found and os.environ.get('NUMBA_DISABLE_JIT', '0') in ('', '0')
-
-
-@lru_cache
-def _numba_works() -> bool:
-    try:
-        import_module('numba')
-    except Exception as error:  # it refuses versions of NumPy that it does not know
-        warnings.warn(f'Numba cannot be used, so the loss takes a slower way on the CPU: {error}', stacklevel=5)
-        return False
-    return True
-
-
-_HAS_TRITON = _has_triton()
-_HAS_NUMBA = _has_numba()
-
-
-def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype, numbers: int = 2**63) -> str:
-    """Choose the back end of :func:`pixel_nll`.
-
-    Args:
-        backend: its argument. 'strips', a name of the past, is 'cpu' on CPU and 'slabs' elsewhere, with a warning.
-        device: of the logits.
-        dtype: of the logits.
-        numbers: in full-size logits; where they are few, the reference is faster than 'slabs'.
-
-    Returns:
-        One of ``BACKENDS``.
-
-    Raises:
-        ValueError: there is no such back end, or it cannot work on these logits.
-    """
-    asked = _AT_IMPORT if torch.compiler.is_compiling() else os.environ.get(ENVIRONMENT_VARIABLE)
-    chosen = backend or asked or _default(device, dtype, numbers)
-    origin = 'backend' if backend else ENVIRONMENT_VARIABLE
-    if chosen == 'strips':
-        chosen = 'cpu' if device.type == 'cpu' else 'slabs'
-        _warn_of_strips(origin, chosen)
-    if chosen not in BACKENDS:
-        raise ValueError(f'{origin} must be one of {BACKENDS}, got {chosen!r}')
-    if chosen == 'triton':
-        _check_triton(origin, device, dtype)
-    if chosen == 'cpu':
-        if device.type != 'cpu':
-            raise ValueError(f"{origin}='cpu' needs logits on the CPU, got {device}: use 'slabs'")
-        return 'cpu' if _can_use_numba(dtype) else 'slabs'
-    return chosen
-
-
-@lru_cache
-def _warn_of_strips(origin: str, instead: str) -> None:
-    warnings.warn(f"{origin}='strips' is now called {instead!r}", DeprecationWarning, stacklevel=4)
-
-
-def _can_use_numba(dtype: torch.dtype) -> bool:
-    return dtype in _COMPILED_DTYPES and _HAS_NUMBA and (torch.compiler.is_compiling() or _numba_works())
-
-
-def _default(device: torch.device, dtype: torch.dtype, numbers: int) -> str:
-    if device.type == 'meta':
-        return 'reference'
-    if device.type == 'cuda' and dtype in _COMPILED_DTYPES and _HAS_TRITON:
-        return 'triton'
-    if device.type == 'cpu' and _can_use_numba(dtype):
-        return 'cpu'
-    return 'slabs' if numbers > _FEW_NUMBERS else 'reference'
-
-
-def _check_triton(origin: str, device: torch.device, dtype: torch.dtype) -> None:
-    if device.type != 'cuda' and not _interpreted():
-        raise ValueError(f"{origin}='triton' needs logits on a CUDA device, got {device}: use 'slabs'")
-    if not _HAS_TRITON:
-        raise ValueError(f"{origin}='triton' needs the package triton, 3.3 or later: pip install triton")
-    if dtype not in _COMPILED_DTYPES:
-        raise ValueError(f"{origin}='triton' takes float32, float16 and bfloat16 logits, got {dtype}: use 'slabs'")
 
 
 @torch.library.custom_op(
@@ -286,7 +176,7 @@ class PixelSums(NamedTuple):
 
 
 class PixelMaps(NamedTuple):
-    """What :func:`pixel_nll` returns, and sums of it where they cost nothing.
+    """The maps of :func:`pixel_nll`, and sums of them where they cost nothing.
 
     Attributes:
         nll, smooth, correct: as :func:`pixel_nll` returns them.
@@ -299,6 +189,17 @@ class PixelMaps(NamedTuple):
     correct: Tensor
     sums: PixelSums | None = None
     class_weight: Tensor | None = None
+
+    def count_pixels(self, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+        """Return how many pixels are correct, and how many are not ignored.
+
+        Args:
+            target: those that the maps are for.
+            ignore_index: the label that does not count.
+        """
+        if self.sums is not None:
+            return self.sums.correct, self.sums.valid
+        return self.correct.count_nonzero(), (target != ignore_index).count_nonzero()
 
 
 def pixel_nll(
@@ -353,11 +254,8 @@ def pixel_nll(
         >>> correct
         tensor([ True, False, False])
     """
-    check_shapes(logits, target, smoothing_weight)
-    if target.dtype != torch.int64:
-        raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
-    backend = chosen_backend(backend, logits.device, logits.dtype, logits.shape[1] * target.numel())
-    maps = _maps(logits, target, None, backend, False, ignore_index, smoothing_weight, align_corners)
+    options: dict[str, Any] = dict(ignore_index=ignore_index, smoothing_weight=smoothing_weight)
+    maps = pixel_maps(logits, target, align_corners=align_corners, backend=backend, **options)
     return maps.nll, maps.smooth, maps.correct
 
 
@@ -369,6 +267,7 @@ def pixel_maps(
     ignore_index: int,
     smoothing_weight: Tensor | None = None,
     align_corners: bool = False,
+    backend: str | None = None,
 ) -> PixelMaps:
     """The maps of :func:`pixel_nll` and, on the CPU, the sums that a mean is made of, added up in the same sweep.
 
@@ -379,6 +278,7 @@ def pixel_maps(
         ignore_index: as in :func:`pixel_nll`.
         smoothing_weight: as in :func:`pixel_nll`.
         align_corners: as in :func:`pixel_nll`.
+        backend: as in :func:`pixel_nll`.
 
     Returns:
         The maps, and their sums or None.
@@ -396,21 +296,9 @@ def pixel_maps(
         tensor([2.1269, 0.0000])
     """
     check_shapes(logits, target, smoothing_weight)
-    backend = chosen_backend(None, logits.device, logits.dtype, logits.shape[1] * target.numel())
-    sums = backend == 'cpu'
-    return _maps(logits, target, class_weight, backend, sums, ignore_index, smoothing_weight, align_corners)
-
-
-def _maps(
-    logits: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    backend: str,
-    sums: bool,
-    ignore_index: int,
-    smoothing_weight: Tensor | None,
-    align_corners: bool,
-) -> PixelMaps:
+    if target.dtype != torch.int64:
+        raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
+    backend = chosen_backend(backend, logits.device, logits.dtype, logits.shape[1] * target.numel())
     if backend == 'reference' or is_transformed():
         return PixelMaps(
             *reference.pixel_nll(
@@ -423,7 +311,7 @@ def _maps(
         )
     refuse_forward_mode(logits, 'pixel_nll', "use torch.func.jvp, or backend='reference'")
     shape, weight, dtype = target.shape, None, torch.promote_types(logits.dtype, torch.float32)
-    if sums:
+    if backend == 'cpu':
         weight = (
             logits.new_ones(logits.shape[1], dtype=dtype) if class_weight is None else class_weight.detach().to(dtype)
         )
@@ -436,7 +324,7 @@ def _maps(
     )
     smooth = nll.new_zeros(()).expand(shape) if smoothing_weight is None else smooth.reshape(shape)
     maps = nll.reshape(shape), smooth, correct.reshape(shape)
-    return PixelMaps(*maps, PixelSums(*totals, *counts.unbind()) if sums else None, class_weight)
+    return PixelMaps(*maps, PixelSums(*totals, *counts.unbind()) if backend == 'cpu' else None, class_weight)
 
 
 def check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None = None) -> None:

@@ -14,15 +14,13 @@ from typing import NamedTuple
 
 import torch
 from mmseg_wce.kernels.bilinear import cells_and_fractions
+from mmseg_wce.kernels.units import MASKED_FRACTION, STILL_MASKED
 from torch import Tensor
 
 __all__ = ['backward', 'forward']
 
 _NUMBERS_IN_A_SLAB = 1 << 19  # where nothing is resized
-# A logit of -inf is interpolated as this fraction of the lowest finite number, and results below a millionth of it are
-# -inf again: 0 * -inf is NaN.
-_MASKED, _STILL_MASKED = 0.25, 1e-6
-# Where the greatest logit is this far below the maxima that were subtracted, digits were lost.
+# The greatest logit is this far below the maxima that were subtracted where digits were lost.
 _SMALLEST_PEAK = -40.0
 
 
@@ -48,6 +46,13 @@ def _axis(inputs: int, outputs: int, align_corners: bool, dtype: torch.dtype, de
         tensors = index, weight.to(dtype), back.clamp(max=outputs - 1), back_weight.to(dtype)
         sides.append(_Side(*(x.to(device) for x in tensors)))
     return sides
+
+
+def _axes(
+    inputs: torch.Size, outputs: torch.Size, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> list[list[_Side]]:
+    """Both sides of the rows, and of the columns."""
+    return [_axis(*sizes, align_corners, dtype, device) for sizes in zip(inputs, outputs, strict=True)]
 
 
 def _sum_of_first(x: Tensor) -> Tensor:
@@ -80,9 +85,8 @@ def _slabs(logits: Tensor, size: torch.Size, align_corners: bool) -> Iterator[_S
                 z = logits[n, :, rows].to(dtype, copy=True)
                 yield _Slab(n, rows, None, None, z, z.amax(0))
         return
-    pairs, count = torch.stack(
-        [side.pixel.cpu() for side in _axis(logits.shape[2], size[0], align_corners, dtype, logits.device)], 1
-    ).unique_consecutive(dim=0, return_counts=True)
+    row_sides, _ = _axes(logits.shape[2:], size, align_corners, dtype, torch.device('cpu'))
+    pairs, count = torch.stack([side.pixel for side in row_sides], 1).unique_consecutive(dim=0, return_counts=True)
     fine = dtype if logits.device.type == 'mps' else torch.float64  # which it does not have
     for n in range(logits.shape[0]):
         end = 0
@@ -111,11 +115,8 @@ def _resized(
     pixel then costs no digits. Between input pixels that disagree so much that every class is far below those maxima,
     it costs the digits of all of them.
     """
-    row_sides, column_sides = (
-        _axis(inputs, outputs, align_corners, dtype, logits.device)
-        for inputs, outputs in zip(logits.shape[1:], size, strict=True)
-    )
-    masked = _MASKED * torch.finfo(dtype).min
+    row_sides, column_sides = _axes(logits.shape[1:], size, align_corners, dtype, logits.device)
+    masked = MASKED_FRACTION * torch.finfo(dtype).min
     total = logits.new_zeros((), dtype=dtype)
     for row, row_side in zip(between, row_sides, strict=True):
         x = logits[:, row].to(dtype)
@@ -125,7 +126,7 @@ def _resized(
         x = x.masked_fill(x == -torch.inf, masked)
         first, second = (x.index_select(1, side.pixel) * side.weight for side in column_sides)
         total = total + (first + second).unsqueeze(1) * row_side.weight[rows].unsqueeze(1)
-    return total.masked_fill_(total < _STILL_MASKED * masked, -torch.inf)
+    return total.masked_fill_(total < STILL_MASKED * masked, -torch.inf)
 
 
 def forward(
@@ -205,10 +206,7 @@ def backward(
     gradient = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
     row_sides = column_sides = None
     if logits.shape[2:] != target.shape[1:]:
-        row_sides, column_sides = (
-            _axis(inputs, outputs, align_corners, dtype, logits.device)
-            for inputs, outputs in zip(logits.shape[2:], target.shape[1:], strict=True)
-        )
+        row_sides, column_sides = _axes(logits.shape[2:], target.shape[1:], align_corners, dtype, logits.device)
     for n, rows, above, below, z, peak in _slabs(logits, target.shape[1:], align_corners):
         label, log_sum = target[n, rows], total[n, rows]
         y = label.clamp(0, classes - 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmseg_wce.functional import weighted_cross_entropy
-from mmseg_wce.kernels.op import _HAS_TRITON
+from mmseg_wce.kernels.backends import _HAS_TRITON
 from ways import CUDA, Way, every_way, fused, resize
 
 # Classes, nodes, pixels: resized and not; then to less, and with two classes.

@@ -105,7 +105,7 @@ def test_a_full_disk_costs_the_cache_alone(folder):
 
 BACKEND = (
     'import torch\n'
-    'from mmseg_wce.kernels.op import chosen_backend\n'
+    'from mmseg_wce.kernels.backends import chosen_backend\n'
     'print(chosen_backend("cpu", torch.device("cpu"), torch.float32))\n'
 )
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmseg_wce.kernels.op import _HAS_TRITON
+from mmseg_wce.kernels.backends import _HAS_TRITON
 from ways import CUDA, NUMBA, Way, resize
 
 pytestmark = pytest.mark.slow

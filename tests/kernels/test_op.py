@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmseg_wce.functional import weighted_cross_entropy
 from mmseg_wce.kernels import pixel_maps, pixel_nll
-from mmseg_wce.kernels.op import ENVIRONMENT_VARIABLE, _has_triton, chosen_backend
+from mmseg_wce.kernels.backends import ENVIRONMENT_VARIABLE, _has_triton, chosen_backend
 from torch.autograd import forward_ad
 from ways import NUMBA, SLABS, every_way, fused, fused_or_slowly, layouts
 
@@ -235,7 +235,7 @@ def test_sums_are_those_of_the_maps(weighted, smoothing, pixels):
     ],
 )
 def test_back_end_of_a_device_and_dtype(device, dtype, has_triton, expected, monkeypatch):
-    monkeypatch.setattr('mmseg_wce.kernels.op._HAS_TRITON', has_triton)
+    monkeypatch.setattr('mmseg_wce.kernels.backends._HAS_TRITON', has_triton)
 
     assert chosen_backend(None, torch.device(device), dtype) == expected
 
@@ -245,13 +245,13 @@ def test_triton_says_what_it_cannot_take(monkeypatch):
         return chosen_backend('triton', torch.device(device), dtype)
 
     monkeypatch.setenv('TRITON_INTERPRET', '0')
-    monkeypatch.setattr('mmseg_wce.kernels.op._HAS_TRITON', True)
+    monkeypatch.setattr('mmseg_wce.kernels.backends._HAS_TRITON', True)
     assert choose() == 'triton'
     with pytest.raises(ValueError, match=r"backend='triton' takes float32, float16 and bfloat16.*got torch.float64"):
         choose(torch.float64)
     with pytest.raises(ValueError, match=r"backend='triton' needs logits on a CUDA device, got cpu: use 'slabs'"):
         choose(device='cpu')
-    monkeypatch.setattr('mmseg_wce.kernels.op._HAS_TRITON', False)
+    monkeypatch.setattr('mmseg_wce.kernels.backends._HAS_TRITON', False)
     with pytest.raises(ValueError, match='pip install triton'):
         choose()
 

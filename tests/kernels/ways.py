@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmseg_wce.kernels import pixel_nll
-from mmseg_wce.kernels.op import _HAS_TRITON
+from mmseg_wce.kernels.backends import _HAS_TRITON
 
 CUDA = torch.cuda.is_available()
 if _HAS_TRITON and not CUDA:

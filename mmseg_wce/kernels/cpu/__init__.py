@@ -5,6 +5,6 @@ Kernels work on a piece (:mod:`.resized_forward`, :mod:`.resized_backward`, :mod
 once more in float64 (:mod:`.exact`). The same bits come out for any number of threads.
 """
 
-from mmseg_wce.kernels.cpu.launch import DTYPES, backward, forward
+from mmseg_wce.kernels.cpu.launch import backward, forward
 
-__all__ = ['DTYPES', 'backward', 'forward']
+__all__ = ['backward', 'forward']

@@ -26,20 +26,20 @@ def _weighted(a, b, weight_a, weight_b):
 
 
 @exact_function
-def logits_at(logits, n, top, low, left, right, down, along, z):
-    """Interpolate all classes at one pixel, in the order of F.interpolate: along the row, then down.
+def logits_at(logits, axes, n, i, r, k, z):
+    """Interpolate all classes at column k of output row r, which lies in row i of the cells, in float64.
 
-    A class at -inf is -inf wherever it has a weight.
+    In the order of F.interpolate: along the row, then down. A class at -inf is -inf wherever it has a weight.
 
     Args:
-        top, low: rows above and below.
-        left, right: columns beside.
-        down, along: weights of low and right.
         z: (C,), float64, overwritten.
 
     Returns:
         The maximum; NaN where there is one.
     """
+    cell, down, along = axes.cell[k], axes.row_fraction[r], axes.column_fraction[k]
+    top, low = max(i - 1, 0), min(i, axes.start.shape[0] - 3)
+    left, right = max(cell - 1, 0), min(cell, axes.width - 1)
     peak = -np.inf
     for c in range(z.shape[0]):
         above = _weighted(read_one(logits, n, c, top, left), read_one(logits, n, c, top, right), 1 - along, along)

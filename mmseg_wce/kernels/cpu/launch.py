@@ -14,10 +14,9 @@ from mmseg_wce.kernels.cpu.task import NUM_SUMS
 from mmseg_wce.kernels.cpu.threads import run
 from torch import Tensor
 
-__all__ = ['DTYPES', 'backward', 'forward']
+__all__ = ['backward', 'forward']
 
 _KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-DTYPES = tuple(_KINDS)
 _NO_SINGLE, _NO_HALF = np.zeros((0, 0, 0, 0), np.float32), np.zeros((0, 0, 0, 0), np.int16)
 _NO_WEIGHT = np.zeros(0, np.float32)
 
@@ -43,7 +42,7 @@ def _as_rows(x: Tensor) -> Tensor:
 
 
 class _Problem(NamedTuple):
-    """What both sweeps make of their arguments."""
+    """The arguments of a sweep as kernels take them."""
 
     logits: Tensor  # (N, C, h, w)
     target: Tensor  # (N, H, W)

@@ -1,4 +1,4 @@
-"""Where the pixels of an output row lie between the input pixels, and how the work is cut into pieces.
+"""Place the pixels of an output row between the input pixels, and cut the work into pieces.
 
 Cell k of an axis is the space between the input pixels k - 1 and k, for k = 0 to size; those outside the image repeat
 its edge. The columns of an output row are rearranged: slot (p, k) holds the p-th pixel of cell k, or none, so that a

@@ -15,7 +15,17 @@ from mmseg_wce.kernels.cpu.jit import Kernel, allocating_function, exact_functio
 from mmseg_wce.kernels.cpu.layout import Axes
 from mmseg_wce.kernels.cpu.scalars import exp2
 from mmseg_wce.kernels.cpu.surroundings import at_height, load_rows, make_surroundings
-from mmseg_wce.kernels.cpu.task import IGNORED, TASK, UPSTREAM, Upstream, label_of, make_task, slopes_of
+from mmseg_wce.kernels.cpu.task import (
+    IGNORED,
+    TASK,
+    UPSTREAM,
+    Upstream,
+    label_of,
+    label_slope,
+    make_task,
+    slopes_of,
+    smoothing_slope,
+)
 from numba import types
 
 __all__ = ['backward', 'join']
@@ -27,7 +37,7 @@ f32, i64 = types.float32, types.int64
 
 
 class _Slopes(NamedTuple):
-    """What the gradient of the logits of R output rows is made of, (R, S, K), 0 where nothing counts.
+    """Factors of the gradient of the logits of R output rows, (R, S, K), 0 where nothing counts.
 
     With e = 2^z: d loss / d z_c = slope (e_c - [c is the label] total) + smooth (e_c sum(w) - w_c total).
     """
@@ -37,9 +47,7 @@ class _Slopes(NamedTuple):
     slope: np.ndarray
     smooth: np.ndarray
     present: np.ndarray  # (R, C), uint8, classes that are labels
-    corners: (
-        np.ndarray
-    )  # (6, K), sums over the rows: above left, above right, below left and right; one row's left, right
+    corners: np.ndarray  # (6, K), above left and right, below left and right, summed over rows; one row's left, right
     gradient: np.ndarray  # (2, C, P), of the input rows above and below
 
 
@@ -48,7 +56,7 @@ def _make_slopes(classes, axes):
     (S, K), P = axes.pixel.shape, axes.padded
     numbers = room(4 * _ROWS * S * K).reshape((4, _ROWS, S, K))
     corners, gradient = room(6 * K).reshape((6, K)), room(2 * classes * P).reshape((2, classes, P))
-    present = np.zeros((_ROWS, classes), np.uint8)
+    present = np.empty((_ROWS, classes), np.uint8)
     return _Slopes(numbers[0].view(np.int32), numbers[1], numbers[2], numbers[3], present, corners, gradient)
 
 
@@ -82,8 +90,7 @@ def _slot_adder(at_once: int) -> Callable:
                 left, right = to_left[j], to_right[j]
                 for u in range(at_once):
                     e = exp2(left_weight[u, j] * on_left[j] + right_weight[u, j] * on_right[j], constants)
-                    # subtracted before it is scaled, which keeps the digits where a probability is nearly 1
-                    d = (e - (total[u, j] if y[u, j] == label else _ZERO)) * slope[u, j]
+                    d = label_slope(e, y[u, j] == label, total[u, j], slope[u, j])
                     left += left_weight[u, j] * d
                     right += right_weight[u, j] * d
                 to_left[j], to_right[j] = left, right
@@ -107,20 +114,19 @@ def _add_smoothed(
     label, weight, rest, left_weight, right_weight, on_left, on_right, y, total, slope, smooth, to_left, to_right,
     constants,
 ):  # fmt: skip
-    """As the above, with smoothing: ``weight`` is that of the class, ``rest`` that of all others."""
+    """Add up the gradient of all slots with smoothing: ``weight`` is that of the class, ``rest`` that of all others."""
     for p in range(y.shape[0]):
         for j in range(y.shape[1]):
             e = exp2(left_weight[p, j] * on_left[j] + right_weight[p, j] * on_right[j], constants)
-            d = (e - (total[p, j] if y[p, j] == label else _ZERO)) * slope[p, j]
-            # e sum(w) - w_c total, in a form that does not cancel where the class has nearly all of the total
-            d += (e * rest - weight * (total[p, j] - e)) * smooth[p, j]
+            d = label_slope(e, y[p, j] == label, total[p, j], slope[p, j])
+            d += smoothing_slope(e, weight, rest, total[p, j], smooth[p, j])
             to_left[j] += left_weight[p, j] * d
             to_right[j] += right_weight[p, j] * d
 
 
 @inlined_function
 def _add_to_row(to_left, to_right, left, row):
-    """From both sides of the cells (K,) to the input pixels of a row (P,)."""
+    """Add both sides of the cells (K,) to the input pixels of a row (P,)."""
     if left.shape[0] == 0:
         next_pixels = row[1 : to_left.shape[0] + 1]
         for j in range(to_left.shape[0]):
@@ -176,16 +182,13 @@ def _differentiate(task, axes, top, low, row_weights, line, on_left, on_right, s
 @exact_function
 def _differentiate_exactly(task, upstream, axes, n, i, r, all_of_them, total, z, to_top, to_low):
     """Add the gradient of those pixels of output row r, in row i of the cells, that need the exact way."""
-    height, width, smoothing, down = axes.start.shape[0] - 2, axes.width, task.smoothing_weight, axes.row_fraction[r]
+    smoothing, down = task.smoothing_weight, axes.row_fraction[r]
     for k in range(axes.cell.shape[0]):
         own = label_of(task, task.target[n, r, k])
         if own < 0 or (total[n, r, k] > _ZERO and not all_of_them):
             continue
-        cell, along, at = axes.cell[k], axes.column_fraction[k], axes.cell[k]
-        peak = logits_at(
-            task.logits, n, max(i - 1, 0), min(i, height - 1), max(cell - 1, 0), min(cell, width - 1), down, along, z
-        )
-        softmax_in_place(z, peak)
+        along, at = axes.column_fraction[k], axes.cell[k]
+        softmax_in_place(z, logits_at(task.logits, axes, n, i, r, k, z))
         slope, smooth = slopes_of(task, upstream, n, r, k, own)
         for c in range(z.shape[0]):
             d = np.float64(slope) * (z[c] - (1.0 if c == own else 0.0))
@@ -264,14 +267,40 @@ def _fold(row, width):
 
 
 @Kernel(*TASK, Axes.signature(), f32[:, :, ::1], *UPSTREAM, *GRADIENT, f32[:, :, :, ::1])
-def backward(first, last, bands, a, b, c, d, e, f, g, h, o, axes, total, u, v, w, x, single, half, edges):
+def backward(
+    first,
+    last,
+    bands,
+    single,
+    strided,
+    half,
+    kind,
+    target,
+    ignore_index,
+    class_weight,
+    smoothing_weight,
+    constants,
+    axes,
+    total,
+    grad_nll,
+    grad_smooth,
+    loss_slope,
+    smooth_slope,
+    out_single,
+    out_half,
+    edges,
+):
     """Write the gradient (N, C, h, w) of some bands, but for ``edges`` (bands, C, 2, w): rows that bands share."""
-    task, upstream, gradient = make_task(a, b, c, d, e, f, g, h, o), Upstream(u, v, w, x), Gradient(single, half, d)
-    given, slopes = make_surroundings(g.shape[0], axes), _make_slopes(g.shape[0], axes)
+    task, upstream, gradient = (
+        make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, constants),
+        Upstream(grad_nll, grad_smooth, loss_slope, smooth_slope),
+        Gradient(out_single, out_half, kind),
+    )
+    given, slopes = make_surroundings(class_weight.shape[0], axes), _make_slopes(class_weight.shape[0], axes)
     for k in range(first, last):
         _backward_band(
             task, upstream, axes, k, bands[k, 0], bands[k, 1], bands[k, 2], total, given, slopes, gradient,
-            Gradient(edges, half, FLOAT32),
+            Gradient(edges, out_half, FLOAT32),
         )  # fmt: skip
 
 

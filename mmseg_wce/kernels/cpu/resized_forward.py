@@ -47,7 +47,7 @@ class _Slots(NamedTuple):
 def _make_slots(classes, axes):
     S, K = axes.pixel.shape
     numbers = room(8 * S * K).reshape((8, S, K))
-    y, present, lanes = numbers[7].view(np.int32), np.zeros(classes, np.uint8), np.empty((NUM_SUMS, 16))
+    y, present, lanes = numbers[7].view(np.int32), np.empty(classes, np.uint8), np.empty((NUM_SUMS, 16))
     return _Slots(
         y, numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], present, lanes
     )  # fmt: skip
@@ -56,6 +56,7 @@ def _make_slots(classes, axes):
 @fast_function
 def _sort_labels(task, target, pixel, slots):
     """Put the labels of an output row (W,) into slots."""
+    slots.present[:] = 0
     for p in range(pixel.shape[0]):
         for j in range(pixel.shape[1]):
             k = pixel[p, j]
@@ -129,18 +130,15 @@ def _finish_smooth(total, left_weight, right_weight, on_left, on_right, weight_s
 @exact_function
 def _finish_exactly(task, axes, n, i, r, all_of_them, slots, pixel):
     """Do again those pixels of output row r, in row i of the cells, that need the exact way."""
-    height, width, smoothing = axes.start.shape[0] - 2, axes.width, task.smoothing_weight
+    smoothing = task.smoothing_weight
     for k in range(axes.cell.shape[0]):
-        q, cell = (axes.slot[k, 0], axes.slot[k, 1]), axes.cell[k]
+        q = axes.slot[k, 0], axes.slot[k, 1]
         if slots.y[q] < 0:
             continue
         unsettled = all_of_them or _is_unsettled(slots.total[q], slots.own[q])
         unsettled |= smoothing.shape[0] > 0 and slots.smooth[q] != slots.smooth[q]
         if unsettled or _nearly_ties(slots.own[q], slots.other[q]):
-            peak = logits_at(
-                task.logits, n, max(i - 1, 0), min(i, height - 1), max(cell - 1, 0), min(cell, width - 1),
-                axes.row_fraction[r], axes.column_fraction[k], pixel,
-            )  # fmt: skip
+            peak = logits_at(task.logits, axes, n, i, r, k, pixel)
             nll, smooth, correct, total = losses_of(pixel, peak, slots.y[q], smoothing)
             slots.correct[q] = np.float32(correct)
             if unsettled:
@@ -164,9 +162,6 @@ def _write(axes, slots, nll, smooth, correct, total, sums):
     sums[:] = 0.0
     for p in range(slots.y.shape[0]):
         add_up(slots.y[p], slots.weight[p], slots.nll[p], slots.smooth[p], slots.correct[p], slots.lanes, sums)
-        for j in range(slots.y.shape[1]):
-            if slots.y[p, j] >= 0:
-                slots.present[slots.y[p, j]] = 0
 
 
 @fast_function
@@ -202,10 +197,29 @@ def _forward_band(task, axes, n, first, last, given, slots, nll, smooth, correct
 @Kernel(
     *TASK, Axes.signature(), f32[:, :, ::1], f32[:, :, ::1], types.boolean[:, :, ::1], f32[:, :, ::1], f64[:, :, ::1]
 )
-def forward(first, last, bands, a, b, c, d, e, f, g, h, o, axes, nll, smooth, correct, total, sums):
+def forward(
+    first,
+    last,
+    bands,
+    single,
+    strided,
+    half,
+    kind,
+    target,
+    ignore_index,
+    class_weight,
+    smoothing_weight,
+    constants,
+    axes,
+    nll,
+    smooth,
+    correct,
+    total,
+    sums,
+):
     """Write the maps (N, H, W) and the sums (N, H, NUM_SUMS) of some bands."""
-    task = make_task(a, b, c, d, e, f, g, h, o)
-    given, slots = make_surroundings(g.shape[0], axes), _make_slots(g.shape[0], axes)
+    task = make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, constants)
+    given, slots = make_surroundings(class_weight.shape[0], axes), _make_slots(class_weight.shape[0], axes)
     for k in range(first, last):
         n = bands[k, 0]
         _forward_band(

@@ -18,8 +18,10 @@ from mmseg_wce.kernels.cpu.task import (
     Upstream,
     add_up,
     label_of,
+    label_slope,
     make_task,
     slopes_of,
+    smoothing_slope,
 )
 from numba import types
 
@@ -110,7 +112,7 @@ def _finish(task, tile, labels, y, first, peak, total, weight, nll, smooth, corr
 
 @exact_function
 def _compare_again(task, n, i, begin, y, correct, pixel):
-    """If the label is the arg-max beside NaN and inf, for all columns."""
+    """Find again where the label is the arg-max, beside NaN and inf, for all columns."""
     for j in range(y.shape[0]):
         if y[j] >= 0:
             for c in range(pixel.shape[0]):
@@ -149,9 +151,30 @@ def _forward_block(task, n, i, begin, end, block, nll, smooth, correct, total, s
 
 
 @Kernel(*TASK, f32[:, :, ::1], f32[:, :, ::1], types.boolean[:, :, ::1], f32[:, :, :, ::1], f64[:, ::1])
-def forward(first, last, blocks, a, b, c, d, e, f, g, h, o, nll, smooth, correct, total, sums):
+def forward(
+    first,
+    last,
+    blocks,
+    single,
+    strided,
+    half,
+    kind,
+    target,
+    ignore_index,
+    class_weight,
+    smoothing_weight,
+    constants,
+    nll,
+    smooth,
+    correct,
+    total,
+    sums,
+):
     """Write the maps (N, H, W), the total (N, 2, H, W): maximum and sum, and the sums (blocks, NUM_SUMS)."""
-    task, block = make_task(a, b, c, d, e, f, g, h, o), _make_block(g.shape[0], blocks)
+    task, block = (
+        make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, constants),
+        _make_block(class_weight.shape[0], blocks),
+    )
     for k in range(first, last):
         n = blocks[k, 0]
         _forward_block(
@@ -167,12 +190,12 @@ def _differentiate(task, c, logits, y, peak, total, slope, smooth, out):
         w, rest = task.smoothing_weight[c], task.weight_sum - task.smoothing_weight[c]
         for j in range(out.shape[0]):
             e = exp2((logits[j] - peak[j]) * LOG2_E, task.exp2)
-            d = (e - (total[j] if y[j] == label else _ZERO)) * slope[j]
-            out[j] = d + (e * rest - w * (total[j] - e)) * smooth[j]
+            d = label_slope(e, y[j] == label, total[j], slope[j])
+            out[j] = d + smoothing_slope(e, w, rest, total[j], smooth[j])
     else:
         for j in range(out.shape[0]):
             e = exp2((logits[j] - peak[j]) * LOG2_E, task.exp2)
-            out[j] = (e - (total[j] if y[j] == label else _ZERO)) * slope[j]
+            out[j] = label_slope(e, y[j] == label, total[j], slope[j])
 
 
 @fast_function
@@ -210,9 +233,33 @@ def _backward_block(task, upstream, n, i, begin, block, peak, total, gradient):
 
 
 @Kernel(*TASK, f32[:, :, :, ::1], *UPSTREAM, *GRADIENT)
-def backward(first, last, blocks, a, b, c, d, e, f, g, h, o, total, u, v, w, x, single, half):
+def backward(
+    first,
+    last,
+    blocks,
+    single,
+    strided,
+    half,
+    kind,
+    target,
+    ignore_index,
+    class_weight,
+    smoothing_weight,
+    constants,
+    total,
+    grad_nll,
+    grad_smooth,
+    loss_slope,
+    smooth_slope,
+    out_single,
+    out_half,
+):
     """Write the gradient (N, C, H, W) of some blocks."""
-    task, upstream, gradient = make_task(a, b, c, d, e, f, g, h, o), Upstream(u, v, w, x), Gradient(single, half, d)
+    task, upstream, gradient = (
+        make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, constants),
+        Upstream(grad_nll, grad_smooth, loss_slope, smooth_slope),
+        Gradient(out_single, out_half, kind),
+    )
     block = _make_block(1, blocks)
     for k in range(first, last):
         n, i, begin, end = blocks[k, 0], blocks[k, 1], blocks[k, 2], blocks[k, 3]

@@ -1,4 +1,4 @@
-"""What every kernel is given, labels as indices, and what is added up over pixels."""
+"""The arguments of every kernel, labels as indices, slopes of a pixel, and sums over pixels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ __all__ = [
     'Upstream',
     'add_up',
     'label_of',
+    'label_slope',
     'make_task',
     'slopes_of',
+    'smoothing_slope',
 ]
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -88,6 +90,24 @@ def slopes_of(task, upstream, n, r, k, label):
     if upstream.smooth.shape[2] > 0:
         smooth += upstream.smooth[n, r, k]
     return slope, smooth
+
+
+@inlined_function
+def label_slope(e, is_label, total, slope):
+    """Gradient of nll: e = exp(z) and its total over the classes give the probability, ``slope`` is for the total.
+
+    Subtracted before it is scaled, which keeps the digits where a probability is nearly 1.
+    """
+    return (e - (total if is_label else _ZERO)) * slope
+
+
+@inlined_function
+def smoothing_slope(e, weight, rest, total, slope):
+    """Gradient of the smoothed loss, e sum(w) - weight total, where ``rest`` is sum(w) - weight.
+
+    In a form that does not cancel where the class has nearly all of the total.
+    """
+    return (e * rest - weight * (total - e)) * slope
 
 
 @fast_function

@@ -1,0 +1,118 @@
+"""Choose what computes :func:`mmseg_wce.kernels.pixel_nll`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'chosen_backend']
+
+BACKENDS = ('cpu', 'slabs', 'triton', 'reference')
+ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
+_AT_IMPORT = os.environ.get(ENVIRONMENT_VARIABLE)  # old versions of torch.compile cannot trace a look at it
+_COMPILED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Numba and Triton
+_OLDEST_TRITON = (3, 3)
+_FEW_NUMBERS = 1 << 20  # full-size logits up to which the reference is faster than slabs, of twenty operations each
+
+
+def _interpreted() -> bool:
+    return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def _has_triton() -> bool:
+    """A version that the kernels compile with. A build of PyTorch that cannot use it is not made to wait for it."""
+    if not (torch.version.cuda or torch.version.hip or _interpreted()):
+        return False
+    try:
+        import triton
+    except Exception:  # a broken installation is none
+        return False
+    return tuple(int(part) for part in triton.__version__.split('.')[:2]) >= _OLDEST_TRITON
+
+
+def _has_numba() -> bool:
+    """Look for Numba without importing it, which takes a second."""
+    try:
+        found = find_spec('numba') is not None
+    except ValueError:  # somebody has put None in its place
+        found = False
+    return found and os.environ.get('NUMBA_DISABLE_JIT', '0') in ('', '0')
+
+
+@lru_cache
+def _numba_works() -> bool:
+    try:
+        import_module('numba')
+    except Exception as error:  # it refuses versions of NumPy that it does not know
+        warnings.warn(f'Numba cannot be used, so the loss takes a slower way on the CPU: {error}', stacklevel=5)
+        return False
+    return True
+
+
+_HAS_TRITON = _has_triton()
+_HAS_NUMBA = _has_numba()
+
+
+def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype, numbers: int = 2**63) -> str:
+    """Choose the back end of :func:`pixel_nll`.
+
+    Args:
+        backend: its argument. 'strips', a name of the past, is 'cpu' on CPU and 'slabs' elsewhere, with a warning.
+        device: of the logits.
+        dtype: of the logits.
+        numbers: in full-size logits; where they are few, the reference is faster than 'slabs'.
+
+    Returns:
+        One of ``BACKENDS``.
+
+    Raises:
+        ValueError: there is no such back end, or it cannot work on these logits.
+    """
+    asked = _AT_IMPORT if torch.compiler.is_compiling() else os.environ.get(ENVIRONMENT_VARIABLE)
+    chosen = backend or asked or _default(device, dtype, numbers)
+    origin = 'backend' if backend else ENVIRONMENT_VARIABLE
+    if chosen == 'strips':
+        chosen = 'cpu' if device.type == 'cpu' else 'slabs'
+        _warn_of_strips(origin, chosen)
+    if chosen not in BACKENDS:
+        raise ValueError(f'{origin} must be one of {BACKENDS}, got {chosen!r}')
+    if chosen == 'triton':
+        _check_triton(origin, device, dtype)
+    if chosen == 'cpu':
+        if device.type != 'cpu':
+            raise ValueError(f"{origin}='cpu' needs logits on the CPU, got {device}: use 'slabs'")
+        return 'cpu' if _can_use_numba(dtype) else 'slabs'
+    return chosen
+
+
+@lru_cache
+def _warn_of_strips(origin: str, instead: str) -> None:
+    warnings.warn(f"{origin}='strips' is now called {instead!r}", DeprecationWarning, stacklevel=4)
+
+
+def _can_use_numba(dtype: torch.dtype) -> bool:
+    return dtype in _COMPILED_DTYPES and _HAS_NUMBA and (torch.compiler.is_compiling() or _numba_works())
+
+
+def _default(device: torch.device, dtype: torch.dtype, numbers: int) -> str:
+    if device.type == 'meta':
+        return 'reference'
+    if device.type == 'cuda' and dtype in _COMPILED_DTYPES and _HAS_TRITON:
+        return 'triton'
+    if device.type == 'cpu' and _can_use_numba(dtype):
+        return 'cpu'
+    return 'slabs' if numbers > _FEW_NUMBERS else 'reference'
+
+
+def _check_triton(origin: str, device: torch.device, dtype: torch.dtype) -> None:
+    if device.type != 'cuda' and not _interpreted():
+        raise ValueError(f"{origin}='triton' needs logits on a CUDA device, got {device}: use 'slabs'")
+    if not _HAS_TRITON:
+        raise ValueError(f"{origin}='triton' needs the package triton, 3.3 or later: pip install triton")
+    if dtype not in _COMPILED_DTYPES:
+        raise ValueError(f"{origin}='triton' takes float32, float16 and bfloat16 logits, got {dtype}: use 'slabs'")
