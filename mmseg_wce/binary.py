@@ -16,7 +16,8 @@ from mmseg_wce.arguments import (
     resolve_ignore_index,
 )
 from mmseg_wce.kernels import pixel_bce
-from mmseg_wce.kernels.binary import element_loss, positive_elements, resized
+from mmseg_wce.kernels.binary import element_loss, positive_elements
+from mmseg_wce.kernels.reference import resized
 from mmseg_wce.reduction import label_weights, normalizing_sum, reduce_loss, weight_pixels
 from torch import Tensor
 

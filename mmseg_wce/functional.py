@@ -223,8 +223,8 @@ def weighted_cross_entropy(
         if sums.invalid > 0:
             valid_pixels(target.long(), logits.shape[1], ignore_index)  # raises
         loss = _smoothed(sums.loss, sums.smooth, label_smoothing, logits.shape[1])
-        denominators = dict(class_weight=sums.weight, valid=sums.valid, all=torch.full_like(sums.valid, target.numel()))
-        return reduce_loss(loss, reduction, avg_factor, lambda: denominators[normalize_by])
+        totals = dict(class_weight=sums.weight, valid=sums.valid, all=torch.full_like(sums.valid, target.numel()))
+        return reduce_loss(loss, reduction, avg_factor, lambda: totals[normalize_by].to(loss.dtype))
     dtype = torch.promote_types(logits.dtype, torch.float32)
     target, valid, label_weight = label_weights(target, logits.shape[1], class_weight, ignore_index, dtype)
     nll, smooth, _ = pixels[:3]

@@ -47,11 +47,10 @@ def _has_numba() -> bool:
 @lru_cache
 def _numba_works() -> bool:
     try:
-        import_module('numba')
+        return not import_module('numba').config.DISABLE_JIT
     except Exception as error:  # it refuses versions of NumPy that it does not know
         warnings.warn(f'Numba cannot be used, so the loss takes a slower way on the CPU: {error}', stacklevel=5)
         return False
-    return True
 
 
 _HAS_TRITON = _has_triton()

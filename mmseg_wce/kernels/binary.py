@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmseg_wce.kernels.op import check_shapes, is_transformed, refuse_forward_mode
-from mmseg_wce.kernels.units import MASKED_FRACTION, STILL_MASKED
+from mmseg_wce.kernels.reference import resized
 from torch import Tensor
 
-__all__ = ['element_loss', 'pixel_bce', 'positive_elements', 'resized']
+__all__ = ['element_loss', 'pixel_bce', 'positive_elements']
 
 # Bytes of one tensor of the channels in work: on CPU what runs fastest, on accelerators large enough to hide launches.
 _CHUNK_BYTES = 8 << 20
@@ -42,27 +42,6 @@ def positive_elements(target: Tensor, num_channels: int, first: int = 0, number:
     return target.unsqueeze(1) == labels.view(-1, *[1] * (target.dim() - 1))
 
 
-def resized(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
-    """Upsample (N, k, h, w) to ``size``, in float32 at least; a class at -inf stays so where it has a weight.
-
-    Args:
-        logits: (N, k, h, w), or (N, k, ...) of the size already.
-        size: (H, W), or (...).
-        align_corners: as in :func:`torch.nn.functional.interpolate`.
-
-    Returns:
-        (N, k, H, W) or (N, k, ...).
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if logits.shape[2:] == size:
-        return logits
-    if 0 in size or logits.shape[0] == 0:  # F.interpolate refuses empty sizes
-        return logits.flatten()[:0].reshape(*logits.shape[:2], *size)
-    lowest = MASKED_FRACTION * torch.finfo(logits.dtype).min
-    z = F.interpolate(logits.clamp(min=lowest), size=size, mode='bilinear', align_corners=align_corners)
-    return z.masked_fill_(z < STILL_MASKED * lowest, -torch.inf)
-
-
 def _softplus(z: Tensor) -> Tensor:
     return F.softplus(z, threshold=_LINEAR_ABOVE)
 
@@ -85,10 +64,11 @@ def _chunks(logits: Tensor, target: Tensor, align_corners: bool) -> Iterator[tup
     budget = _CHUNK_BYTES if logits.device.type == 'cpu' else _CHUNK_BYTES_ON_ACCELERATORS
     bytes_each = target.numel() * torch.promote_types(logits.dtype, torch.float32).itemsize
     num_channels, step = logits.shape[1], max(1, budget // bytes_each)
+    has_masked = bool((logits == -torch.inf).any())
     for first in range(0, num_channels, step):
         channels = slice(first, min(first + step, num_channels))
         positive = positive_elements(target, num_channels, first, channels.stop - first)
-        yield channels, resized(logits[:, channels], target.shape[1:], align_corners), positive
+        yield channels, resized(logits[:, channels], target.shape[1:], align_corners, has_masked), positive
 
 
 def _own(z: Tensor, target: Tensor, num_channels: int, first: int) -> Tensor:

@@ -51,14 +51,15 @@ def _forward(
     if backend == 'cpu':
         cpu = import_module('mmseg_wce.kernels.cpu')
         *maps, sums = cpu.forward(logits, target, ignore_index, class_weight, smoothing_weight, align_corners)
+        loss_sum, smooth_sum = (x.to(maps[0].dtype, copy=True) for x in sums[:2])
+        counts = sums[2 if class_weight is not None else 6 :].clone()
     else:
         sweep = slabs if backend == 'slabs' else import_module('mmseg_wce.kernels.triton')
         maps = sweep.forward(logits, target, ignore_index, smoothing_weight, align_corners)
-        sums = maps[0].new_zeros(2, dtype=torch.float64)
+        loss_sum, smooth_sum, counts = (maps[0].new_zeros(shape) for shape in ((), (), 0))
     nll, smooth, correct, total = maps
     smooth = nll.new_empty(0) if smooth is None else smooth
-    counts = sums[2:] if class_weight is not None else sums[:0]
-    return nll, smooth, correct, total, *(x.to(nll.dtype, copy=True) for x in (sums[0], sums[1], counts))
+    return nll, smooth, correct, total, loss_sum, smooth_sum, counts
 
 
 @_forward.register_fake
@@ -80,16 +81,11 @@ def _empty_outputs(
     elif backend == 'cpu' and not resized:
         total = nll.new_empty(target.shape[0], 2, *target.shape[1:])
     smooth = logits.new_empty(0 if smoothing_weight is None else target.shape, dtype=dtype)
-    counts = nll.new_empty(0 if class_weight is None or backend != 'cpu' else 4)
-    return (
-        nll,
-        smooth,
-        logits.new_empty(target.shape, dtype=torch.bool),
-        total,
-        nll.new_empty(()),
-        nll.new_empty(()),
-        counts,
-    )
+    correct = logits.new_empty(target.shape, dtype=torch.bool)
+    counts = nll.new_empty(0)
+    if backend == 'cpu':  # float32 counts up to 16 million
+        counts = nll.new_empty(0 if class_weight is None else 4, dtype=torch.float64)
+    return nll, smooth, correct, total, nll.new_empty(()), nll.new_empty(()), counts
 
 
 @torch.library.custom_op(
@@ -156,7 +152,7 @@ _forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
 class PixelSums(NamedTuple):
-    """Sums over the pixels that count, all scalars; the first two are differentiable.
+    """Sums over the pixels that count, all scalars, of which the first two are differentiable; the last three int64.
 
     Attributes:
         loss: nll times the weight of the label.
@@ -319,12 +315,15 @@ def pixel_maps(
         logits, target = _as_images(logits, target, backend)
     if smoothing_weight is not None:
         smoothing_weight = smoothing_weight.detach().to(dtype)
-    nll, smooth, correct, _, *totals, counts = _forward(
+    nll, smooth, correct, _, loss_sum, smooth_sum, counts = _forward(
         logits, target, ignore_index, smoothing_weight, weight, align_corners, backend
     )
     smooth = nll.new_zeros(()).expand(shape) if smoothing_weight is None else smooth.reshape(shape)
-    maps = nll.reshape(shape), smooth, correct.reshape(shape)
-    return PixelMaps(*maps, PixelSums(*totals, *counts.unbind()) if backend == 'cpu' else None, class_weight)
+    sums = None
+    if backend == 'cpu':
+        valid, right, invalid = counts[1:].long().unbind()
+        sums = PixelSums(loss_sum, smooth_sum, counts[0].to(dtype), valid, right, invalid)
+    return PixelMaps(nll.reshape(shape), smooth, correct.reshape(shape), sums, class_weight)
 
 
 def check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None = None) -> None:

@@ -22,7 +22,7 @@ def pixel_nll(
 
     y = torch.where(valid, target, 0).unsqueeze(1)
 
-    z = _resize(logits, target.shape[1:], align_corners)
+    z = resized(logits, target.shape[1:], align_corners)
     z = torch.where(valid.unsqueeze(1), z, 0)  # not a product: 0 * NaN is NaN, in the value and in the gradient
     log_p = z.log_softmax(1)
     nll = -log_p.gather(1, y).squeeze(1)
@@ -43,17 +43,30 @@ def _is_arg_max(z: Tensor, y: Tensor) -> Tensor:
     return ((z < z_y) | ((z == z_y) & (index >= y))).all(1)
 
 
-def _resize(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
-    """To ``size``, in float32 at least."""
+def resized(logits: Tensor, size: torch.Size, align_corners: bool, has_masked: bool = True) -> Tensor:
+    """Upsample in float32 at least; a class at -inf is -inf wherever it has a weight, where 0 * -inf would be NaN.
+
+    Args:
+        logits: (N, C, h, w), or (N, C, ...) of the size already.
+        size: (H, W), or (...).
+        align_corners: as in :func:`torch.nn.functional.interpolate`.
+        has_masked: False where it is known that no class is at -inf, which saves half of the work.
+
+    Returns:
+        (N, C, H, W) or (N, C, ...).
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if logits.shape[2:] == size:
         return logits
     if 0 in size or logits.shape[0] == 0:  # F.interpolate refuses empty sizes
         return logits.flatten()[:0].reshape(*logits.shape[:2], *size)
-    # A class at -inf counts for the pixels that it has a weight in, and for no other: 0 * -inf would be NaN.
+    if not has_masked:
+        return _interpolated(logits, size, align_corners)
     masked = logits.detach() == -torch.inf
-    z, share = (
-        F.interpolate(x, size=size, mode='bilinear', align_corners=align_corners)
-        for x in (torch.where(masked, 0, logits), masked.to(logits.dtype))
-    )
+    share = _interpolated(masked.to(logits.dtype), size, align_corners)
+    z = _interpolated(torch.where(masked, 0, logits), size, align_corners)
     return z + torch.where(share > 0, -torch.inf, 0)
+
+
+def _interpolated(x: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
+    return F.interpolate(x, size=size, mode='bilinear', align_corners=align_corners)

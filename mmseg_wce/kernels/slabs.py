@@ -1,7 +1,7 @@
 """The op in plain PyTorch without full-size logits, for any device and dtype: one slab of output rows at a time.
 
-A slab holds the rows between two neighbouring input rows (more of them where nothing is resized). Forward keeps the
-logarithm of the normaliser of every pixel; backward computes the logits of a slab again, turns them into their gradient
+A slab holds rows between two neighbouring input rows, or any rows where nothing is resized. Forward keeps the logarithm
+of the normaliser of every pixel; backward computes the logits of a slab again, turns them into their gradient
 and pushes it through the transpose of the interpolation. No matrix product, which TF32 would round, and no operation
 whose bits depend on the number of threads, as those of ``sum``, ``lerp`` and ``addcmul`` do.
 """
@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import torch
 from mmseg_wce.kernels.bilinear import cells_and_fractions
-from mmseg_wce.kernels.units import MASKED_FRACTION, STILL_MASKED
 from torch import Tensor
 
 __all__ = ['backward', 'forward']
 
-_NUMBERS_IN_A_SLAB = 1 << 19  # where nothing is resized
+_NUMBERS_IN_A_SLAB = 1 << 20  # or one row
 # The greatest logit is this far below the maxima that were subtracted where digits were lost.
 _SMALLEST_PEAK = -40.0
 
@@ -77,27 +76,36 @@ class _Slab(NamedTuple):
 
 def _slabs(logits: Tensor, size: torch.Size, align_corners: bool) -> Iterator[_Slab]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
+    step = max(1, _NUMBERS_IN_A_SLAB // (logits.shape[1] * size[1]))
     if logits.shape[2:] == size:
-        step = max(1, _NUMBERS_IN_A_SLAB // (logits.shape[1] * size[1]))
         for n in range(logits.shape[0]):
-            for begin in range(0, size[0], step):
-                rows = slice(begin, min(begin + step, size[0]))
+            for rows in _cut(0, size[0], step):
                 z = logits[n, :, rows].to(dtype, copy=True)
                 yield _Slab(n, rows, None, None, z, z.amax(0))
         return
     row_sides, _ = _axes(logits.shape[2:], size, align_corners, dtype, torch.device('cpu'))
     pairs, count = torch.stack([side.pixel for side in row_sides], 1).unique_consecutive(dim=0, return_counts=True)
     fine = dtype if logits.device.type == 'mps' else torch.float64  # which it does not have
+    slabs = [
+        (between, rows)
+        for between, end, number in zip(pairs.tolist(), count.cumsum(0).tolist(), count.tolist(), strict=True)
+        for rows in _cut(end - number, end, step)
+    ]
     for n in range(logits.shape[0]):
-        end = 0
-        for (above, below), number in zip(pairs.tolist(), count.tolist(), strict=True):
-            rows = slice(end, end := end + number)
-            z = _resized(logits[n], (above, below), rows, size, align_corners, dtype, shifted=True)
+        has_masked = bool((logits[n] == -torch.inf).any())
+        for (above, below), rows in slabs:
+            options = (above, below), rows, size, align_corners, has_masked
+            z = _resized(logits[n], *options, dtype, shifted=True)
             peak = z.amax(0)
             if not (peak > _SMALLEST_PEAK).all():
-                z = _resized(logits[n], (above, below), rows, size, align_corners, fine, shifted=False)
+                z = _resized(logits[n], *options, fine, shifted=False)
                 peak = z.amax(0)
             yield _Slab(n, rows, above, below, z, peak)
+
+
+def _cut(begin: int, end: int, step: int) -> Iterator[slice]:
+    """Cut rows into slices of at most ``step``."""
+    return (slice(first, min(first + step, end)) for first in range(begin, end, step))
 
 
 def _resized(
@@ -106,27 +114,34 @@ def _resized(
     rows: slice,
     size: torch.Size,
     align_corners: bool,
+    has_masked: bool,
     dtype: torch.dtype,
     shifted: bool,
 ) -> Tensor:
-    """Output rows between two input rows of logits (C, h, w).
+    """Output rows between two input rows of logits (C, h, w); with ``has_masked``, some of them are at -inf.
 
     With ``shifted``, the maximum over the classes is subtracted from each input pixel: an offset of all logits of a
     pixel then costs no digits. Between input pixels that disagree so much that every class is far below those maxima,
     it costs the digits of all of them.
     """
     row_sides, column_sides = _axes(logits.shape[1:], size, align_corners, dtype, logits.device)
-    masked = MASKED_FRACTION * torch.finfo(dtype).min
-    total = logits.new_zeros((), dtype=dtype)
-    for row, row_side in zip(between, row_sides, strict=True):
-        x = logits[:, row].to(dtype)
-        if shifted:
-            peak = x.amax(0)
-            x = x - peak.masked_fill(peak.isinf(), 0)
-        x = x.masked_fill(x == -torch.inf, masked)
-        first, second = (x.index_select(1, side.pixel) * side.weight for side in column_sides)
-        total = total + (first + second).unsqueeze(1) * row_side.weight[rows].unsqueeze(1)
-    return total.masked_fill_(total < STILL_MASKED * masked, -torch.inf)
+
+    def interpolated(inputs: list[Tensor]) -> Tensor:
+        total = logits.new_zeros((), dtype=dtype)
+        for x, row_side in zip(inputs, row_sides, strict=True):
+            first, second = (x.index_select(1, side.pixel) * side.weight for side in column_sides)
+            total = total + (first + second).unsqueeze(1) * row_side.weight[rows].unsqueeze(1)
+        return total
+
+    inputs = [logits[:, row].to(dtype) for row in between]
+    if shifted:
+        peaks = [x.amax(0) for x in inputs]
+        inputs = [x - peak.masked_fill(peak.isinf(), 0) for x, peak in zip(inputs, peaks, strict=True)]
+    if not has_masked:
+        return interpolated(inputs)
+    masked = [x == -torch.inf for x in inputs]  # such a class is -inf wherever it has a weight: 0 * -inf is NaN
+    z = interpolated([x.masked_fill(where, 0) for x, where in zip(inputs, masked, strict=True)])
+    return z.masked_fill_(interpolated([where.to(dtype) for where in masked]) > 0, -torch.inf)
 
 
 def forward(

@@ -201,12 +201,10 @@ def measure(
             far = (sum_z < _SMALLEST_SUM) | (own < -_LIMIT) | (mean < -_LIMIT)
             tl.store(origins + pixel, tl.where(far & valid, 0.0, _INF), mask=inside)
         else:
-            raw = tl.load(at + left[None, :] * stride_w)
-            own = _shifted(raw, tl.load(peak + left)[None, :])
+            own = tl.load(at + left[None, :] * stride_w).to(tl.float32) - tl.load(peak + left)[None, :]
+            own *= _LOG2_E  # of any size
         loss = (lse - own) * _LN_2
         loss = tl.where(loss < 0, 0.0, loss)  # of rounding
-        if not RESIZED:
-            loss = tl.where((raw == -_INF) & (loss > _LIMIT), _INF, loss)
         refused = tl.where(counted, float('nan'), 0.0)
         tl.store(nll + pixel, tl.where(valid, loss, refused), mask=inside)
         tl.store(log_sums + pixel, lse, mask=inside)

@@ -10,6 +10,3 @@ MASKED = -1e36
 SMALLEST_SUM = 2.0**-57
 # A loss above this either met a class at -inf or logits as large: a closer look tells which.
 LARGEST_LOSS = 1e25
-# In plain PyTorch, of any dtype, a logit of -inf is interpolated as this fraction of the lowest finite number, and
-# results below a millionth of it are -inf again: 0 * -inf is NaN.
-MASKED_FRACTION, STILL_MASKED = 0.25, 1e-6

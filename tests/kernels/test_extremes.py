@@ -221,3 +221,68 @@ def test_no_class_left_is_nan(way, pixels):
 
     assert nll.isnan().all()
     assert smooth.isnan().all()
+
+
+@every_way_or_slowly
+def test_a_class_at_minus_infinity_is_there_however_small_its_weight(way):
+    """Weights of a corner are as small as 7e-7."""
+    logits = torch.randn(1, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    logits[0, 1, 1, 1] = -math.inf
+    target = torch.ones(1, 2047, 2045, dtype=torch.long)
+
+    nll, _, _ = way(logits, target)
+
+    share = resize((logits == -math.inf).double(), target.shape[1:])[:, 1]
+    assert 0 < share[share > 0].min() < 1e-6
+    assert torch.equal(nll.cpu() == math.inf, share > 0)
+
+
+@every_way
+@pytest.mark.parametrize('pixels', [(8, 8), (2, 2)])
+def test_a_finite_logit_is_not_minus_infinity(way, pixels):
+    logits = torch.zeros(1, 2, 2, 2)
+    logits[:, 1] = -1e37
+
+    nll, _, _ = way(logits, torch.ones(1, *pixels, dtype=torch.long))
+
+    torch.testing.assert_close(nll.cpu(), torch.full((1, *pixels), 1e37))
+
+
+@fused
+@pytest.mark.parametrize('smoothing', [False, True])
+@pytest.mark.parametrize('pixels', [(20, 25), (6, 7), (5, 4)])
+def test_ignored_pixels_keep_nan_and_infinity_from_all_others(way, pixels, smoothing):
+    """Also from those that lie on a node beside them, where F.interpolate gives NaN."""
+    logits, target, weight = way.problem(pixels=pixels, dtype=torch.float32)
+    clean = logits.clone()
+    logits[0, 1, 2, 3], logits[0, 4, 5, 0], logits[1, :, 1, 6], logits[1, 2, 4, 1] = (
+        math.nan,
+        math.inf,
+        -math.inf,
+        math.nan,
+    )
+    touched = (logits != clean).any(1, keepdim=True).double()
+    reached = touched if logits.shape[2:] == target.shape[1:] else resize(touched, target.shape[1:])
+    target[reached[:, 0] > 0] = 255
+    assert 0 < (target != 255).sum() < target.numel()
+
+    def sweep(z):
+        z.requires_grad_()
+        nll, smooth, correct = way(z, target, smoothing_weight=weight if smoothing else None)
+        (gradient,) = torch.autograd.grad((nll + smooth).sum(), z)
+        return nll, smooth, correct, gradient
+
+    for found, expected in zip(sweep(logits), sweep(clean), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@every_way
+@pytest.mark.parametrize('pixels', [(20, 25), (6, 7)])
+def test_of_classes_that_tie_everywhere_the_lowest_is_predicted(way, pixels):
+    """As in the first step, with a classifier that starts at zero."""
+    logits, target, _ = way.problem(pixels=pixels)
+
+    nll, _, correct = way(torch.zeros_like(logits), target)
+
+    assert torch.equal(correct, target == 0)
+    torch.testing.assert_close(nll[target != 255], torch.full_like(nll[target != 255], math.log(5)))

@@ -74,6 +74,34 @@ def test_an_edit_of_a_function_in_another_file_is_seen(folder):
     assert answer(run(folder)) == '[2.0, 2.0, 0.0]'
 
 
+def test_an_edit_of_the_shared_units_is_seen(folder):
+    (folder / 'helper.py').write_text('from mmseg_wce.kernels.units import ADDEND\n' + HELPER.format(value='ADDEND'))
+    code = (
+        'from mmseg_wce.kernels import units\n'
+        'units.__file__ = __import__("os").environ["UNITS"]\n'
+        'exec(open(units.__file__).read(), vars(units))\n' + CALL
+    )
+    answers = []
+    for value in (1.0, 2.0):
+        (folder / 'units.py').write_text(f'ADDEND = {value}\n')
+        answers.append(answer(run(folder, code, UNITS=str(folder / 'units.py'))))
+
+    assert answers == ['[1.0, 1.0, 0.0]', '[2.0, 2.0, 0.0]']
+
+
+def test_what_another_version_has_kept_is_made_anew(folder):
+    """Its index may name classes that are gone."""
+    run(folder)
+    (index,) = (folder / 'cache').rglob('*.nbi')
+    index.write_bytes(index.read_bytes().replace(b'numba.core.types', b'numba.core.typos'))
+
+    again, after = run(folder), run(folder)
+
+    assert answer(again) == answer(after) == '[1.0, 1.0, 0.0]'
+    assert again.stderr.count('compiling the CPU kernels') == 1
+    assert after.stderr == ''
+
+
 AS_NOBODY = 'import os\nimport kernel\nif os.getuid() == 0: os.setuid(65534)\n' + CALL
 
 
@@ -115,6 +143,7 @@ BACKEND = (
     [
         (BACKEND, {}, 'cpu'),
         (BACKEND, {'NUMBA_DISABLE_JIT': '1'}, 'slabs'),
+        ('import numba; numba.config.DISABLE_JIT = 1\n' + BACKEND, {}, 'slabs'),
         ('import sys; sys.modules["numba"] = None\n' + BACKEND, {}, 'slabs'),
         ('import sys; sys.modules["llvmlite"] = None\n' + BACKEND, {}, 'slabs'),  # broken
     ],

@@ -213,13 +213,22 @@ def test_sums_are_those_of_the_maps(weighted, smoothing, pixels):
     valid = (target >= 0) & (target < 7)
     label_weight = torch.where(valid, (torch.ones(7) if class_weight is None else class_weight)[target.clamp(0, 6)], 0)
     expected = (torch.where(valid, label_weight * nll, 0), torch.where(valid, smooth, 0), label_weight, valid, correct)
-    expected = [x.float().sum() for x in expected]
-    torch.testing.assert_close(list(found), [*expected, torch.tensor(2.0)])
+    expected = [*(x.float().sum() for x in expected[:3]), *(x.sum() for x in expected[3:])]
+    torch.testing.assert_close(list(found), [*expected, torch.tensor(2)])
     gradients = [
         torch.autograd.grad(0.3 * a + 0.2 * b, x)[0]
         for (a, b), x in zip([(found.loss, found.smooth), expected[:2]], z, strict=True)
     ]
     torch.testing.assert_close(*gradients)
+
+
+def test_pixels_are_counted_exactly_beyond_what_float32_counts():
+    pixels = (1, 4097, 4097)
+    assert torch.tensor(4097**2).float().long() != 4097**2
+
+    sums = pixel_maps(torch.zeros(1, 1, *pixels[1:]), torch.zeros(pixels, dtype=torch.long), ignore_index=255).sums
+
+    assert sums.valid == sums.correct == 4097**2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip('numba')
-from mmseg_wce.kernels.cpu.threads import run
+from mmseg_wce.kernels.cpu.threads import _pool, run
 
 MANY = 1 << 30  # exponentials: worth any number of threads
 
@@ -29,6 +29,17 @@ def test_little_work_stays_in_the_calling_thread():
     run(lambda first, last: found.append((threading.get_ident(), first, last)), 50, 1000)
 
     assert found == [(threading.get_ident(), 0, 50)]
+
+
+def test_threads_are_kept_where_calls_are_worth_different_numbers_of_them(monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)
+    run(lambda first, last: None, 100, MANY)
+    started = _pool.cache_info().misses
+
+    for work in (MANY, 1 << 19, MANY):
+        run(lambda first, last: None, 100, work)
+
+    assert _pool.cache_info().misses == started
 
 
 def test_an_exception_ends_the_others_and_arrives(monkeypatch):

@@ -11,11 +11,11 @@ from mmseg_wce.kernels.cpu.scalars import LOG2_E, bfloat16_of, float16_of, from_
 from numba import types
 
 __all__ = [
-    'ANY_LOGITS',
     'BFLOAT16',
     'FLOAT16',
     'FLOAT32',
     'GRADIENT',
+    'LOGITS',
     'STRIDED',
     'Gradient',
     'Logits',
@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 FLOAT32, STRIDED, BFLOAT16, FLOAT16 = range(4)
-ANY_LOGITS = types.float32[:, :, :, ::1], types.float32[:, :, :, :], types.int16[:, :, :, :], types.int64
 
 
 class Logits(NamedTuple):
@@ -39,7 +38,9 @@ class Logits(NamedTuple):
     kind: int
 
 
-GRADIENT = types.float32[:, :, :, ::1], types.int16[:, :, :, ::1]
+LOGITS = types.NamedTuple(
+    (types.float32[:, :, :, ::1], types.float32[:, :, :, :], types.int16[:, :, :, :], types.int64), Logits
+)
 
 
 class Gradient(NamedTuple):
@@ -48,6 +49,9 @@ class Gradient(NamedTuple):
     single: np.ndarray
     half: np.ndarray
     kind: int
+
+
+GRADIENT = types.NamedTuple((types.float32[:, :, :, ::1], types.int16[:, :, :, ::1], types.int64), Gradient)
 
 
 _MASKED = np.float32(units.MASKED)
@@ -113,19 +117,16 @@ def read_one(logits, n, c, i, j):
 
 
 @fast_function
-def fill_row(logits, n, i, width, peak, out):
+def fill_row(logits, n, i, width, undefined, peak, out):
     """Read one row of logits for the resize: out (C, P) holds input pixel j at j + 1, with the edges repeated.
 
     The maximum over the classes is subtracted from each pixel, which interpolates to an upper bound of the maximum
     everywhere and costs no digits where all logits of a pixel share an offset. Units are those of log 2.
 
     Args:
+        undefined: what a class becomes that is at NaN, at +inf, or at -inf like all others of its pixel.
         peak: (w,), overwritten.
-
-    Returns:
-        If there is a pixel with NaN, with +inf, or with nothing but -inf.
     """
-    invalid = np.int32(0)
     for c in range(out.shape[0]):
         row = out[c, 1 : width + 1]
         read_columns(logits, n, c, i, 0, row)
@@ -138,9 +139,8 @@ def fill_row(logits, n, i, width, peak, out):
         row = out[c, 1 : width + 1]
         for j in range(width):
             z = (row[j] - peak[j]) * LOG2_E
-            invalid |= np.int32(z != z)
-            row[j] = _MASKED if z < _MASKED else z
+            z = _MASKED if z < _MASKED else z
+            row[j] = undefined if z != z else z
         out[c, 0] = row[0]
         for j in range(width + 1, out.shape[1]):
             out[c, j] = row[width - 1]
-    return invalid != 0

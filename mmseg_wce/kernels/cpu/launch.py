@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from mmseg_wce.kernels.cpu import resized_backward, resized_forward, same_size
-from mmseg_wce.kernels.cpu.input_rows import BFLOAT16, FLOAT16, FLOAT32, STRIDED
+from mmseg_wce.kernels.cpu.input_rows import BFLOAT16, FLOAT16, FLOAT32, STRIDED, Gradient, Logits
 from mmseg_wce.kernels.cpu.layout import axes, bands, blocks
 from mmseg_wce.kernels.cpu.scalars import EXP2
-from mmseg_wce.kernels.cpu.task import NUM_SUMS
+from mmseg_wce.kernels.cpu.task import NUM_SUMS, Maps, Task, Upstream
 from mmseg_wce.kernels.cpu.threads import run
 from torch import Tensor
 
@@ -21,14 +21,14 @@ _NO_SINGLE, _NO_HALF = np.zeros((0, 0, 0, 0), np.float32), np.zeros((0, 0, 0, 0)
 _NO_WEIGHT = np.zeros(0, np.float32)
 
 
-def _as_arrays(x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """The fields of :class:`mmseg_wce.kernels.cpu.input_rows.Logits`, none of them a copy."""
+def _as_arrays(x: Tensor) -> Logits:
+    """None of them a copy."""
     x = x.detach()
     if x.dtype != torch.float32:
-        return _NO_SINGLE, _NO_SINGLE, x.view(torch.int16).numpy(), _KINDS[x.dtype]
+        return Logits(_NO_SINGLE, _NO_SINGLE, x.view(torch.int16).numpy(), _KINDS[x.dtype])
     if x.is_contiguous():
-        return x.numpy(), _NO_SINGLE, _NO_HALF, FLOAT32
-    return _NO_SINGLE, x.numpy(), _NO_HALF, STRIDED
+        return Logits(x.numpy(), _NO_SINGLE, _NO_HALF, FLOAT32)
+    return Logits(_NO_SINGLE, x.numpy(), _NO_HALF, STRIDED)
 
 
 def _as_rows(x: Tensor) -> Tensor:
@@ -70,12 +70,11 @@ def _problem(
         rows = _as_rows(logits)
         logits, target = rows, target.reshape(images, *rows.shape[2:])
         pieces = blocks(images, classes, *rows.shape[2:])
-    weights = (
-        np.ones(classes, np.float32) if class_weight is None else class_weight.contiguous().numpy(),
-        _NO_WEIGHT if smoothing_weight is None else smoothing_weight.contiguous().numpy(),
-    )
-    arguments = pieces, *_as_arrays(logits), target.numpy(), ignore_index, *weights, EXP2, *tables
-    return _Problem(logits, target, pieces, max(logits.numel(), classes * target.numel()), arguments, is_resized)
+    weight = np.ones(classes, np.float32) if class_weight is None else class_weight.contiguous().numpy()
+    smoothing = _NO_WEIGHT if smoothing_weight is None else smoothing_weight.contiguous().numpy()
+    task = Task(_as_arrays(logits), target.numpy(), ignore_index, weight, smoothing, float(smoothing.sum()), EXP2)
+    work = max(logits.numel(), classes * target.numel())
+    return _Problem(logits, target, pieces, work, (pieces, task, *tables), is_resized)
 
 
 def forward(
@@ -107,8 +106,8 @@ def forward(
     total = np.empty(shape if problem.is_resized else (shape[0], 2, *shape[1:]), np.float32)
     sums = np.empty((*shape[:2], NUM_SUMS) if problem.is_resized else (len(problem.pieces), NUM_SUMS))
     kernel = (resized_forward if problem.is_resized else same_size).forward.compiled()
-    results = nll, smooth, correct, total, sums
-    run(lambda first, last: kernel(first, last, *problem.arguments, *results), len(problem.pieces), problem.work)
+    maps = Maps(nll, smooth, correct, total, sums)
+    run(lambda first, last: kernel(first, last, *problem.arguments, maps), len(problem.pieces), problem.work)
     kept = torch.from_numpy(total).view(target.shape if problem.is_resized else (target.shape[0], 2, *target.shape[1:]))
     summed = torch.from_numpy(sums.reshape(-1, NUM_SUMS).sum(0))
     if smoothing_weight is None:
@@ -151,21 +150,22 @@ def backward(
     """
     problem = _problem(logits, target, ignore_index, class_weight, smoothing_weight, align_corners)
     no_map = np.zeros((*problem.target.shape[:2], 0), np.float32)
-    upstream = [no_map if g is None else g.reshape(problem.target.shape).numpy() for g in (grad_nll, grad_smooth)]
+    of_nll, of_smooth = (
+        no_map if g is None else g.reshape(problem.target.shape).numpy() for g in (grad_nll, grad_smooth)
+    )
+    upstream = Upstream(of_nll, of_smooth, loss_slope, smooth_slope)
     # NumPy's memory: PyTorch's is handed out page by page as it is written
     half = logits.dtype != torch.float32
-    gradient = torch.from_numpy(np.empty(logits.shape, np.int16 if half else np.float32))
-    gradient = gradient.view(logits.dtype)
-    single, _, half_bits, _ = _as_arrays(gradient.view(problem.logits.shape))
-    kernel = (resized_backward if problem.is_resized else same_size).backward.compiled()
-    kept = total.numpy() if problem.is_resized else total.numpy().reshape(len(logits), 2, *problem.target.shape[1:])
-    results: tuple = kept, *upstream, loss_slope, smooth_slope, single, half_bits
-    edges = None
+    out = torch.from_numpy(np.empty(logits.shape, np.int16 if half else np.float32)).view(logits.dtype)
+    single, _, bits, kind = _as_arrays(out.view(problem.logits.shape))
+    gradient, edges = Gradient(single, bits, kind), None
+    results: tuple = upstream, gradient
     if problem.is_resized:
         edges = np.empty((len(problem.pieces), logits.shape[1], 2, logits.shape[3]), np.float32)
-        results = *results, edges
-    run(lambda first, last: kernel(first, last, *problem.arguments, *results), len(problem.pieces), problem.work)
+        results = *results, Gradient(edges, _NO_HALF, FLOAT32)
+    kept = total.numpy() if problem.is_resized else total.numpy().reshape(len(logits), 2, *problem.target.shape[1:])
+    kernel = (resized_backward if problem.is_resized else same_size).backward.compiled()
+    run(lambda first, last: kernel(first, last, *problem.arguments, kept, *results), len(problem.pieces), problem.work)
     if edges is not None:
-        join = resized_backward.join.compiled()
-        join(0, len(problem.pieces), problem.pieces, single, half_bits, _KINDS[logits.dtype], edges)
-    return gradient
+        resized_backward.join.compiled()(0, len(problem.pieces), problem.pieces, gradient, edges)
+    return out

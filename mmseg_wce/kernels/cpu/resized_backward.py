@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from mmseg_wce.kernels.cpu.exact import logits_at, softmax_in_place
-from mmseg_wce.kernels.cpu.input_rows import FLOAT32, GRADIENT, Gradient, room, write_columns
+from mmseg_wce.kernels.cpu.input_rows import GRADIENT, room, write_columns
 from mmseg_wce.kernels.cpu.jit import Kernel, allocating_function, exact_function, fast_function, inlined_function
 from mmseg_wce.kernels.cpu.layout import Axes
 from mmseg_wce.kernels.cpu.scalars import exp2
@@ -19,10 +19,8 @@ from mmseg_wce.kernels.cpu.task import (
     IGNORED,
     TASK,
     UPSTREAM,
-    Upstream,
     label_of,
     label_slope,
-    make_task,
     slopes_of,
     smoothing_slope,
 )
@@ -180,12 +178,12 @@ def _differentiate(task, axes, top, low, row_weights, line, on_left, on_right, s
 
 
 @exact_function
-def _differentiate_exactly(task, upstream, axes, n, i, r, all_of_them, total, z, to_top, to_low):
+def _differentiate_exactly(task, upstream, axes, n, i, r, total, z, to_top, to_low):
     """Add the gradient of those pixels of output row r, in row i of the cells, that need the exact way."""
     smoothing, down = task.smoothing_weight, axes.row_fraction[r]
     for k in range(axes.cell.shape[0]):
         own = label_of(task, task.target[n, r, k])
-        if own < 0 or (total[n, r, k] > _ZERO and not all_of_them):
+        if own < 0 or total[n, r, k] > _ZERO:
             continue
         along, at = axes.column_fraction[k], axes.cell[k]
         softmax_in_place(z, logits_at(task.logits, axes, n, i, r, k, z))
@@ -218,10 +216,10 @@ def _backward_band(task, upstream, axes, k, n, first, last, total, given, slopes
     for i in range(first, last):
         to_top, to_low = slopes.gradient[i % 2], slopes.gradient[(i + 1) % 2]
         if axes.start[i] < axes.start[i + 1]:
-            poisoned = load_rows(task, axes, n, i, given)
+            load_rows(task, axes, n, i, _ZERO, given)
             top, low = given.rows[i % 2], given.rows[(i + 1) % 2]
             for begin in range(axes.start[i], axes.start[i + 1], _ROWS):
-                end, exact = min(begin + _ROWS, axes.start[i + 1]), poisoned
+                end, exact = min(begin + _ROWS, axes.start[i + 1]), False
                 slopes.present[:] = 0
                 for r in range(begin, end):
                     q = r - begin
@@ -229,16 +227,13 @@ def _backward_band(task, upstream, axes, k, n, first, last, total, given, slopes
                         task, upstream, axes, n, r, total, slopes.y[q], slopes.total[q], slopes.slope[q],
                         slopes.smooth[q], slopes.present[q],
                     )  # fmt: skip
-                if not poisoned:
-                    _differentiate(
-                        task, axes, top, low, axes.row_weights[begin:end], given.line, given.sides[0], given.sides[1],
-                        slopes, to_top, to_low,
-                    )  # fmt: skip
+                _differentiate(
+                    task, axes, top, low, axes.row_weights[begin:end], given.line, given.sides[0], given.sides[1],
+                    slopes, to_top, to_low,
+                )  # fmt: skip
                 if exact:
                     for r in range(begin, end):
-                        _differentiate_exactly(
-                            task, upstream, axes, n, i, r, poisoned, total, given.pixel, to_top, to_low
-                        )
+                        _differentiate_exactly(task, upstream, axes, n, i, r, total, given.pixel, to_top, to_low)
         if i == 0:  # pixels outside the image repeat its edge, whose gradient theirs is
             _add_rows(to_top, to_low)
         else:
@@ -266,42 +261,13 @@ def _fold(row, width):
     row[width] += row[width + 1]
 
 
-@Kernel(*TASK, Axes.signature(), f32[:, :, ::1], *UPSTREAM, *GRADIENT, f32[:, :, :, ::1])
-def backward(
-    first,
-    last,
-    bands,
-    single,
-    strided,
-    half,
-    kind,
-    target,
-    ignore_index,
-    class_weight,
-    smoothing_weight,
-    constants,
-    axes,
-    total,
-    grad_nll,
-    grad_smooth,
-    loss_slope,
-    smooth_slope,
-    out_single,
-    out_half,
-    edges,
-):
+@Kernel(TASK, Axes.signature(), f32[:, :, ::1], UPSTREAM, GRADIENT, GRADIENT)
+def backward(first, last, bands, task, axes, total, upstream, gradient, edges):
     """Write the gradient (N, C, h, w) of some bands, but for ``edges`` (bands, C, 2, w): rows that bands share."""
-    task, upstream, gradient = (
-        make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, constants),
-        Upstream(grad_nll, grad_smooth, loss_slope, smooth_slope),
-        Gradient(out_single, out_half, kind),
-    )
-    given, slopes = make_surroundings(class_weight.shape[0], axes), _make_slopes(class_weight.shape[0], axes)
+    given, slopes = make_surroundings(task.class_weight.shape[0], axes), _make_slopes(task.class_weight.shape[0], axes)
     for k in range(first, last):
-        _backward_band(
-            task, upstream, axes, k, bands[k, 0], bands[k, 1], bands[k, 2], total, given, slopes, gradient,
-            Gradient(edges, out_half, FLOAT32),
-        )  # fmt: skip
+        n, begin, end = bands[k, 0], bands[k, 1], bands[k, 2]
+        _backward_band(task, upstream, axes, k, n, begin, end, total, given, slopes, gradient, edges)
 
 
 @fast_function
@@ -312,9 +278,9 @@ def _join(n, row, from_below, from_above, gradient):
         write_columns(from_below[c, 0], gradient, n, c, row, 0)
 
 
-@Kernel(*GRADIENT, i64, f32[:, :, :, ::1])
-def join(first, last, bands, single, half, kind, edges):
+@Kernel(GRADIENT, f32[:, :, :, ::1])
+def join(first, last, bands, gradient, edges):
     """Write the input rows that two bands share; not in PyTorch, whose threads hang in a forked child."""
     for k in range(first, last):
         if bands[k, 1] > 0:
-            _join(bands[k, 0], bands[k, 1] - 1, edges[k], edges[k - 1], Gradient(single, half, kind))
+            _join(bands[k, 0], bands[k, 1] - 1, edges[k], edges[k - 1], gradient)

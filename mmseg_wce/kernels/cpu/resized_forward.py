@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 from mmseg_wce.kernels import units
-from mmseg_wce.kernels.cpu.exact import logits_at, losses_of
+from mmseg_wce.kernels.cpu.exact import is_greatest_resized, logits_at, losses_of
 from mmseg_wce.kernels.cpu.input_rows import room
 from mmseg_wce.kernels.cpu.jit import Kernel, allocating_function, exact_function, fast_function, inlined_function
 from mmseg_wce.kernels.cpu.layout import Axes
 from mmseg_wce.kernels.cpu.scalars import LN_2, exp2, log2, maximum
 from mmseg_wce.kernels.cpu.surroundings import at_height, load_rows, make_surroundings
-from mmseg_wce.kernels.cpu.task import IGNORED, INVALID, NUM_SUMS, TASK, add_up, label_of, make_task
+from mmseg_wce.kernels.cpu.task import IGNORED, INVALID, NUM_SUMS, TASK, Maps, add_up, label_of
 from numba import types
 
 __all__ = ['forward']
@@ -128,23 +128,24 @@ def _finish_smooth(total, left_weight, right_weight, on_left, on_right, weight_s
 
 
 @exact_function
-def _finish_exactly(task, axes, n, i, r, all_of_them, slots, pixel):
+def _finish_exactly(task, axes, n, i, r, slots, pixel):
     """Do again those pixels of output row r, in row i of the cells, that need the exact way."""
     smoothing = task.smoothing_weight
     for k in range(axes.cell.shape[0]):
         q = axes.slot[k, 0], axes.slot[k, 1]
-        if slots.y[q] < 0:
+        own = slots.y[q]
+        if own < 0:
             continue
-        unsettled = all_of_them or _is_unsettled(slots.total[q], slots.own[q])
+        unsettled = _is_unsettled(slots.total[q], slots.own[q])
         unsettled |= smoothing.shape[0] > 0 and slots.smooth[q] != slots.smooth[q]
         if unsettled or _nearly_ties(slots.own[q], slots.other[q]):
-            peak = logits_at(task.logits, axes, n, i, r, k, pixel)
-            nll, smooth, correct, total = losses_of(pixel, peak, slots.y[q], smoothing)
+            correct = is_greatest_resized(task.logits, axes, n, i, r, k, own, pixel.shape[0])
             slots.correct[q] = np.float32(correct)
-            if unsettled:
-                slots.nll[q], slots.total[q] = np.float32(nll), -np.float32(total)
-                if smoothing.shape[0] > 0:
-                    slots.smooth[q] = np.float32(smooth)
+        if unsettled:
+            nll, smooth, total = losses_of(pixel, logits_at(task.logits, axes, n, i, r, k, pixel), own, smoothing)
+            slots.nll[q], slots.total[q] = np.float32(nll), -np.float32(total)
+            if smoothing.shape[0] > 0:
+                slots.smooth[q] = np.float32(smooth)
 
 
 @fast_function
@@ -165,8 +166,8 @@ def _write(axes, slots, nll, smooth, correct, total, sums):
 
 
 @fast_function
-def _forward_band(task, axes, n, first, last, given, slots, nll, smooth, correct, total, sums):
-    """Rows ``first`` to ``last`` of the cells of image n, to its maps (H, W) and sums (H, NUM_SUMS)."""
+def _forward_band(task, axes, n, first, last, given, slots, maps):
+    """Rows ``first`` to ``last`` of the cells of image n."""
     classes, smoothing = task.class_weight.shape[0], task.smoothing_weight.shape[0] > 0
     left_weight, right_weight = axes.slot_weights[0], axes.slot_weights[1]
     on_left, on_right = given.sides[0], given.sides[1]
@@ -174,7 +175,7 @@ def _forward_band(task, axes, n, first, last, given, slots, nll, smooth, correct
     for i in range(first, last):
         if axes.start[i] == axes.start[i + 1]:
             continue
-        poisoned = load_rows(task, axes, n, i, given)
+        load_rows(task, axes, n, i, _NAN, given)
         top, low = given.rows[i % 2], given.rows[(i + 1) % 2]
         for r in range(axes.start[i], axes.start[i + 1]):
             weights = axes.row_weights[r]
@@ -189,39 +190,16 @@ def _forward_band(task, axes, n, first, last, given, slots, nll, smooth, correct
                 odd |= _finish_smooth(
                     slots.total, left_weight, right_weight, on_left, on_right, task.weight_sum, slots.smooth
                 )
-            if odd or poisoned:
-                _finish_exactly(task, axes, n, i, r, poisoned, slots, given.pixel)
-            _write(axes, slots, nll[r], smooth[r], correct[r], total[r], sums[r])
+            if odd:
+                _finish_exactly(task, axes, n, i, r, slots, given.pixel)
+            _write(
+                axes, slots, maps.nll[n, r], maps.smooth[n, r], maps.correct[n, r], maps.total[n, r], maps.sums[n, r]
+            )
 
 
-@Kernel(
-    *TASK, Axes.signature(), f32[:, :, ::1], f32[:, :, ::1], types.boolean[:, :, ::1], f32[:, :, ::1], f64[:, :, ::1]
-)
-def forward(
-    first,
-    last,
-    bands,
-    single,
-    strided,
-    half,
-    kind,
-    target,
-    ignore_index,
-    class_weight,
-    smoothing_weight,
-    constants,
-    axes,
-    nll,
-    smooth,
-    correct,
-    total,
-    sums,
-):
-    """Write the maps (N, H, W) and the sums (N, H, NUM_SUMS) of some bands."""
-    task = make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, constants)
-    given, slots = make_surroundings(class_weight.shape[0], axes), _make_slots(class_weight.shape[0], axes)
+@Kernel(TASK, Axes.signature(), Maps.signature(f32[:, :, ::1], f64[:, :, ::1]))
+def forward(first, last, bands, task, axes, maps):
+    """Write the maps of some bands."""
+    given, slots = make_surroundings(task.class_weight.shape[0], axes), _make_slots(task.class_weight.shape[0], axes)
     for k in range(first, last):
-        n = bands[k, 0]
-        _forward_band(
-            task, axes, n, bands[k, 1], bands[k, 2], given, slots, nll[n], smooth[n], correct[n], total[n], sums[n]
-        )
+        _forward_band(task, axes, bands[k, 0], bands[k, 1], bands[k, 2], given, slots, maps)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from mmseg_wce.kernels.cpu.exact import losses_of
-from mmseg_wce.kernels.cpu.input_rows import FLOAT32, GRADIENT, Gradient, read_columns, read_one, room, write_columns
+from mmseg_wce.kernels.cpu.exact import is_greatest
+from mmseg_wce.kernels.cpu.input_rows import FLOAT32, GRADIENT, read_columns, room, write_columns
 from mmseg_wce.kernels.cpu.jit import Kernel, allocating_function, exact_function, fast_function
 from mmseg_wce.kernels.cpu.scalars import LN_2, LOG2_E, exp2, log2, maximum
 from mmseg_wce.kernels.cpu.task import (
@@ -15,11 +15,10 @@ from mmseg_wce.kernels.cpu.task import (
     NUM_SUMS,
     TASK,
     UPSTREAM,
-    Upstream,
+    Maps,
     add_up,
     label_of,
     label_slope,
-    make_task,
     slopes_of,
     smoothing_slope,
 )
@@ -44,7 +43,6 @@ class _Block(NamedTuple):
     correct: np.ndarray  # 1 or 0
     weight: np.ndarray  # of the label
     lanes: np.ndarray  # (NUM_SUMS, 16), float64
-    pixel: np.ndarray  # (C,), float64, all classes of one pixel
     tile: np.ndarray  # (C * B,)
 
 
@@ -55,8 +53,8 @@ def _make_block(classes, blocks):
         size = max(size, blocks[k, 3] - blocks[k, 2])
     size = (size + 15) // 16 * 16
     f, i = room(6 * size).reshape((6, size)), room(2 * size).view(np.int32).reshape((2, size))
-    lanes, pixel = np.empty((NUM_SUMS, 16)), np.empty(classes, np.float64)
-    return _Block(i[0], i[1], f[0], f[1], f[2], f[3], f[4], f[5], lanes, pixel, room(classes * size))
+    lanes = np.empty((NUM_SUMS, 16))
+    return _Block(i[0], i[1], f[0], f[1], f[2], f[3], f[4], f[5], lanes, room(classes * size))
 
 
 @fast_function
@@ -111,18 +109,16 @@ def _finish(task, tile, labels, y, first, peak, total, weight, nll, smooth, corr
 
 
 @exact_function
-def _compare_again(task, n, i, begin, y, correct, pixel):
-    """Find again where the label is the arg-max, beside NaN and inf, for all columns."""
+def _compare_again(task, n, i, begin, y, total, correct):
+    """Find again where the label is the arg-max, at NaN and inf."""
     for j in range(y.shape[0]):
-        if y[j] >= 0:
-            for c in range(pixel.shape[0]):
-                pixel[c] = read_one(task.logits, n, c, i, begin + j)
-            correct[j] = np.float32(losses_of(pixel, 0.0, y[j], task.smoothing_weight)[2])
+        if y[j] >= 0 and not total[j] < _INF:
+            correct[j] = np.float32(is_greatest(task.logits, n, i, begin + j, y[j], task.class_weight.shape[0]))
 
 
 @fast_function
-def _forward_block(task, n, i, begin, end, block, nll, smooth, correct, total, sums):
-    """Columns ``begin`` to ``end`` of row i of image n, to its maps (H, W) and the block's sums (NUM_SUMS,)."""
+def _forward_block(task, k, n, i, begin, end, block, maps):
+    """Block k: columns ``begin`` to ``end`` of row i of image n."""
     size = end - begin
     padded = (size + 15) // 16 * 16
     tile = block.tile[: task.class_weight.shape[0] * size].reshape((task.class_weight.shape[0], size))
@@ -135,14 +131,16 @@ def _forward_block(task, n, i, begin, end, block, nll, smooth, correct, total, s
         block.smooth[:size], block.correct[:size],
     )  # fmt: skip
     if odd:
-        _compare_again(task, n, i, begin, y, block.correct[:size], block.pixel)
+        _compare_again(task, n, i, begin, y, sum_exp, block.correct[:size])
+    nll, smooth, correct = maps.nll[n, i, begin:end], maps.smooth[n, i, begin:end], maps.correct[n, i, begin:end]
+    kept_peak, kept_total, sums = maps.total[n, 0, i, begin:end], maps.total[n, 1, i, begin:end], maps.sums[k]
     for j in range(size):
         instead = _NAN if y[j] == INVALID else _ZERO
-        nll[i, begin + j] = block.nll[j] if y[j] >= 0 else instead
-        correct[i, begin + j] = y[j] >= 0 and block.correct[j] > _ZERO
-        total[0, i, begin + j], total[1, i, begin + j] = peak[j], sum_exp[j]
-        if smooth.shape[1] > 0:
-            smooth[i, begin + j] = block.smooth[j] if y[j] >= 0 else instead
+        nll[j] = block.nll[j] if y[j] >= 0 else instead
+        correct[j] = y[j] >= 0 and block.correct[j] > _ZERO
+        kept_peak[j], kept_total[j] = peak[j], sum_exp[j]
+        if smooth.shape[0] > 0:
+            smooth[j] = block.smooth[j] if y[j] >= 0 else instead
     sums[:] = 0.0
     add_up(
         block.y[:padded], block.weight[:padded], block.nll[:padded], block.smooth[:padded], block.correct[:padded],
@@ -150,36 +148,12 @@ def _forward_block(task, n, i, begin, end, block, nll, smooth, correct, total, s
     )  # fmt: skip
 
 
-@Kernel(*TASK, f32[:, :, ::1], f32[:, :, ::1], types.boolean[:, :, ::1], f32[:, :, :, ::1], f64[:, ::1])
-def forward(
-    first,
-    last,
-    blocks,
-    single,
-    strided,
-    half,
-    kind,
-    target,
-    ignore_index,
-    class_weight,
-    smoothing_weight,
-    constants,
-    nll,
-    smooth,
-    correct,
-    total,
-    sums,
-):
-    """Write the maps (N, H, W), the total (N, 2, H, W): maximum and sum, and the sums (blocks, NUM_SUMS)."""
-    task, block = (
-        make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, constants),
-        _make_block(class_weight.shape[0], blocks),
-    )
+@Kernel(TASK, Maps.signature(f32[:, :, :, ::1], f64[:, ::1]))
+def forward(first, last, blocks, task, maps):
+    """Write the maps of some blocks; the total is the maximum and the sum of exponentials."""
+    block = _make_block(task.class_weight.shape[0], blocks)
     for k in range(first, last):
-        n = blocks[k, 0]
-        _forward_block(
-            task, n, blocks[k, 1], blocks[k, 2], blocks[k, 3], block, nll[n], smooth[n], correct[n], total[n], sums[k]
-        )
+        _forward_block(task, k, blocks[k, 0], blocks[k, 1], blocks[k, 2], blocks[k, 3], block, maps)
 
 
 @fast_function
@@ -202,13 +176,8 @@ def _differentiate(task, c, logits, y, peak, total, slope, smooth, out):
 def _backward_block(task, upstream, n, i, begin, block, peak, total, gradient):
     """Gradient of the columns of row i of image n from ``begin`` on; peak and total (B,) are the forward's."""
     size, poisoned = peak.shape[0], False
-    y, slope, smooth, z, out = (
-        block.y[:size],
-        block.weight[:size],
-        block.smooth[:size],
-        block.nll[:size],
-        block.correct[:size],
-    )
+    y, slope, smooth = block.y[:size], block.weight[:size], block.smooth[:size]
+    z, out = block.nll[:size], block.correct[:size]
     for j in range(size):
         y[j] = label_of(task, task.target[n, i, begin + j])
         slope[j] = smooth[j] = _ZERO
@@ -232,34 +201,9 @@ def _backward_block(task, upstream, n, i, begin, block, peak, total, gradient):
         write_columns(out, gradient, n, c, i, begin)
 
 
-@Kernel(*TASK, f32[:, :, :, ::1], *UPSTREAM, *GRADIENT)
-def backward(
-    first,
-    last,
-    blocks,
-    single,
-    strided,
-    half,
-    kind,
-    target,
-    ignore_index,
-    class_weight,
-    smoothing_weight,
-    constants,
-    total,
-    grad_nll,
-    grad_smooth,
-    loss_slope,
-    smooth_slope,
-    out_single,
-    out_half,
-):
+@Kernel(TASK, f32[:, :, :, ::1], UPSTREAM, GRADIENT)
+def backward(first, last, blocks, task, total, upstream, gradient):
     """Write the gradient (N, C, H, W) of some blocks."""
-    task, upstream, gradient = (
-        make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, constants),
-        Upstream(grad_nll, grad_smooth, loss_slope, smooth_slope),
-        Gradient(out_single, out_half, kind),
-    )
     block = _make_block(1, blocks)
     for k in range(first, last):
         n, i, begin, end = blocks[k, 0], blocks[k, 1], blocks[k, 2], blocks[k, 3]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from mmseg_wce.kernels import units
 from mmseg_wce.kernels.cpu.jit import inlined_function
 from numba import float32
@@ -68,12 +67,10 @@ def log2(x):
 
 @intrinsic
 def maximum(typing_context: Any, a: Any, b: Any) -> tuple:
-    """The larger of two numbers, as one instruction: a comparison in Python ends in a store under a mask."""
+    """The larger of two numbers, b beside NaN, as one instruction: a comparison in Python ends in a masked store."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = ir.FloatType()
-        function = builder.module.declare_intrinsic('llvm.maxnum', [number], ir.FunctionType(number, [number] * 2))
-        return builder.call(function, arguments, fastmath=('nnan', 'nsz'))
+        return builder.select(builder.fcmp_ordered('>', *arguments), *arguments)
 
     return float32(float32, float32), generate
 

@@ -24,7 +24,6 @@ class Surroundings(NamedTuple):
 
     rows: np.ndarray  # (2, C + 1, P): the row above cell i at i % 2; the last class is the mean that smoothing needs
     held: np.ndarray  # (2,), which input rows they are
-    invalid: np.ndarray  # (2,), bool, if NaN and the like are in them
     peak: np.ndarray  # (P,)
     line: np.ndarray  # (P,)
     sides: np.ndarray  # (2, K), one class at the height of an output row, left and right of each cell
@@ -35,22 +34,21 @@ class Surroundings(NamedTuple):
 def make_surroundings(classes, axes):
     K, P = axes.pixel.shape[1], axes.padded
     rows, sides = room(2 * (classes + 1) * P).reshape((2, classes + 1, P)), room(2 * K).reshape((2, K))
-    held, invalid, pixel = np.empty(2, np.int64), np.zeros(2, np.bool_), np.empty(classes, np.float64)
-    return Surroundings(rows, held, invalid, room(P), room(P), sides, pixel)
+    held, pixel = np.empty(2, np.int64), np.empty(classes, np.float64)
+    return Surroundings(rows, held, room(P), room(P), sides, pixel)
 
 
 @fast_function
-def load_rows(task, axes, n, i, given):
-    """Read the input rows around row i of the cells, unless they are there; returns if all need the exact way."""
+def load_rows(task, axes, n, i, undefined, given):
+    """Read the input rows around row i of the cells, unless they are there; ``undefined`` as in :func:`fill_row`."""
     classes, height, width = task.class_weight.shape[0], axes.start.shape[0] - 2, axes.width
     for side in range(2):
         at, row = (i + side) % 2, min(max(i - 1 + side, 0), height - 1)
         if given.held[at] != row:
             given.held[at] = row
-            given.invalid[at] = fill_row(task.logits, n, row, width, given.peak, given.rows[at, :classes])
+            fill_row(task.logits, n, row, width, undefined, given.peak, given.rows[at, :classes])
             if task.smoothing_weight.shape[0] > 0:
                 _fill_mean(given.rows[at], task.smoothing_weight)
-    return given.invalid[0] or given.invalid[1]
 
 
 @fast_function

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from mmseg_wce.kernels.cpu.input_rows import ANY_LOGITS, Logits
-from mmseg_wce.kernels.cpu.jit import allocating_function, fast_function, inlined_function
+from mmseg_wce.kernels.cpu.input_rows import LOGITS, Logits
+from mmseg_wce.kernels.cpu.jit import fast_function, inlined_function
 from mmseg_wce.kernels.cpu.scalars import EXP2
 from numba import types
 
@@ -16,12 +16,12 @@ __all__ = [
     'NUM_SUMS',
     'TASK',
     'UPSTREAM',
+    'Maps',
     'Task',
     'Upstream',
     'add_up',
     'label_of',
     'label_slope',
-    'make_task',
     'slopes_of',
     'smoothing_slope',
 ]
@@ -31,11 +31,6 @@ IGNORED, INVALID = np.int32(-1), np.int32(-2)
 # Over the pixels that count: loss times the label's weight, smoothed loss, weights, number, number of correct ones;
 # then the number of pixels whose label is invalid.
 NUM_SUMS = 6
-
-TASK = (
-    *ANY_LOGITS, types.int64[:, :, :], types.int64, types.float32[::1], types.float32[::1],
-    types.UniTuple(types.float32, len(EXP2)),
-)  # fmt: skip
 
 
 class Task(NamedTuple):
@@ -50,15 +45,10 @@ class Task(NamedTuple):
     exp2: tuple  # constants
 
 
-@allocating_function
-def make_task(single, strided, half, kind, target, ignore_index, class_weight, smoothing_weight, exp2):
-    """Bundle the arguments, whose types are ``TASK``."""
-    weight_sum = _ZERO
-    for c in range(smoothing_weight.shape[0]):
-        weight_sum += smoothing_weight[c]
-    return Task(
-        Logits(single, strided, half, kind), target, ignore_index, class_weight, smoothing_weight, weight_sum, exp2
-    )
+_f32, _i64 = types.float32, types.int64
+TASK = types.NamedTuple(
+    (LOGITS, _i64[:, :, :], _i64, _f32[::1], _f32[::1], _f32, types.UniTuple(_f32, len(EXP2))), Task
+)
 
 
 @inlined_function
@@ -69,9 +59,6 @@ def label_of(task, target):
     return np.int32(target) if 0 <= target < task.class_weight.shape[0] else INVALID
 
 
-UPSTREAM = types.float32[:, :, :], types.float32[:, :, :], types.float32, types.float32
-
-
 class Upstream(NamedTuple):
     """Gradient of the maps (N, H, W), of any strides, or (N, H, 0) for zeros, and of the sums of both losses."""
 
@@ -79,6 +66,23 @@ class Upstream(NamedTuple):
     smooth: np.ndarray
     of_weighted_sum: float
     of_smooth_sum: float
+
+
+UPSTREAM = types.NamedTuple((_f32[:, :, :], _f32[:, :, :], _f32, _f32), Upstream)
+
+
+class Maps(NamedTuple):
+    """What the forward writes; resized: X is (N, H, W) and Y is (N, H), otherwise X is (N, 2, H, W) and Y (blocks,)."""
+
+    nll: np.ndarray  # (N, H, W), float32
+    smooth: np.ndarray  # (N, H, W), float32, or (N, H, 0)
+    correct: np.ndarray  # (N, H, W), bool
+    total: np.ndarray  # X, float32: what the backward needs
+    sums: np.ndarray  # (*Y, NUM_SUMS), float64
+
+    @classmethod
+    def signature(cls, total, sums):
+        return types.NamedTuple((_f32[:, :, ::1], _f32[:, :, ::1], types.boolean[:, :, ::1], total, sums), cls)
 
 
 @inlined_function

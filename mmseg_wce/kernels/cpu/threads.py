@@ -43,7 +43,8 @@ def run(kernel: Callable[[int, int], None], pieces: int, work: int) -> None:
             failed = True
             raise
 
-    others = [_pool(os.getpid(), threads - 1).submit(take) for _ in range(threads - 1)]
+    pool = _pool(os.getpid(), torch.get_num_threads() - 1)
+    others = [pool.submit(take) for _ in range(threads - 1)]
     try:
         take()
     finally:
