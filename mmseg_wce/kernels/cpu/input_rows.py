@@ -19,11 +19,13 @@ __all__ = [
     'STRIDED',
     'Gradient',
     'Logits',
+    'clear_rows',
     'fill_row',
     'read_columns',
     'read_one',
     'room',
     'write_columns',
+    'write_row',
 ]
 
 FLOAT32, STRIDED, BFLOAT16, FLOAT16 = range(4)
@@ -54,7 +56,7 @@ class Gradient(NamedTuple):
 GRADIENT = types.NamedTuple((types.float32[:, :, :, ::1], types.int16[:, :, :, ::1], types.int64), Gradient)
 
 
-_MASKED = np.float32(units.MASKED)
+_ZERO, _MASKED = np.float32(0), np.float32(units.MASKED)
 
 
 @allocating_function
@@ -117,30 +119,65 @@ def read_one(logits, n, c, i, j):
 
 
 @fast_function
-def fill_row(logits, n, i, width, undefined, peak, out):
-    """Read one row of logits for the resize: out (C, P) holds input pixel j at j + 1, with the edges repeated.
+def fill_row(logits, n, i, axes, undefined, peak, line, out):
+    """Read one row of logits for the resize, each pixel to its places in out (C, P).
 
     The maximum over the classes is subtracted from each pixel, which interpolates to an upper bound of the maximum
     everywhere and costs no digits where all logits of a pixel share an offset. Units are those of log 2.
 
     Args:
         undefined: what a class becomes that is at NaN, at +inf, or at -inf like all others of its pixel.
-        peak: (w,), overwritten.
+        peak: (P,), overwritten.
+        line: (w,), overwritten.
     """
+    width, is_sparse = axes.width, axes.column.shape[0] > 0
+    begin, end = (0, out.shape[1]) if is_sparse else (1, width + 1)
     for c in range(out.shape[0]):
-        row = out[c, 1 : width + 1]
-        read_columns(logits, n, c, i, 0, row)
+        row = out[c, begin:end]
+        if is_sparse:
+            values = logits.single[n, c, i] if logits.kind == FLOAT32 else line
+            if logits.kind != FLOAT32:
+                read_columns(logits, n, c, i, 0, line)
+            for j in range(row.shape[0]):
+                row[j] = values[axes.column[j]]
+        else:
+            read_columns(logits, n, c, i, 0, row)
         if c == 0:
-            for j in range(width):
+            for j in range(row.shape[0]):
                 peak[j] = row[j]
-        for j in range(width):
+        for j in range(row.shape[0]):
             peak[j] = row[j] if row[j] > peak[j] else peak[j]
     for c in range(out.shape[0]):
-        row = out[c, 1 : width + 1]
-        for j in range(width):
+        row = out[c, begin:end]
+        for j in range(row.shape[0]):
             z = (row[j] - peak[j]) * LOG2_E
             z = _MASKED if z < _MASKED else z
             row[j] = undefined if z != z else z
-        out[c, 0] = row[0]
-        for j in range(width + 1, out.shape[1]):
-            out[c, j] = row[width - 1]
+        if not is_sparse:
+            out[c, 0] = row[0]
+            for j in range(width + 1, out.shape[1]):
+                out[c, j] = row[width - 1]
+
+
+@fast_function
+def clear_rows(gradient, n, c, begin, end):
+    """Set some rows of one class to zero."""
+    if gradient.kind == FLOAT32:
+        gradient.single[n, c, begin:end] = _ZERO
+    else:
+        gradient.half[n, c, begin:end] = np.int16(0)
+
+
+@fast_function
+def write_row(row, axes, line, gradient, n, c, i):
+    """Write one row of one class: the sum of the places (P,) of each pixel. Overwrites row and line (w,)."""
+    width = axes.width
+    if axes.column.shape[0] > 0:
+        line[:] = _ZERO
+        for j in range(row.shape[0]):
+            line[axes.column[j]] += row[j]
+        write_columns(line, gradient, n, c, i, 0)
+    else:
+        row[1] += row[0]
+        row[width] += row[width + 1]
+        write_columns(row[1 : width + 1], gradient, n, c, i, 0)

@@ -36,12 +36,13 @@ class Axes(NamedTuple):
     column_fraction: Array  # (W,), float64, the weight on the right
     width: int  # w
     padded: int  # P
-    left: Array  # (K,), int64, cell of each k where some cells are left out; empty where k is the cell
+    shift: int  # an input row in P places: the pixel left of cell k is at place k, the one on its right at k + shift
+    column: Array  # (P,), int64, input pixel in each place; or (0,): pixel j at j + 1, the edges once more around them
 
     @classmethod
     def signature(cls) -> types.Type:
         i, i32, f, d = types.int64, types.int32, types.float32, types.float64
-        fields = i[::1], f[:, ::1], d[::1], f[:, :, ::1], i32[:, ::1], i[:, ::1], i[::1], d[::1], i, i, i[::1]
+        fields = i[::1], f[:, ::1], d[::1], f[:, :, ::1], i32[:, ::1], i[:, ::1], i[::1], d[::1], i, i, i, i[::1]
         return types.NamedTuple(fields, cls)
 
 
@@ -60,12 +61,14 @@ def axes(inputs: tuple[int, int], outputs: tuple[int, int], align_corners: bool)
     fractions = np.unique(right)
     if len(fractions) == slots:  # an integer scale: the slots have one fraction each
         place = np.searchsorted(fractions, right)
-    if outputs[1] >= inputs[1]:
+    is_sparse = outputs[1] < inputs[1]
+    if not is_sparse:
         used, index = np.arange(inputs[1] + 1), column
     cells = -(-len(used) // VECTOR) * VECTOR
-    left: Array = np.zeros(0, np.int64)
-    if outputs[1] < inputs[1]:
+    place_of: Array = np.zeros(0, np.int64)
+    if is_sparse:  # only the cells with a pixel
         left = np.pad(used, (0, cells - len(used)), mode='edge')
+        place_of = np.concatenate([np.maximum(left - 1, 0), np.minimum(left, inputs[1] - 1)])
     weights, pixel = _aligned(2, slots, cells), np.full((slots, cells), -1, np.int32)
     weights[0], weights[1] = 1, 0
     weights[:, place, index] = np.stack([1 - right, right])
@@ -80,8 +83,9 @@ def axes(inputs: tuple[int, int], outputs: tuple[int, int], align_corners: bool)
         cell=column,
         column_fraction=right,
         width=inputs[1],
-        padded=VECTOR + -(-max(inputs[1] + 1, cells) // VECTOR) * VECTOR,
-        left=left,
+        padded=2 * cells if is_sparse else VECTOR + cells,
+        shift=cells if is_sparse else 1,
+        column=place_of,
     )
 
 

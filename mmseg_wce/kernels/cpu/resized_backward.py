@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from mmseg_wce.kernels.cpu.exact import logits_at, softmax_in_place
-from mmseg_wce.kernels.cpu.input_rows import GRADIENT, room, write_columns
+from mmseg_wce.kernels.cpu.input_rows import GRADIENT, clear_rows, room, write_columns, write_row
 from mmseg_wce.kernels.cpu.jit import Kernel, allocating_function, exact_function, fast_function, inlined_function
 from mmseg_wce.kernels.cpu.layout import Axes
 from mmseg_wce.kernels.cpu.scalars import exp2
@@ -123,22 +123,17 @@ def _add_smoothed(
 
 
 @inlined_function
-def _add_to_row(to_left, to_right, left, row):
-    """Add both sides of the cells (K,) to the input pixels of a row (P,)."""
-    if left.shape[0] == 0:
-        next_pixels = row[1 : to_left.shape[0] + 1]
-        for j in range(to_left.shape[0]):
-            row[j] += to_left[j]
-        for j in range(to_left.shape[0]):
-            next_pixels[j] += to_right[j]
-    else:
-        for j in range(to_left.shape[0]):
-            row[left[j]] += to_left[j]
-            row[left[j] + 1] += to_right[j]
+def _add_to_row(to_left, to_right, shift, row):
+    """Add both sides of the cells (K,) to the places of a row (P,)."""
+    on_right = row[shift : shift + to_left.shape[0]]
+    for j in range(to_left.shape[0]):
+        row[j] += to_left[j]
+    for j in range(to_left.shape[0]):
+        on_right[j] += to_right[j]
 
 
 @fast_function
-def _differentiate(task, axes, top, low, row_weights, line, on_left, on_right, slopes, to_top, to_low):
+def _differentiate(task, axes, top, low, row_weights, on_left, on_right, slopes, to_top, to_low):
     """Add the gradient of R output rows of one row of cells to that of the input rows above and below, (C, P)."""
     corners, smoothing, S = slopes.corners, task.smoothing_weight, axes.pixel.shape[0]
     fours = S - S % 4
@@ -146,7 +141,7 @@ def _differentiate(task, axes, top, low, row_weights, line, on_left, on_right, s
         label = np.int32(c)
         corners[:4] = _ZERO
         for r in range(row_weights.shape[0]):
-            at_height(top[c], low[c], row_weights[r], axes.left, line, on_left, on_right)
+            at_height(top[c], low[c], row_weights[r], axes.shift, on_left, on_right)
             y, total, slope = slopes.y[r], slopes.total[r], slopes.slope[r]
             corners[4:] = _ZERO
             if smoothing.shape[0] > 0:
@@ -173,8 +168,8 @@ def _differentiate(task, axes, top, low, row_weights, line, on_left, on_right, s
                 corners[1, j] += above * corners[5, j]
                 corners[2, j] += below * corners[4, j]
                 corners[3, j] += below * corners[5, j]
-        _add_to_row(corners[0], corners[1], axes.left, to_top[c])
-        _add_to_row(corners[2], corners[3], axes.left, to_low[c])
+        _add_to_row(corners[0], corners[1], axes.shift, to_top[c])
+        _add_to_row(corners[2], corners[3], axes.shift, to_low[c])
 
 
 @exact_function
@@ -185,17 +180,18 @@ def _differentiate_exactly(task, upstream, axes, n, i, r, total, z, to_top, to_l
         own = label_of(task, task.target[n, r, k])
         if own < 0 or total[n, r, k] > _ZERO:
             continue
-        along, at = axes.column_fraction[k], axes.cell[k]
+        along, left = axes.column_fraction[k], axes.slot[k, 1]
+        right = left + axes.shift
         softmax_in_place(z, logits_at(task.logits, axes, n, i, r, k, z))
         slope, smooth = slopes_of(task, upstream, n, r, k, own)
         for c in range(z.shape[0]):
             d = np.float64(slope) * (z[c] - (1.0 if c == own else 0.0))
             if smoothing.shape[0] > 0:
                 d += np.float64(smooth) * (z[c] * task.weight_sum - smoothing[c])
-            to_top[c, at] += np.float32(d * (1 - down) * (1 - along))
-            to_top[c, at + 1] += np.float32(d * (1 - down) * along)
-            to_low[c, at] += np.float32(d * down * (1 - along))
-            to_low[c, at + 1] += np.float32(d * down * along)
+            to_top[c, left] += np.float32(d * (1 - down) * (1 - along))
+            to_top[c, right] += np.float32(d * (1 - down) * along)
+            to_low[c, left] += np.float32(d * down * (1 - along))
+            to_low[c, right] += np.float32(d * down * along)
 
 
 @fast_function
@@ -206,13 +202,22 @@ def _add_rows(source, into):
 
 
 @fast_function
+def _clear_unreached(axes, n, first, last, classes, gradient):
+    """Set input rows to zero, if some of them may be beside no pixel: faster than row by row of all classes."""
+    if axes.row_fraction.shape[0] < axes.start.shape[0] - 2:
+        for c in range(classes):
+            clear_rows(gradient, n, c, first, last)
+
+
+@fast_function
 def _backward_band(task, upstream, axes, k, n, first, last, total, given, slopes, gradient, edges):
     """Gradient of the input rows of the cells ``first`` to ``last`` of image n. The first and the last of these rows,
     to which other bands add, are the edges of band k.
     """
-    height, width, classes = axes.start.shape[0] - 2, axes.width, task.class_weight.shape[0]
+    height, classes = axes.start.shape[0] - 2, task.class_weight.shape[0]
     given.held[:] = -1
     slopes.gradient[:] = _ZERO
+    _clear_unreached(axes, n, first, last - 1, classes, gradient)
     for i in range(first, last):
         to_top, to_low = slopes.gradient[i % 2], slopes.gradient[(i + 1) % 2]
         if axes.start[i] < axes.start[i + 1]:
@@ -228,7 +233,7 @@ def _backward_band(task, upstream, axes, k, n, first, last, total, given, slopes
                         slopes.smooth[q], slopes.present[q],
                     )  # fmt: skip
                 _differentiate(
-                    task, axes, top, low, axes.row_weights[begin:end], given.line, given.sides[0], given.sides[1],
+                    task, axes, top, low, axes.row_weights[begin:end], given.sides[0], given.sides[1],
                     slopes, to_top, to_low,
                 )  # fmt: skip
                 if exact:
@@ -236,29 +241,19 @@ def _backward_band(task, upstream, axes, k, n, first, last, total, given, slopes
                         _differentiate_exactly(task, upstream, axes, n, i, r, total, given.pixel, to_top, to_low)
         if i == 0:  # pixels outside the image repeat its edge, whose gradient theirs is
             _add_rows(to_top, to_low)
-        else:
+            to_top[:] = _ZERO
+        elif i == first or axes.start[i - 1] < axes.start[i + 1]:  # else no pixel is beside this row
             if i == height:
                 _add_rows(to_low, to_top)
             for c in range(classes):
-                _fold(to_top[c], width)
-                row = to_top[c, 1 : width + 1]
                 if i == first:
-                    write_columns(row, edges, k, c, 0, 0)
+                    write_row(to_top[c], axes, given.line, edges, k, c, 0)
                 else:
-                    write_columns(row, gradient, n, c, i - 1, 0)
-        to_top[:] = _ZERO
+                    write_row(to_top[c], axes, given.line, gradient, n, c, i - 1)
+            to_top[:] = _ZERO
     if last <= height:
         for c in range(classes):
-            row = slopes.gradient[last % 2, c]
-            _fold(row, width)
-            write_columns(row[1 : width + 1], edges, k, c, 1, 0)
-
-
-@fast_function
-def _fold(row, width):
-    """Add what is beside the image to the edge, which it repeats."""
-    row[1] += row[0]
-    row[width] += row[width + 1]
+            write_row(slopes.gradient[last % 2, c], axes, given.line, edges, k, c, 1)
 
 
 @Kernel(TASK, Axes.signature(), f32[:, :, ::1], UPSTREAM, GRADIENT, GRADIENT)

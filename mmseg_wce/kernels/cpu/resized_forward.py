@@ -68,14 +68,14 @@ def _sort_labels(task, target, pixel, slots):
 
 
 @fast_function
-def _measure(top, low, row_weights, axes, line, on_left, on_right, y, present, total, own, other, constants):
+def _measure(top, low, row_weights, axes, on_left, on_right, y, present, total, own, other, constants):
     """Sweep over the classes of an output row: fills total, own and other."""
     left_weight, right_weight = axes.slot_weights[0], axes.slot_weights[1]
     total[:] = _ZERO
     own[:] = _ZERO
     other[:] = _LOWEST
     for c in range(present.shape[0]):
-        at_height(top[c], low[c], row_weights, axes.left, line, on_left, on_right)
+        at_height(top[c], low[c], row_weights, axes.shift, on_left, on_right)
         label = np.int32(c)
         for p in range(total.shape[0]):
             if present[c]:
@@ -181,12 +181,12 @@ def _forward_band(task, axes, n, first, last, given, slots, maps):
             weights = axes.row_weights[r]
             _sort_labels(task, task.target[n, r], axes.pixel, slots)
             _measure(
-                top, low, weights, axes, given.line, on_left, on_right, slots.y, slots.present, slots.total, slots.own,
+                top, low, weights, axes, on_left, on_right, slots.y, slots.present, slots.total, slots.own,
                 slots.other, task.exp2,
             )  # fmt: skip
             odd = _finish(slots.y, slots.total, slots.own, slots.other, slots.nll, slots.correct)
             if smoothing:
-                at_height(top[classes], low[classes], weights, axes.left, given.line, on_left, on_right)
+                at_height(top[classes], low[classes], weights, axes.shift, on_left, on_right)
                 odd |= _finish_smooth(
                     slots.total, left_weight, right_weight, on_left, on_right, task.weight_sum, slots.smooth
                 )

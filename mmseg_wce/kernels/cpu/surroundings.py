@@ -25,7 +25,7 @@ class Surroundings(NamedTuple):
     rows: np.ndarray  # (2, C + 1, P): the row above cell i at i % 2; the last class is the mean that smoothing needs
     held: np.ndarray  # (2,), which input rows they are
     peak: np.ndarray  # (P,)
-    line: np.ndarray  # (P,)
+    line: np.ndarray  # (w,)
     sides: np.ndarray  # (2, K), one class at the height of an output row, left and right of each cell
     pixel: np.ndarray  # (C,), float64, all classes of one output pixel
 
@@ -35,18 +35,18 @@ def make_surroundings(classes, axes):
     K, P = axes.pixel.shape[1], axes.padded
     rows, sides = room(2 * (classes + 1) * P).reshape((2, classes + 1, P)), room(2 * K).reshape((2, K))
     held, pixel = np.empty(2, np.int64), np.empty(classes, np.float64)
-    return Surroundings(rows, held, room(P), room(P), sides, pixel)
+    return Surroundings(rows, held, room(P), room(axes.width), sides, pixel)
 
 
 @fast_function
 def load_rows(task, axes, n, i, undefined, given):
     """Read the input rows around row i of the cells, unless they are there; ``undefined`` as in :func:`fill_row`."""
-    classes, height, width = task.class_weight.shape[0], axes.start.shape[0] - 2, axes.width
+    classes, height = task.class_weight.shape[0], axes.start.shape[0] - 2
     for side in range(2):
         at, row = (i + side) % 2, min(max(i - 1 + side, 0), height - 1)
         if given.held[at] != row:
             given.held[at] = row
-            fill_row(task.logits, n, row, width, undefined, given.peak, given.rows[at, :classes])
+            fill_row(task.logits, n, row, axes, undefined, given.peak, given.line, given.rows[at, :classes])
             if task.smoothing_weight.shape[0] > 0:
                 _fill_mean(given.rows[at], task.smoothing_weight)
 
@@ -66,18 +66,11 @@ def _fill_mean(rows, weight):
 
 
 @inlined_function
-def at_height(top, low, weights, left, line, on_left, on_right):
+def at_height(top, low, weights, shift, on_left, on_right):
     """Interpolate one class of two input rows (P,) to the height of an output row: both sides of each cell (K,)."""
     cells, above, below = on_left.shape[0], weights[0], weights[1]
-    if left.shape[0] == 0:
-        next_top, next_low = top[1 : cells + 1], low[1 : cells + 1]
-        for j in range(cells):
-            on_left[j] = above * top[j] + below * low[j]
-        for j in range(cells):
-            on_right[j] = above * next_top[j] + below * next_low[j]
-    else:
-        for j in range(line.shape[0]):
-            line[j] = above * top[j] + below * low[j]
-        for j in range(cells):
-            on_left[j] = line[left[j]]
-            on_right[j] = line[left[j] + 1]
+    next_top, next_low = top[shift : shift + cells], low[shift : shift + cells]
+    for j in range(cells):
+        on_left[j] = above * top[j] + below * low[j]
+    for j in range(cells):
+        on_right[j] = above * next_top[j] + below * next_low[j]
