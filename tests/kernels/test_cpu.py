@@ -39,3 +39,15 @@ def test_bit_equal_for_any_number_of_threads(classes, nodes, pixels, align_corne
     first = sweep(2)
     for threads in (2, 1, 3):
         assert all(torch.equal(a, b) for a, b in zip(sweep(threads), first, strict=True))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('pixels', [(280, 160), (31, 17), (70, 40)])
+def test_half_precision_is_float32_rounded_once(dtype, pixels):
+    """Also in the rows that two bands share."""
+    logits, target, _ = NUMBA.problem(classes=150, nodes=(70, 40), pixels=pixels, dtype=dtype)
+
+    def gradient(z):
+        return torch.autograd.grad(1000 * NUMBA(z.requires_grad_(), target)[0].mean(), z)[0]
+
+    assert torch.equal(gradient(logits), gradient(logits.float()).to(dtype))

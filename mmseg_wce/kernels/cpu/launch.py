@@ -161,7 +161,8 @@ def backward(
     gradient, edges = Gradient(single, bits, kind), None
     results: tuple = upstream, gradient
     if problem.is_resized:
-        edges = np.empty((len(problem.pieces), logits.shape[1], 2, logits.shape[3]), np.float32)
+        per_band = 2 if half else 1  # what is added has not been rounded
+        edges = np.empty((len(problem.pieces), logits.shape[1], per_band, logits.shape[3]), np.float32)
         results = *results, Gradient(edges, _NO_HALF, FLOAT32)
     kept = total.numpy() if problem.is_resized else total.numpy().reshape(len(logits), 2, *problem.target.shape[1:])
     kernel = (resized_backward if problem.is_resized else same_size).backward.compiled()

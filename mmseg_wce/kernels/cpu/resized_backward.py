@@ -211,8 +211,8 @@ def _clear_unreached(axes, n, first, last, classes, gradient):
 
 @fast_function
 def _backward_band(task, upstream, axes, k, n, first, last, total, given, slopes, gradient, edges):
-    """Gradient of the input rows of the cells ``first`` to ``last`` of image n. The first and the last of these rows,
-    to which other bands add, are the edges of band k.
+    """Gradient of the input rows of the cells ``first`` to ``last`` of image n, but for the last row, to which the next
+    band adds: it is an edge of band k, and in half precision the first row as well.
     """
     height, classes = axes.start.shape[0] - 2, task.class_weight.shape[0]
     given.held[:] = -1
@@ -246,19 +246,19 @@ def _backward_band(task, upstream, axes, k, n, first, last, total, given, slopes
             if i == height:
                 _add_rows(to_low, to_top)
             for c in range(classes):
-                if i == first:
-                    write_row(to_top[c], axes, given.line, edges, k, c, 0)
+                if i == first and edges.single.shape[2] == 2:
+                    write_row(to_top[c], axes, given.line, edges, k, c, 1)
                 else:
                     write_row(to_top[c], axes, given.line, gradient, n, c, i - 1)
             to_top[:] = _ZERO
     if last <= height:
         for c in range(classes):
-            write_row(slopes.gradient[last % 2, c], axes, given.line, edges, k, c, 1)
+            write_row(slopes.gradient[last % 2, c], axes, given.line, edges, k, c, 0)
 
 
 @Kernel(TASK, Axes.signature(), f32[:, :, ::1], UPSTREAM, GRADIENT, GRADIENT)
 def backward(first, last, bands, task, axes, total, upstream, gradient, edges):
-    """Write the gradient (N, C, h, w) of some bands, but for ``edges`` (bands, C, 2, w): rows that bands share."""
+    """Write the gradient (N, C, h, w) of some bands; ``edges`` (bands, C, 1 or 2, w) are rows that bands share."""
     given, slopes = make_surroundings(task.class_weight.shape[0], axes), _make_slopes(task.class_weight.shape[0], axes)
     for k in range(first, last):
         n, begin, end = bands[k, 0], bands[k, 1], bands[k, 2]
@@ -266,11 +266,13 @@ def backward(first, last, bands, task, axes, total, upstream, gradient, edges):
 
 
 @fast_function
-def _join(n, row, from_below, from_above, gradient):
-    for c in range(from_below.shape[0]):
-        for j in range(from_below.shape[2]):
-            from_below[c, 0, j] += from_above[c, 1, j]
-        write_columns(from_below[c, 0], gradient, n, c, row, 0)
+def _join(k, n, row, gradient, edges):
+    for c in range(edges.shape[1]):
+        from_above = edges[k - 1, c, 0]
+        from_below = edges[k, c, 1] if edges.shape[2] == 2 else gradient.single[n, c, row]
+        for j in range(from_above.shape[0]):
+            from_above[j] += from_below[j]
+        write_columns(from_above, gradient, n, c, row, 0)
 
 
 @Kernel(GRADIENT, f32[:, :, :, ::1])
@@ -278,4 +280,4 @@ def join(first, last, bands, gradient, edges):
     """Write the input rows that two bands share; not in PyTorch, whose threads hang in a forked child."""
     for k in range(first, last):
         if bands[k, 1] > 0:
-            _join(bands[k, 0], bands[k, 1] - 1, edges[k], edges[k - 1], gradient)
+            _join(k, bands[k, 0], bands[k, 1] - 1, gradient, edges)
