@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
+from mmseg_wce.kernels.op import is_transformed
 from mmseg_wce.label_causes import likely_causes
 from mmseg_wce.label_evidence import LabelEvidence
 from torch import Tensor
@@ -86,12 +87,7 @@ class LabelFindings:
         return sum(self.bad_counts.values())
 
 
-@torch.library.custom_op(
-    'mmseg_wce::valid_pixels',
-    mutates_args=(),
-    schema='(Tensor target, int num_classes, int ignore_index) -> Tensor',
-)
-def _valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+def _find_valid(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     in_range = target >= 0
     in_range &= target < num_classes  # no tensor of the target's eight bytes a pixel in between
     counted = target != ignore_index
@@ -118,6 +114,14 @@ def _valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
         )
         raise ValueError(explain(_with_source(findings, _sources.get())))
     return valid
+
+
+_valid_pixels = torch.library.custom_op(
+    'mmseg_wce::valid_pixels',
+    _find_valid,
+    mutates_args=(),
+    schema='(Tensor target, int num_classes, int ignore_index) -> Tensor',
+)
 
 
 @_valid_pixels.register_fake
@@ -277,4 +281,6 @@ def valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
         >>> valid_pixels(torch.tensor([0, 149, 255]), num_classes=150, ignore_index=255)
         tensor([ True,  True, False])
     """
+    if is_transformed() and not torch._C._functorch.is_batchedtensor(target):
+        return _find_valid(target, num_classes, ignore_index)  # PyTorch 2.4 cannot call the operation there
     return _valid_pixels(target, num_classes, ignore_index)
