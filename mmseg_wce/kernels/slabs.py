@@ -160,6 +160,7 @@ def forward(
         nll, smooth, correct, and the logarithm of the sum of exponentials relative to the maximum, each (N, H, W).
     """
     dtype, classes, w = torch.promote_types(logits.dtype, torch.float32), logits.shape[1], smoothing_weight
+    target = target.contiguous()  # gather of PyTorch 2.4 reads wrong numbers at a single row of transposed labels
     nll = torch.empty(target.shape, dtype=dtype, device=target.device)
     smooth = None if w is None else torch.empty_like(nll)
     correct, total = torch.empty_like(nll, dtype=torch.bool), torch.empty_like(nll)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from ways import NUMBA, assert_equal_to_pytorch
@@ -51,3 +53,16 @@ def test_half_precision_is_float32_rounded_once(dtype, pixels):
         return torch.autograd.grad(1000 * NUMBA(z.requires_grad_(), target)[0].mean(), z)[0]
 
     assert torch.equal(gradient(logits), gradient(logits.float()).to(dtype))
+
+
+def test_denormal_logits_count_where_the_processor_is_set_to_flush_them():
+    """As compiled code that is loaded into the process may set it."""
+    logits = torch.tensor([6e-5, 0.0]).half().view(1, 2, 1)
+    if not torch.set_flush_denormal(True):
+        pytest.skip('this processor flushes nothing')
+    try:
+        nll, _, _ = NUMBA(logits.repeat(1, 1, 100), torch.zeros(1, 100, dtype=torch.long))
+    finally:
+        torch.set_flush_denormal(False)
+
+    torch.testing.assert_close(nll, torch.full((1, 100), math.log(2) - 3e-5), rtol=0, atol=2e-7)

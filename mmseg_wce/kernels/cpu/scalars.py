@@ -76,8 +76,8 @@ def maximum(typing_context: Any, a: Any, b: Any) -> tuple:
 
 
 # Numba knows neither half precision on a CPU: their bits come as int16.
-_FROM_HALF = np.float32(2.0**112)
-_INFINITY_OF_HALF = np.float32(2.0**16)
+_BIAS_TO_SINGLE = np.int32(112 << 23)  # difference of the exponents' biases
+_SMALLEST_HALF, _SMALLEST_NORMAL_BITS, _INFINITY_BITS = np.float32(2.0**-24), np.int32(0x400), np.int32(0x7C00)
 _INFINITY = np.int32(0x7F800000)
 _SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 _OVERFLOWS_HALF = np.float32(65520)
@@ -100,9 +100,12 @@ def bfloat16_of(x):
 @inlined_function
 def from_float16(bits):
     wide = np.int32(bits)
-    magnitude = np.int32(np.int32(wide & np.int32(0x7FFF)) << np.int32(13)).view(np.float32) * _FROM_HALF
-    value = np.float32(magnitude).view(np.int32)
-    value = np.int32(value | _INFINITY) if magnitude >= _INFINITY_OF_HALF else value
+    magnitude = np.int32(wide & np.int32(0x7FFF))
+    value = np.int32(np.int32(magnitude << np.int32(13)) + _BIAS_TO_SINGLE).view(np.float32)
+    # a denormal number from its integer: the processor may be set to take denormal ones for zeros
+    value = np.float32(magnitude) * _SMALLEST_HALF if magnitude < _SMALLEST_NORMAL_BITS else value
+    value = np.float32(value).view(np.int32)
+    value = np.int32(value | _INFINITY) if magnitude >= _INFINITY_BITS else value
     return np.int32(value | np.int32(np.int32(wide & np.int32(0x8000)) << np.int32(16))).view(np.float32)
 
 
