@@ -2,7 +2,9 @@
 
 Cell k of an axis is the space between the input pixels k - 1 and k, for k = 0 to size; those outside the image repeat
 its edge. The columns of an output row are rearranged: slot (p, k) holds the p-th pixel of cell k, or none, so that a
-loop over the cells takes neighbours in memory and meets each of them in the same way.
+loop over the cells takes neighbours in memory and meets each of them in the same way. An input row is held in places:
+the pixel on the left of cell k at place k, the one on its right at place k + shift. Where columns are upscaled, cells
+touch and share them (shift 1); where they are downscaled, only cells that have a pixel are held, both sides apart.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Array = np.ndarray
 
 
 class Axes(NamedTuple):
-    """Both axes of one resize, as kernels look them up. S slots for each of K cells, P >= w + 2 for an input row."""
+    """Both axes of one resize, as kernels look them up. S slots for each of K cells, P places for an input row."""
 
     start: Array  # (h + 2,), int64: cell i of the rows holds the output rows start[i] to start[i + 1]
     row_weights: Array  # (H, 2), float32, of the input pixels above and below
@@ -36,8 +38,8 @@ class Axes(NamedTuple):
     column_fraction: Array  # (W,), float64, the weight on the right
     width: int  # w
     padded: int  # P
-    shift: int  # an input row in P places: the pixel left of cell k is at place k, the one on its right at k + shift
-    column: Array  # (P,), int64, input pixel in each place; or (0,): pixel j at j + 1, the edges once more around them
+    shift: int
+    column: Array  # (P,), int64, input pixel in each place; (0,) where pixel j is at j + 1, with the edges repeated
 
     @classmethod
     def signature(cls) -> types.Type:
@@ -56,36 +58,36 @@ def axes(inputs: tuple[int, int], outputs: tuple[int, int], align_corners: bool)
         )
     )
     used, index, count = np.unique(column, return_inverse=True, return_counts=True)
-    place = np.arange(len(column)) - (count.cumsum() - count)[index]  # among the pixels of its cell
+    within = np.arange(len(column)) - (count.cumsum() - count)[index]  # among the pixels of its cell
     slots = int(count.max())
     fractions = np.unique(right)
     if len(fractions) == slots:  # an integer scale: the slots have one fraction each
-        place = np.searchsorted(fractions, right)
+        within = np.searchsorted(fractions, right)
     is_sparse = outputs[1] < inputs[1]
     if not is_sparse:
         used, index = np.arange(inputs[1] + 1), column
     cells = -(-len(used) // VECTOR) * VECTOR
-    place_of: Array = np.zeros(0, np.int64)
+    column_in: Array = np.zeros(0, np.int64)
     if is_sparse:  # only the cells with a pixel
         left = np.pad(used, (0, cells - len(used)), mode='edge')
-        place_of = np.concatenate([np.maximum(left - 1, 0), np.minimum(left, inputs[1] - 1)])
+        column_in = np.concatenate([np.maximum(left - 1, 0), np.minimum(left, inputs[1] - 1)])
     weights, pixel = _aligned(2, slots, cells), np.full((slots, cells), -1, np.int32)
     weights[0], weights[1] = 1, 0
-    weights[:, place, index] = np.stack([1 - right, right])
-    pixel[place, index] = np.arange(len(column))
+    weights[:, within, index] = np.stack([1 - right, right])
+    pixel[within, index] = np.arange(len(column))
     return Axes(
         start=np.searchsorted(row, np.arange(inputs[0] + 2)),
         row_weights=np.stack([1 - down, down], 1).astype(np.float32),
         row_fraction=down,
         slot_weights=weights,
         pixel=pixel,
-        slot=np.stack([place, index], 1),
+        slot=np.stack([within, index], 1),
         cell=column,
         column_fraction=right,
         width=inputs[1],
         padded=2 * cells if is_sparse else VECTOR + cells,
         shift=cells if is_sparse else 1,
-        column=place_of,
+        column=column_in,
     )
 
 

@@ -1,7 +1,7 @@
 """The input rows around an output row: read, and interpolated down to its height.
 
 Letters of shapes are those of :mod:`mmseg_wce.kernels.cpu.layout`: an output row has S slots in each of K cells, an
-input row is padded to P columns.
+input row has P places.
 """
 
 from __future__ import annotations
