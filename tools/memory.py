@@ -59,7 +59,7 @@ def resident(key: str) -> float:
 
 
 def _return_free_memory() -> None:
-    """Give back to the system what is free already, from imports and compiling: a step that fills it would seem small."""
+    """Give back to the system what imports and compiling have freed: a step that fills it would seem small."""
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None):  # of glibc
         trim(0)

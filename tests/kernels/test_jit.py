@@ -89,6 +89,29 @@ def test_an_edit_of_the_shared_units_is_seen(folder):
     assert answers == ['[1.0, 1.0, 0.0]', '[2.0, 2.0, 0.0]']
 
 
+EXACT = """
+from mmseg_wce.kernels.cpu.jit import exact_function
+
+@exact_function
+def _product_and_sum(a, b, c):
+    return a * b + c
+
+@exact_function
+def addend(a):
+    return _product_and_sum(a, a, -1 - 2.0**-26)
+"""
+
+
+def test_exact_functions_round_every_operation(folder):
+    """Numba lets a function inherit the fastmath of its caller: a product and a sum would be rounded once."""
+    (folder / 'helper.py').write_text(EXACT)
+    (folder / 'kernel.py').write_text(KERNEL.replace('addend()', 'addend(out[i])'))
+
+    found = run(folder, CALL.replace('np.zeros(3)', 'np.full(3, 1 + 2.0**-27)'))
+
+    assert answer(found) == '[0.0, 0.0, 1.0000000074505806]'
+
+
 def test_what_another_version_has_kept_is_made_anew(folder):
     """Its index may name classes that are gone."""
     run(folder)

@@ -14,6 +14,8 @@ from mmseg_wce.kernels.cpu.jit import exact_function
 
 __all__ = ['is_greatest', 'is_greatest_resized', 'logits_at', 'losses_of', 'softmax_in_place']
 
+_NOTHING_BESIDE_ONE, _NOTHING_IN_FLOAT32 = -40.0, -110.0  # whose exponential is, and takes most of the time
+
 
 @exact_function
 def _weighted(a, b, weight_a, weight_b):
@@ -26,37 +28,32 @@ def _weighted(a, b, weight_a, weight_b):
 
 
 @exact_function
-def _corners(axes, i, r, k):
-    """Rows and columns of the input pixels around column k of output row r, which lies in row i of the cells."""
-    top, low = max(i - 1, 0), min(i, axes.start.shape[0] - 3)
-    left, right = max(axes.cell[k] - 1, 0), min(axes.cell[k], axes.width - 1)
-    return top, low, left, right, axes.row_fraction[r], axes.column_fraction[k]
-
-
-@exact_function
-def _logit_at(logits, n, c, corners):
-    """Interpolate one class in float64, in the order of F.interpolate: along the row, then down."""
-    top, low, left, right, down, along = corners
-    above = _weighted(read_one(logits, n, c, top, left), read_one(logits, n, c, top, right), 1 - along, along)
-    below = _weighted(read_one(logits, n, c, low, left), read_one(logits, n, c, low, right), 1 - along, along)
+def _logit_at(top, low, axes, r, k, c):
+    """Interpolate one class in the order of F.interpolate: along the row, then down."""
+    left, right = axes.slot[k, 1], axes.slot[k, 1] + axes.shift
+    down, along = axes.row_fraction[r], axes.column_fraction[k]
+    above = _weighted(np.float64(top[c, left]), np.float64(top[c, right]), 1 - along, along)
+    below = _weighted(np.float64(low[c, left]), np.float64(low[c, right]), 1 - along, along)
     return _weighted(above, below, 1 - down, down)
 
 
 @exact_function
-def logits_at(logits, axes, n, i, r, k, z):
-    """Interpolate all classes at column k of output row r, which lies in row i of the cells.
+def logits_at(top, low, axes, r, k, z):
+    """Interpolate all classes at column k of output row r.
 
     A class at -inf is -inf wherever it has a weight.
 
     Args:
+        top: (C, P), the input row above, as it is.
+        low: (C, P), the one below.
         z: (C,), float64, overwritten.
 
     Returns:
         The maximum; NaN where there is one.
     """
-    corners, peak = _corners(axes, i, r, k), -np.inf
+    peak = -np.inf
     for c in range(z.shape[0]):
-        z[c] = _logit_at(logits, n, c, corners)
+        z[c] = _logit_at(top, low, axes, r, k, c)
         if not z[c] <= peak:
             peak = z[c]
     return peak
@@ -69,21 +66,18 @@ def _loses(own, label, other, c):
 
 
 @exact_function
-def is_greatest_resized(logits, axes, n, i, r, k, label, classes):
+def is_greatest_resized(top, low, axes, r, k, label):
     """Return if the label is the arg-max at a pixel, as :func:`logits_at` counts them."""
-    corners = _corners(axes, i, r, k)
-    own = _logit_at(logits, n, label, corners)
-    c = 0
-    while c < classes and not _loses(own, label, _logit_at(logits, n, c, corners), c):
+    own, c = _logit_at(top, low, axes, r, k, label), 0
+    while c < top.shape[0] and not _loses(own, label, _logit_at(top, low, axes, r, k, c), c):
         c += 1
-    return c == classes
+    return c == top.shape[0]
 
 
 @exact_function
 def is_greatest(logits, n, i, j, label, classes):
     """Return if the label is the arg-max at a pixel of logits that are not resized."""
-    own = read_one(logits, n, label, i, j)
-    c = 0
+    own, c = read_one(logits, n, label, i, j), 0
     while c < classes and not _loses(own, label, read_one(logits, n, c, i, j), c):
         c += 1
     return c == classes
@@ -94,7 +88,8 @@ def losses_of(z, peak, label, smoothing_weight):
     """Return nll, smooth and sum exp(z - peak)."""
     total = 0.0
     for c in range(z.shape[0]):
-        total += math.exp(z[c] - peak)
+        if not z[c] - peak <= _NOTHING_BESIDE_ONE:  # NaN is added
+            total += math.exp(z[c] - peak)
     log_sum = math.log(total)
     smooth = 0.0
     for c in range(smoothing_weight.shape[0]):
@@ -109,7 +104,7 @@ def softmax_in_place(z, peak):
     """Replace logits by probabilities."""
     total = 0.0
     for c in range(z.shape[0]):
-        z[c] = math.exp(z[c] - peak)
+        z[c] = 0.0 if z[c] - peak <= _NOTHING_IN_FLOAT32 else math.exp(z[c] - peak)
         total += z[c]
     for c in range(z.shape[0]):
         z[c] /= total

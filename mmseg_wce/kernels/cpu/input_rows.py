@@ -23,6 +23,7 @@ __all__ = [
     'fill_row',
     'read_columns',
     'read_one',
+    'read_row',
     'room',
     'write_columns',
     'write_row',
@@ -119,6 +120,23 @@ def read_one(logits, n, c, i, j):
 
 
 @fast_function
+def read_row(logits, n, c, i, axes, line, row):
+    """Read one row of one class, each pixel to its places (P,); line (w,) is overwritten."""
+    width = axes.width
+    if axes.column.shape[0] > 0:
+        values = logits.single[n, c, i] if logits.kind == FLOAT32 else line
+        if logits.kind != FLOAT32:
+            read_columns(logits, n, c, i, 0, line)
+        for j in range(row.shape[0]):
+            row[j] = values[axes.column[j]]
+    else:
+        read_columns(logits, n, c, i, 0, row[1 : width + 1])
+        row[0] = row[1]
+        for j in range(width + 1, row.shape[0]):
+            row[j] = row[width]
+
+
+@fast_function
 def fill_row(logits, n, i, axes, undefined, peak, line, out):
     """Read one row of logits for the resize, each pixel to its places in out (C, P).
 
@@ -130,33 +148,18 @@ def fill_row(logits, n, i, axes, undefined, peak, line, out):
         peak: (P,), overwritten.
         line: (w,), overwritten.
     """
-    width, is_sparse = axes.width, axes.column.shape[0] > 0
-    begin, end = (0, out.shape[1]) if is_sparse else (1, width + 1)
     for c in range(out.shape[0]):
-        row = out[c, begin:end]
-        if is_sparse:
-            values = logits.single[n, c, i] if logits.kind == FLOAT32 else line
-            if logits.kind != FLOAT32:
-                read_columns(logits, n, c, i, 0, line)
-            for j in range(row.shape[0]):
-                row[j] = values[axes.column[j]]
-        else:
-            read_columns(logits, n, c, i, 0, row)
+        read_row(logits, n, c, i, axes, line, out[c])
         if c == 0:
-            for j in range(row.shape[0]):
-                peak[j] = row[j]
-        for j in range(row.shape[0]):
-            peak[j] = row[j] if row[j] > peak[j] else peak[j]
+            for j in range(peak.shape[0]):
+                peak[j] = out[c, j]
+        for j in range(peak.shape[0]):
+            peak[j] = out[c, j] if out[c, j] > peak[j] else peak[j]
     for c in range(out.shape[0]):
-        row = out[c, begin:end]
-        for j in range(row.shape[0]):
-            z = (row[j] - peak[j]) * LOG2_E
+        for j in range(peak.shape[0]):
+            z = (out[c, j] - peak[j]) * LOG2_E
             z = _MASKED if z < _MASKED else z
-            row[j] = undefined if z != z else z
-        if not is_sparse:
-            out[c, 0] = row[0]
-            for j in range(width + 1, out.shape[1]):
-                out[c, j] = row[width - 1]
+            out[c, j] = undefined if z != z else z
 
 
 @fast_function

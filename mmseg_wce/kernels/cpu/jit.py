@@ -38,7 +38,8 @@ _FASTER: dict[str, Any] = dict(_INNER, fastmath=_FAST, _nrt=False, pipeline_clas
 _njit: Callable[..., Callable] = numba.njit
 fast_function = _njit(**_FASTER)
 inlined_function = _njit(forceinline=True, **_FASTER)
-exact_function = _njit(_nrt=False, **_INNER)  # every operation rounded on its own, as PyTorch rounds
+# Every operation is rounded on its own, as PyTorch rounds. Without a word about it, the caller's fastmath would hold.
+exact_function = _njit(_nrt=False, fastmath=False, **_INNER)
 allocating_function = _njit(**_INNER)
 
 

@@ -34,7 +34,6 @@ class Axes(NamedTuple):
     slot_weights: Array  # (2, S, K), float32, of the input pixels left and right
     pixel: Array  # (S, K), int32, output column in each slot, -1 for none
     slot: Array  # (W, 2), int64, p and k of each output column
-    cell: Array  # (W,), int64, cell of each output column, none left out
     column_fraction: Array  # (W,), float64, the weight on the right
     width: int  # w
     padded: int  # P
@@ -44,7 +43,7 @@ class Axes(NamedTuple):
     @classmethod
     def signature(cls) -> types.Type:
         i, i32, f, d = types.int64, types.int32, types.float32, types.float64
-        fields = i[::1], f[:, ::1], d[::1], f[:, :, ::1], i32[:, ::1], i[:, ::1], i[::1], d[::1], i, i, i, i[::1]
+        fields = i[::1], f[:, ::1], d[::1], f[:, :, ::1], i32[:, ::1], i[:, ::1], d[::1], i, i, i, i[::1]
         return types.NamedTuple(fields, cls)
 
 
@@ -82,7 +81,6 @@ def axes(inputs: tuple[int, int], outputs: tuple[int, int], align_corners: bool)
         slot_weights=weights,
         pixel=pixel,
         slot=np.stack([within, index], 1),
-        cell=column,
         column_fraction=right,
         width=inputs[1],
         padded=2 * cells if is_sparse else VECTOR + cells,

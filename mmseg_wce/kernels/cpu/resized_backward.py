@@ -14,7 +14,7 @@ from mmseg_wce.kernels.cpu.input_rows import GRADIENT, clear_rows, room, write_c
 from mmseg_wce.kernels.cpu.jit import Kernel, allocating_function, exact_function, fast_function, inlined_function
 from mmseg_wce.kernels.cpu.layout import Axes
 from mmseg_wce.kernels.cpu.scalars import exp2
-from mmseg_wce.kernels.cpu.surroundings import at_height, load_rows, make_surroundings
+from mmseg_wce.kernels.cpu.surroundings import at_height, load_raw, load_rows, make_surroundings
 from mmseg_wce.kernels.cpu.task import (
     IGNORED,
     TASK,
@@ -173,16 +173,18 @@ def _differentiate(task, axes, top, low, row_weights, on_left, on_right, slopes,
 
 
 @exact_function
-def _differentiate_exactly(task, upstream, axes, n, i, r, total, z, to_top, to_low):
+def _differentiate_exactly(task, upstream, axes, n, i, r, total, given, to_top, to_low):
     """Add the gradient of those pixels of output row r, in row i of the cells, that need the exact way."""
+    load_raw(task, axes, n, i, given)
+    top, low, z = given.raw[i % 2], given.raw[(i + 1) % 2], given.pixel
     smoothing, down = task.smoothing_weight, axes.row_fraction[r]
-    for k in range(axes.cell.shape[0]):
+    for k in range(axes.slot.shape[0]):
         own = label_of(task, task.target[n, r, k])
         if own < 0 or total[n, r, k] > _ZERO:
             continue
         along, left = axes.column_fraction[k], axes.slot[k, 1]
         right = left + axes.shift
-        softmax_in_place(z, logits_at(task.logits, axes, n, i, r, k, z))
+        softmax_in_place(z, logits_at(top, low, axes, r, k, z))
         slope, smooth = slopes_of(task, upstream, n, r, k, own)
         for c in range(z.shape[0]):
             d = np.float64(slope) * (z[c] - (1.0 if c == own else 0.0))
@@ -238,7 +240,7 @@ def _backward_band(task, upstream, axes, k, n, first, last, total, given, slopes
                 )  # fmt: skip
                 if exact:
                     for r in range(begin, end):
-                        _differentiate_exactly(task, upstream, axes, n, i, r, total, given.pixel, to_top, to_low)
+                        _differentiate_exactly(task, upstream, axes, n, i, r, total, given, to_top, to_low)
         if i == 0:  # pixels outside the image repeat its edge, whose gradient theirs is
             _add_rows(to_top, to_low)
             to_top[:] = _ZERO

@@ -14,7 +14,7 @@ from mmseg_wce.kernels.cpu.input_rows import room
 from mmseg_wce.kernels.cpu.jit import Kernel, allocating_function, exact_function, fast_function, inlined_function
 from mmseg_wce.kernels.cpu.layout import Axes
 from mmseg_wce.kernels.cpu.scalars import LN_2, exp2, log2, maximum
-from mmseg_wce.kernels.cpu.surroundings import at_height, load_rows, make_surroundings
+from mmseg_wce.kernels.cpu.surroundings import at_height, load_raw, load_rows, make_surroundings
 from mmseg_wce.kernels.cpu.task import IGNORED, INVALID, NUM_SUMS, TASK, Maps, add_up, label_of
 from numba import types
 
@@ -128,10 +128,11 @@ def _finish_smooth(total, left_weight, right_weight, on_left, on_right, weight_s
 
 
 @exact_function
-def _finish_exactly(task, axes, n, i, r, slots, pixel):
+def _finish_exactly(task, axes, n, i, r, slots, given):
     """Do again those pixels of output row r, in row i of the cells, that need the exact way."""
-    smoothing = task.smoothing_weight
-    for k in range(axes.cell.shape[0]):
+    load_raw(task, axes, n, i, given)
+    top, low, smoothing = given.raw[i % 2], given.raw[(i + 1) % 2], task.smoothing_weight
+    for k in range(axes.slot.shape[0]):
         q = axes.slot[k, 0], axes.slot[k, 1]
         own = slots.y[q]
         if own < 0:
@@ -139,10 +140,10 @@ def _finish_exactly(task, axes, n, i, r, slots, pixel):
         unsettled = _is_unsettled(slots.total[q], slots.own[q])
         unsettled |= smoothing.shape[0] > 0 and slots.smooth[q] != slots.smooth[q]
         if unsettled or _nearly_ties(slots.own[q], slots.other[q]):
-            correct = is_greatest_resized(task.logits, axes, n, i, r, k, own, pixel.shape[0])
-            slots.correct[q] = np.float32(correct)
+            slots.correct[q] = np.float32(is_greatest_resized(top, low, axes, r, k, own))
         if unsettled:
-            nll, smooth, total = losses_of(pixel, logits_at(task.logits, axes, n, i, r, k, pixel), own, smoothing)
+            peak = logits_at(top, low, axes, r, k, given.pixel)
+            nll, smooth, total = losses_of(given.pixel, peak, own, smoothing)
             slots.nll[q], slots.total[q] = np.float32(nll), -np.float32(total)
             if smoothing.shape[0] > 0:
                 slots.smooth[q] = np.float32(smooth)
@@ -191,7 +192,7 @@ def _forward_band(task, axes, n, first, last, given, slots, maps):
                     slots.total, left_weight, right_weight, on_left, on_right, task.weight_sum, slots.smooth
                 )
             if odd:
-                _finish_exactly(task, axes, n, i, r, slots, given.pixel)
+                _finish_exactly(task, axes, n, i, r, slots, given)
             _write(
                 axes, slots, maps.nll[n, r], maps.smooth[n, r], maps.correct[n, r], maps.total[n, r], maps.sums[n, r]
             )

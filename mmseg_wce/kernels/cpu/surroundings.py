@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 from mmseg_wce.kernels import units
-from mmseg_wce.kernels.cpu.input_rows import fill_row, room
+from mmseg_wce.kernels.cpu.input_rows import fill_row, read_row, room
 from mmseg_wce.kernels.cpu.jit import allocating_function, fast_function, inlined_function
 
-__all__ = ['Surroundings', 'at_height', 'load_rows', 'make_surroundings']
+__all__ = ['Surroundings', 'at_height', 'load_raw', 'load_rows', 'make_surroundings']
 
 _ZERO, _LIMIT = np.float32(0), np.float32(-units.LARGEST_LOSS)
 _VERY_LOW = np.float32(-1e34)  # many of them add up to a finite number
@@ -23,7 +23,8 @@ class Surroundings(NamedTuple):
     """The input rows above and below a row of cells, and room to interpolate them."""
 
     rows: np.ndarray  # (2, C + 1, P): the row above cell i at i % 2; the last class is the mean that smoothing needs
-    held: np.ndarray  # (2,), which input rows they are
+    raw: np.ndarray  # (2, C, P), the same as they are, for the exact way
+    held: np.ndarray  # (4,), which input rows they are, and the raw ones
     peak: np.ndarray  # (P,)
     line: np.ndarray  # (w,)
     sides: np.ndarray  # (2, K), one class at the height of an output row, left and right of each cell
@@ -34,21 +35,38 @@ class Surroundings(NamedTuple):
 def make_surroundings(classes, axes):
     K, P = axes.pixel.shape[1], axes.padded
     rows, sides = room(2 * (classes + 1) * P).reshape((2, classes + 1, P)), room(2 * K).reshape((2, K))
-    held, pixel = np.empty(2, np.int64), np.empty(classes, np.float64)
-    return Surroundings(rows, held, room(P), room(axes.width), sides, pixel)
+    raw, held, pixel = np.empty((2, classes, P), np.float32), np.empty(4, np.int64), np.empty(classes, np.float64)
+    return Surroundings(rows, raw, held, room(P), room(axes.width), sides, pixel)
 
 
 @fast_function
 def load_rows(task, axes, n, i, undefined, given):
     """Read the input rows around row i of the cells, unless they are there; ``undefined`` as in :func:`fill_row`."""
-    classes, height = task.class_weight.shape[0], axes.start.shape[0] - 2
+    classes = task.class_weight.shape[0]
     for side in range(2):
-        at, row = (i + side) % 2, min(max(i - 1 + side, 0), height - 1)
+        at, row = (i + side) % 2, _input_row(axes, i, side)
         if given.held[at] != row:
             given.held[at] = row
             fill_row(task.logits, n, row, axes, undefined, given.peak, given.line, given.rows[at, :classes])
             if task.smoothing_weight.shape[0] > 0:
                 _fill_mean(given.rows[at], task.smoothing_weight)
+
+
+@inlined_function
+def _input_row(axes, i, side):
+    """The row above row i of the cells, or below; outside the image its edge."""
+    return min(max(i - 1 + side, 0), axes.start.shape[0] - 3)
+
+
+@fast_function
+def load_raw(task, axes, n, i, given):
+    """Read the same rows as they are, unless they are there: logits of all classes lie far apart in memory."""
+    for side in range(2):
+        at, row = (i + side) % 2, _input_row(axes, i, side)
+        if given.held[2 + at] != row:
+            given.held[2 + at] = row
+            for c in range(given.raw.shape[1]):
+                read_row(task.logits, n, c, row, axes, given.line, given.raw[at, c])
 
 
 @fast_function
