@@ -125,6 +125,19 @@ def test_what_another_version_has_kept_is_made_anew(folder):
     assert after.stderr == ''
 
 
+def test_a_broken_index_that_cannot_be_written_costs_the_cache_alone(folder):
+    run(folder)
+    (index,) = (folder / 'cache').rglob('*.nbi')
+    index.write_bytes(index.read_bytes()[:-20])
+    code = (
+        'import numba.core.caching as caching\n'
+        'def refused(*_): raise OSError(30, "Read-only file system")\n'
+        'caching.IndexDataCacheFile.flush = refused\n' + CALL
+    )
+
+    assert answer(run(folder, code)) == '[1.0, 1.0, 0.0]'
+
+
 AS_NOBODY = 'import os\nimport kernel\nif os.getuid() == 0: os.setuid(65534)\n' + CALL
 
 

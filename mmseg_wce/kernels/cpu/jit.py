@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import warnings
@@ -89,8 +90,9 @@ class _Cache(FunctionCache):
         try:
             found = super().load_overload(sig, target_context)
         except Exception:  # kept by another version of this package, whose classes are not the same, or broken
-            self.flush()
             found = None
+            with contextlib.suppress(OSError):
+                self.flush()
         if found is None:
             _say_that_it_compiles()
         return found
@@ -98,7 +100,7 @@ class _Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
-        except OSError as error:  # a full disk
+        except Exception as error:  # a full disk, or an index that is broken and cannot be written
             warnings.warn(f'the compiled CPU kernels of mmseg_wce are not kept: {error}', stacklevel=2)
 
 
