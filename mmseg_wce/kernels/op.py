@@ -291,7 +291,7 @@ def pixel_maps(
         >>> maps.nll
         tensor([2.1269, 0.0000])
     """
-    check_shapes(logits, target, smoothing_weight)
+    check_shapes(logits, target, smoothing_weight=smoothing_weight, class_weight=class_weight)
     if target.dtype != torch.int64:
         raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
     backend = chosen_backend(backend, logits.device, logits.dtype, logits.shape[1] * target.numel())
@@ -326,13 +326,13 @@ def pixel_maps(
     return PixelMaps(nll.reshape(shape), smooth, correct.reshape(shape), sums, class_weight)
 
 
-def check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None = None) -> None:
+def check_shapes(logits: Tensor, target: Tensor, **weights: Tensor | None) -> None:
     """Raise ValueError where shapes do not fit :func:`pixel_nll`.
 
     Args:
         logits: (N, C, h, w), or (N, C, ...) of the target's spatial size.
         target: (N, H, W) or (N, ...).
-        smoothing_weight: (C,), or None.
+        weights: by the names of the arguments, (C,) or None.
     """
     both = f'logits {tuple(logits.shape)} and target {tuple(target.shape)}'
     if logits.dim() < 2 or logits.shape[:1] != target.shape[:1] or logits.dim() != target.dim() + 1:
@@ -344,8 +344,9 @@ def check_shapes(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None
             raise ValueError(f'empty logits cannot be upsampled: {both}')
     if logits.shape[1] == 0:
         raise ValueError(f'there are no classes in {both}')
-    if smoothing_weight is not None and smoothing_weight.shape != logits.shape[1:2]:
-        raise ValueError(f'smoothing_weight {tuple(smoothing_weight.shape)} has not one weight per class of {both}')
+    for name, weight in weights.items():
+        if weight is not None and weight.shape != logits.shape[1:2]:
+            raise ValueError(f'{name} {tuple(weight.shape)} has not one weight per class of {both}')
 
 
 def is_transformed() -> bool:

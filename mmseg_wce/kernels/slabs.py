@@ -63,6 +63,11 @@ def _sum_of_first(x: Tensor) -> Tensor:
     return x[0]
 
 
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply, with 0 where the weight is: 0 * NaN is NaN."""
+    return (x * weight).masked_fill_(weight == 0, 0)
+
+
 class _Slab(NamedTuple):
     """Some output rows of one image, and the input rows that they come from, if they are resized."""
 
@@ -92,9 +97,9 @@ def _slabs(logits: Tensor, size: torch.Size, align_corners: bool) -> Iterator[_S
         for rows in _cut(end - number, end, step)
     ]
     for n in range(logits.shape[0]):
-        has_masked = bool((logits[n] == -torch.inf).any())
+        is_finite = bool(logits[n].isfinite().all())
         for (above, below), rows in slabs:
-            options = (above, below), rows, size, align_corners, has_masked
+            options = (above, below), rows, size, align_corners, is_finite
             z = _resized(logits[n], *options, dtype, shifted=True)
             peak = z.amax(0)
             if not (peak > _SMALLEST_PEAK).all():
@@ -114,11 +119,11 @@ def _resized(
     rows: slice,
     size: torch.Size,
     align_corners: bool,
-    has_masked: bool,
+    is_finite: bool,
     dtype: torch.dtype,
     shifted: bool,
 ) -> Tensor:
-    """Output rows between two input rows of logits (C, h, w); with ``has_masked``, some of them are at -inf.
+    """Output rows between two input rows of logits (C, h, w); ``is_finite`` if all of them are, which is faster.
 
     With ``shifted``, the maximum over the classes is subtracted from each input pixel: an offset of all logits of a
     pixel then costs no digits. Between input pixels that disagree so much that every class is far below those maxima,
@@ -126,18 +131,20 @@ def _resized(
     """
     row_sides, column_sides = _axes(logits.shape[1:], size, align_corners, dtype, logits.device)
 
+    times = torch.mul if is_finite else _times
+
     def interpolated(inputs: list[Tensor]) -> Tensor:
         total = logits.new_zeros((), dtype=dtype)
         for x, row_side in zip(inputs, row_sides, strict=True):
-            first, second = (x.index_select(1, side.pixel) * side.weight for side in column_sides)
-            total = total + (first + second).unsqueeze(1) * row_side.weight[rows].unsqueeze(1)
+            first, second = (times(x.index_select(1, side.pixel), side.weight) for side in column_sides)
+            total = total + times((first + second).unsqueeze(1), row_side.weight[rows].unsqueeze(1))
         return total
 
     inputs = [logits[:, row].to(dtype) for row in between]
     if shifted:
         peaks = [x.amax(0) for x in inputs]
         inputs = [x - peak.masked_fill(peak.isinf(), 0) for x, peak in zip(inputs, peaks, strict=True)]
-    if not has_masked:
+    if is_finite:
         return interpolated(inputs)
     masked = [x == -torch.inf for x in inputs]  # such a class is -inf wherever it has a weight: 0 * -inf is NaN
     z = interpolated([x.masked_fill(where, 0) for x, where in zip(inputs, masked, strict=True)])
@@ -242,9 +249,8 @@ def backward(
             gradient[n, :, rows] = slope
             continue
         for row, side in zip((above, below), row_sides, strict=True):
-            of_row = _sum_of_first((slope * side.weight[rows].unsqueeze(1)).transpose(0, 1))
+            of_row = _sum_of_first(_times(slope, side.weight[rows].unsqueeze(1)).transpose(0, 1))
             for column_side in column_sides:
                 for index, weight in zip(column_side.back, column_side.back_weight, strict=True):
-                    part = of_row.index_select(1, index) * weight
-                    gradient[n, :, row] += part.masked_fill_(weight == 0, 0)  # 0 * NaN is NaN
+                    gradient[n, :, row] += _times(of_row.index_select(1, index), weight)
     return gradient.to(logits.dtype)

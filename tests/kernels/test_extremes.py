@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from ways import every_way, every_way_or_slowly, fused, pytorchs, resize
+from ways import NUMBA, SLABS, every_way, every_way_or_slowly, fused, pytorchs, resize
 
 EPSILON = torch.finfo(torch.float32).eps
 SHIFT = 57 * math.log(2)
@@ -286,3 +286,22 @@ def test_of_classes_that_tie_everywhere_the_lowest_is_predicted(way, pixels):
 
     assert torch.equal(correct, target == 0)
     torch.testing.assert_close(nll[target != 255], torch.full_like(nll[target != 255], math.log(5)))
+
+
+@pytest.mark.parametrize('way', [NUMBA, SLABS], ids=['cpu', 'slabs'])
+@pytest.mark.parametrize('transposed', [False, True])
+def test_nan_does_not_reach_a_neighbour_of_weight_zero(way, transposed):
+    """In the loss of valid pixels and in their gradient: rows of the same number are not mixed."""
+    logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 8, dtype=torch.long)
+    logits[0, 1, 2, 1] = math.nan
+    expected = torch.tensor([False, False, True, False])
+    if transposed:
+        logits, target = logits.mT.contiguous(), target.mT.contiguous()
+    logits.requires_grad_()
+
+    nll, smooth, _ = way(logits, target, smoothing_weight=torch.ones(2))
+    (gradient,) = torch.autograd.grad((nll + smooth).sum(), logits)
+
+    along = 1 if transposed else 2
+    assert torch.equal((nll + smooth).isnan().any(along)[0], expected)
+    assert torch.equal(gradient.isnan().any(1).any(along)[0], expected)

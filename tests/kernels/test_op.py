@@ -63,6 +63,19 @@ def test_shapes_that_do_not_fit(way, logits, target, weight):
 
 
 @every_way
+@pytest.mark.parametrize('shape', [(1,), (2,), (2000,), (3, 1), ()])
+def test_class_weights_of_another_number_of_classes(way, shape):
+    with pytest.raises(ValueError, match=r'class_weight .* has not one weight per class'):
+        pixel_maps(
+            torch.zeros(1, 3, 4, 4, device=way.device),
+            torch.zeros(1, 8, 8, dtype=torch.long, device=way.device),
+            torch.ones(shape, device=way.device),
+            ignore_index=255,
+            backend=way.backend,
+        )
+
+
+@every_way
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.float32])
 def test_a_target_that_is_not_int64(way, dtype):
     logits, target, _ = way.problem()

@@ -96,6 +96,17 @@ def test_works_in_a_forked_child_and_afterwards_in_the_parent():
     )
 
 
+def test_works_while_the_interpreter_ends():
+    run_code(
+        LOSS + 'import atexit, os\n'
+        'expected = value()\n'
+        'def last():\n'
+        '    try: os._exit(0 if value() == expected else 1)\n'
+        '    finally: os._exit(2)\n'
+        'atexit.register(last)\n'
+    )
+
+
 def test_works_in_two_threads_at_once():
     run_code(
         LOSS + 'from concurrent.futures import ThreadPoolExecutor\n'

@@ -14,7 +14,8 @@ from mmseg_wce.kernels.cpu.jit import exact_function
 
 __all__ = ['is_greatest', 'is_greatest_resized', 'logits_at', 'losses_of', 'softmax_in_place']
 
-_NOTHING_BESIDE_ONE, _NOTHING_IN_FLOAT32 = -40.0, -110.0  # whose exponential is, and takes most of the time
+# Their exponentials vanish beside 1 in float64, and in float32: most are left out, since they take most of the time.
+_NOTHING_BESIDE_ONE, _NOTHING_IN_FLOAT32 = -40.0, -110.0
 
 
 @exact_function
@@ -29,7 +30,7 @@ def _weighted(a, b, weight_a, weight_b):
 
 @exact_function
 def _logit_at(top, low, axes, r, k, c):
-    """Interpolate one class in the order of F.interpolate: along the row, then down."""
+    """Interpolate one class in the order of F.interpolate: along the row, then down; without what has no weight."""
     left, right = axes.slot[k, 1], axes.slot[k, 1] + axes.shift
     down, along = axes.row_fraction[r], axes.column_fraction[k]
     above = _weighted(np.float64(top[c, left]), np.float64(top[c, right]), 1 - along, along)
@@ -49,7 +50,7 @@ def logits_at(top, low, axes, r, k, z):
         z: (C,), float64, overwritten.
 
     Returns:
-        The maximum; NaN where there is one.
+        The maximum, for finite numbers and -inf; anything beside NaN, which :func:`losses_of` meets again.
     """
     peak = -np.inf
     for c in range(z.shape[0]):
@@ -60,8 +61,8 @@ def logits_at(top, low, axes, r, k, z):
 
 
 @exact_function
-def _loses(own, label, other, c):
-    """If class c, with the logit ``other``, is the arg-max rather than the label: the lowest class at a tie."""
+def _is_beaten(own, label, other, c):
+    """Return if the label is not the arg-max, since class c is greater, lower at a tie, or one of both is NaN."""
     return not (other < own or (other == own and c >= label))
 
 
@@ -69,7 +70,7 @@ def _loses(own, label, other, c):
 def is_greatest_resized(top, low, axes, r, k, label):
     """Return if the label is the arg-max at a pixel, as :func:`logits_at` counts them."""
     own, c = _logit_at(top, low, axes, r, k, label), 0
-    while c < top.shape[0] and not _loses(own, label, _logit_at(top, low, axes, r, k, c), c):
+    while c < top.shape[0] and not _is_beaten(own, label, _logit_at(top, low, axes, r, k, c), c):
         c += 1
     return c == top.shape[0]
 
@@ -78,7 +79,7 @@ def is_greatest_resized(top, low, axes, r, k, label):
 def is_greatest(logits, n, i, j, label, classes):
     """Return if the label is the arg-max at a pixel of logits that are not resized."""
     own, c = read_one(logits, n, label, i, j), 0
-    while c < classes and not _loses(own, label, read_one(logits, n, c, i, j), c):
+    while c < classes and not _is_beaten(own, label, read_one(logits, n, c, i, j), c):
         c += 1
     return c == classes
 

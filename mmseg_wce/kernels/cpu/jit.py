@@ -114,7 +114,7 @@ def _digest_of_sources(folder: Path) -> str:
 
 @lru_cache
 def _say_that_it_compiles() -> None:
-    _say('compiling the CPU kernels, which takes up to half a minute, once')
+    _say('compiling the CPU kernels, which takes up to half a minute')
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""Gradient of logits that are upsampled on the way: the output rows of one row of cells, all classes, at a time.
+"""Gradient of logits that are upsampled on the way: some output rows of one row of cells, all classes, at a time.
 
 Letters of shapes are those of :mod:`mmseg_wce.kernels.cpu.layout`.
 """
@@ -29,9 +29,9 @@ from numba import types
 __all__ = ['backward', 'join']
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_ROWS = 8  # of pixels in a row of cells, which are taken at once
+_ROWS = 8  # of output, which are taken at once
 
-f32, i64 = types.float32, types.int64
+f32 = types.float32
 
 
 class _Slopes(NamedTuple):
@@ -46,7 +46,7 @@ class _Slopes(NamedTuple):
     smooth: np.ndarray
     present: np.ndarray  # (R, C), uint8, classes that are labels
     corners: np.ndarray  # (6, K), above left and right, below left and right, summed over rows; one row's left, right
-    gradient: np.ndarray  # (2, C, P), of the input rows above and below
+    gradient: np.ndarray  # (2, C, P), of the input rows above and below; by this name for whole bands only
 
 
 @allocating_function
@@ -173,6 +173,15 @@ def _differentiate(task, axes, top, low, row_weights, on_left, on_right, slopes,
 
 
 @exact_function
+def _add_both_sides(row, left, right, d, along):
+    """Add to the places of a row (P,) that have a weight: 0 * NaN is NaN."""
+    if along < 1:
+        row[left] += np.float32(d * (1 - along))
+    if along > 0:
+        row[right] += np.float32(d * along)
+
+
+@exact_function
 def _differentiate_exactly(task, upstream, axes, n, i, r, total, given, to_top, to_low):
     """Add the gradient of those pixels of output row r, in row i of the cells, that need the exact way."""
     load_raw(task, axes, n, i, given)
@@ -190,10 +199,10 @@ def _differentiate_exactly(task, upstream, axes, n, i, r, total, given, to_top, 
             d = np.float64(slope) * (z[c] - (1.0 if c == own else 0.0))
             if smoothing.shape[0] > 0:
                 d += np.float64(smooth) * (z[c] * task.weight_sum - smoothing[c])
-            to_top[c, left] += np.float32(d * (1 - down) * (1 - along))
-            to_top[c, right] += np.float32(d * (1 - down) * along)
-            to_low[c, left] += np.float32(d * down * (1 - along))
-            to_low[c, right] += np.float32(d * down * along)
+            if down < 1:
+                _add_both_sides(to_top[c], left, right, d * (1 - down), along)
+            if down > 0:
+                _add_both_sides(to_low[c], left, right, d * down, along)
 
 
 @fast_function

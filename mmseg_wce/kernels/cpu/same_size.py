@@ -28,7 +28,7 @@ __all__ = ['backward', 'forward']
 
 _ZERO, _ONE, _NAN, _INF = (np.float32(x) for x in (0, 1, np.nan, np.inf))
 
-f32, f64, i64 = types.float32, types.float64, types.int64
+f32, f64 = types.float32, types.float64
 
 
 class _Block(NamedTuple):
@@ -176,6 +176,7 @@ def _differentiate(task, c, logits, y, peak, total, slope, smooth, out):
 def _backward_block(task, upstream, n, i, begin, block, peak, total, gradient):
     """Gradient of the columns of row i of image n from ``begin`` on; peak and total (B,) are the forward's."""
     size, poisoned = peak.shape[0], False
+    # in memory that has another use in the forward
     y, slope, smooth = block.y[:size], block.weight[:size], block.smooth[:size]
     z, out = block.nll[:size], block.correct[:size]
     for j in range(size):
