@@ -52,7 +52,7 @@ def _forward(
         cpu = import_module('mmseg_wce.kernels.cpu')
         *maps, sums = cpu.forward(logits, target, ignore_index, class_weight, smoothing_weight, align_corners)
         loss_sum, smooth_sum = (x.to(maps[0].dtype, copy=True) for x in sums[:2])
-        counts = sums[2 if class_weight is not None else 6 :].clone()
+        counts = sums[2:].clone()
     else:
         sweep = slabs if backend == 'slabs' else import_module('mmseg_wce.kernels.triton')
         maps = sweep.forward(logits, target, ignore_index, smoothing_weight, align_corners)
@@ -84,7 +84,7 @@ def _empty_outputs(
     correct = logits.new_empty(target.shape, dtype=torch.bool)
     counts = nll.new_empty(0)
     if backend == 'cpu':  # float32 counts up to 16 million
-        counts = nll.new_empty(0 if class_weight is None else 4, dtype=torch.float64)
+        counts = nll.new_empty(4, dtype=torch.float64)
     return nll, smooth, correct, total, nll.new_empty(()), nll.new_empty(()), counts
 
 

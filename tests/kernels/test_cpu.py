@@ -56,7 +56,7 @@ def test_half_precision_is_float32_rounded_once(dtype, pixels):
 
 
 def test_denormal_logits_count_where_the_processor_is_set_to_flush_them():
-    """As compiled code that is loaded into the process may set it."""
+    """Code that is loaded into the process may set it, if it was compiled with -ffast-math."""
     logits = torch.tensor([6e-5, 0.0]).half().view(1, 2, 1)
     if not torch.set_flush_denormal(True):
         pytest.skip('this processor flushes nothing')

@@ -255,12 +255,8 @@ def test_ignored_pixels_keep_nan_and_infinity_from_all_others(way, pixels, smoot
     """Also from those that lie on a node beside them, where F.interpolate gives NaN."""
     logits, target, weight = way.problem(pixels=pixels, dtype=torch.float32)
     clean = logits.clone()
-    logits[0, 1, 2, 3], logits[0, 4, 5, 0], logits[1, :, 1, 6], logits[1, 2, 4, 1] = (
-        math.nan,
-        math.inf,
-        -math.inf,
-        math.nan,
-    )
+    logits[0, 1, 2, 3] = logits[1, 2, 4, 1] = math.nan
+    logits[0, 4, 5, 0], logits[1, :, 1, 6] = math.inf, -math.inf
     touched = (logits != clean).any(1, keepdim=True).double()
     reached = touched if logits.shape[2:] == target.shape[1:] else resize(touched, target.shape[1:])
     target[reached[:, 0] > 0] = 255
@@ -279,7 +275,7 @@ def test_ignored_pixels_keep_nan_and_infinity_from_all_others(way, pixels, smoot
 @every_way
 @pytest.mark.parametrize('pixels', [(20, 25), (6, 7)])
 def test_of_classes_that_tie_everywhere_the_lowest_is_predicted(way, pixels):
-    """As in the first step, with a classifier that starts at zero."""
+    """A classifier that starts at zero gives such logits in the first step."""
     logits, target, _ = way.problem(pixels=pixels)
 
     nll, _, correct = way(torch.zeros_like(logits), target)

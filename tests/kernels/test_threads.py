@@ -2,6 +2,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,6 +43,28 @@ def test_threads_are_kept_where_calls_are_worth_different_numbers_of_them(monkey
         run(lambda first, last: None, 100, work)
 
     assert _pool.cache_info().misses == started
+
+
+def test_pieces_of_threads_that_did_start_are_waited_for_where_another_cannot(monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 3)
+    pool, calls, done = ThreadPoolExecutor(1), [], []
+
+    def submit(take):
+        calls.append(take)
+        if len(calls) > 1:
+            raise RuntimeError("can't start new thread")
+        return pool.submit(take)
+
+    monkeypatch.setattr('mmseg_wce.kernels.cpu.threads._pool', lambda *_: SimpleNamespace(submit=submit))
+    caller = threading.get_ident()
+
+    def kernel(first, last):
+        time.sleep(0.05 if threading.get_ident() != caller else 0.005)
+        done.extend(range(first, last))
+
+    run(kernel, 24, MANY)
+
+    assert sorted(done) == list(range(24))
 
 
 def test_an_exception_ends_the_others_and_arrives(monkeypatch):

@@ -15,21 +15,13 @@ from mmseg_wce.kernels.cpu.jit import Kernel, allocating_function, exact_functio
 from mmseg_wce.kernels.cpu.layout import Axes
 from mmseg_wce.kernels.cpu.scalars import exp2
 from mmseg_wce.kernels.cpu.surroundings import at_height, load_raw, load_rows, make_surroundings
-from mmseg_wce.kernels.cpu.task import (
-    IGNORED,
-    TASK,
-    UPSTREAM,
-    label_of,
-    label_slope,
-    slopes_of,
-    smoothing_slope,
-)
+from mmseg_wce.kernels.cpu.task import IGNORED, TASK, UPSTREAM, label_of, label_slope, slopes_of, smoothing_slope
 from numba import types
 
 __all__ = ['backward', 'join']
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_ROWS = 8  # of output, which are taken at once
+_ROWS = 8  # output rows that are taken at once
 
 f32 = types.float32
 

@@ -72,7 +72,10 @@ UPSTREAM = types.NamedTuple((_f32[:, :, :], _f32[:, :, :], _f32, _f32), Upstream
 
 
 class Maps(NamedTuple):
-    """What the forward writes; resized: X is (N, H, W) and Y is (N, H), otherwise X is (N, 2, H, W) and Y (blocks,)."""
+    """The results of a forward sweep.
+
+    X is (N, H, W) and Y is (N, H) where logits are resized, otherwise X is (N, 2, H, W) and Y is (blocks,).
+    """
 
     nll: np.ndarray  # (N, H, W), float32
     smooth: np.ndarray  # (N, H, W), float32, or (N, H, 0)

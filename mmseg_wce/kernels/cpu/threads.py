@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -43,11 +44,10 @@ def run(kernel: Callable[[int, int], None], pieces: int, work: int) -> None:
             failed = True
             raise
 
-    pool = _pool(os.getpid(), torch.get_num_threads() - 1)
-    try:
-        others = [pool.submit(take) for _ in range(threads - 1)]
-    except RuntimeError:  # no thread starts while the interpreter ends
-        others = []
+    pool, others = _pool(os.getpid(), torch.get_num_threads() - 1), []
+    with contextlib.suppress(RuntimeError):  # no thread starts while the interpreter ends, or beyond the system's limit
+        for _ in range(threads - 1):
+            others.append(pool.submit(take))
     try:
         take()
     finally:
