@@ -19,9 +19,9 @@ if importlib.util.find_spec('mmseg') is not None:
         from mmseg_wce import compat
 
         compat.apply()
-        from mmseg_wce import datasets, fusion, hooks, losses, metrics
+        from mmseg_wce import datasets, fused_heads, hooks, losses, metrics, validation_loss
 
-        __all__ += ['datasets', 'fusion', 'hooks', 'losses', 'metrics']
+        __all__ += ['datasets', 'fused_heads', 'hooks', 'losses', 'metrics', 'validation_loss']
         why_not_registered = None
     except Exception as error:  # mmseg asserts versions; a broken torchvision or CUDA library raises anything
         why_not_registered = f'{type(error).__name__}: {error}'

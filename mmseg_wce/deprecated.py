@@ -14,6 +14,8 @@ from typing import Any
 __all__ = ['install']
 
 _MODULES = {
+    'mmseg_wce.fusion': 'mmseg_wce.fused_heads',
+    'mmseg_wce.head_losses': 'mmseg_wce.fused_heads.head_losses',
     'mmseg_wce.labels': 'mmseg_wce.targets',
     'mmseg_wce.label_files': 'mmseg_wce.dataset_checks',
     'mmseg_wce.label_files.agreement': 'mmseg_wce.dataset_checks.config_consistency',

@@ -22,6 +22,7 @@ from mmseg_wce.binary import binary_normalizer, check_binary_inputs, weighted_bi
 from mmseg_wce.kernels import PixelMaps, PixelSums, pixel_maps
 from mmseg_wce.reduction import label_weights, normalizing_sum, reduce_loss, weight_pixels
 from mmseg_wce.targets import valid_pixels
+from mmseg_wce.upsampling import upsampled_argmax
 from torch import Tensor
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     'check_inputs',
     'normalizer',
     'smoothing_weight',
+    'upsampled_argmax',
     'weighted_binary_cross_entropy',
     'weighted_cross_entropy',
 ]

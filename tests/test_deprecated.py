@@ -28,6 +28,11 @@ print(*(w.message for w in caught if w.category is DeprecationWarning and 'mmseg
             'mmseg_wce.label_files is now mmseg_wce.dataset_checks',
         ),
         (
+            'from mmseg_wce.fusion import FusedLossHook, fuse_decode_heads',
+            'assert fuse_decode_heads is mmseg_wce.fused_heads.fuse_decode_heads',
+            'mmseg_wce.fusion is now mmseg_wce.fused_heads',
+        ),
+        (
             'from mmseg_wce import labels',
             'assert labels.explain is mmseg_wce.targets.explain',
             'mmseg_wce.labels is now mmseg_wce.targets',

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from mmseg_wce.fusion import fuse_decode_heads
+from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from tiny_segmentor import NUM_CLASSES, tiny_batch, tiny_segmentor
 from torch import Tensor, nn
@@ -164,7 +164,8 @@ def special_calls(normalize: bool, use_sigmoid: bool = False) -> Tensor:
 
 def number_of_collectives(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often a call of the loss sends something, and that it does so before the logits are read."""
-    from mmseg_wce import head_losses, losses
+    from mmseg_wce import losses
+    from mmseg_wce.fused_heads import head_losses
 
     sent, all_reduce = [], dist.all_reduce
     logits, label = torch.randn(1, 4, 4, 4, requires_grad=True), torch.randint(0, 4, (1, 4, 4))

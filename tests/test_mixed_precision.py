@@ -10,7 +10,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.functional import weighted_cross_entropy
-from mmseg_wce.fusion import fuse_decode_heads
+from mmseg_wce.fused_heads import fuse_decode_heads
 from torch import nn
 
 WEIGHTS = [0.1, 3.0, 1.0, 0.3, 2.0]

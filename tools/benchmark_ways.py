@@ -16,7 +16,7 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.functional import weighted_binary_cross_entropy, weighted_cross_entropy
-from mmseg_wce.fusion import fuse_decode_heads
+from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.kernels import pixel_bce, pixel_maps
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint

@@ -14,7 +14,7 @@ import torch
 from benchmark import seconds
 from benchmark_ways import TrainingStep
 from mmengine.visualization import LocalVisBackend
-from mmseg_wce.fusion import fuse_decode_heads
+from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.hooks import LossMonitorHook
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from rich.progress import track

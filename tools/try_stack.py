@@ -28,7 +28,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.config_parts import nodes
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
-from mmseg_wce.fusion import fuse_decode_heads
+from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.preflight import load_config
 from rich.console import Console
 from rich.progress import track

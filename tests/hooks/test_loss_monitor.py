@@ -20,7 +20,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from mmseg_wce.fusion import fuse_decode_heads
+from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.hooks import class_tally
 from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
 from mmseg_wce.hooks.finite_watch import FiniteWatch, finite_flags

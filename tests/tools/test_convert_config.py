@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config, utils
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
-from mmseg_wce.head_losses import _Fused
+from mmseg_wce.fused_heads.head_losses import _Fused
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 
 OURS = 'WeightedCrossEntropyLoss'

@@ -18,7 +18,7 @@ from mmseg.registry import HOOKS, MODELS
 from mmseg.structures import SegDataSample
 from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce import built_in_losses
-from mmseg_wce.fusion import FusedLossHook, fuse_decode_heads
+from mmseg_wce.fused_heads import FusedLossHook, fuse_decode_heads
 from mmseg_wce.kernels import op
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from stacks import FORK
@@ -155,7 +155,7 @@ def test_full_size_logits_are_never_built(monkeypatch):
     monkeypatch.setenv('MMSEG_WCE_BACKEND', 'slabs')  # small float64 inputs go to the reference
     fused = head(OURS)
     fuse_decode_heads(Model(fused))
-    monkeypatch.setattr('mmseg_wce.head_losses.resize', lambda *a, **k: pytest.fail('resized'))
+    monkeypatch.setattr('mmseg_wce.fused_heads.head_losses.resize', lambda *a, **k: pytest.fail('resized'))
     monkeypatch.setattr('mmseg.models.decode_heads.decode_head.resize', lambda *a, **k: pytest.fail('resized'))
     sweeps = []
     forward = op._forward

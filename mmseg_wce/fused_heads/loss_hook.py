@@ -12,7 +12,7 @@ from mmseg.models.decode_heads import DDRHead, PIDHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import HOOKS
 from mmseg.structures.sampler import OHEMPixelSampler
-from mmseg_wce import head_losses
+from mmseg_wce.fused_heads import head_losses
 from mmseg_wce.hooks.models import unwrapped
 from mmseg_wce.samplers import check_built_sampler
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ def fuse_decode_heads(model: nn.Module, built_in: bool = False) -> list[str]:
     Example:
         >>> import torch
         >>> from mmseg.registry import MODELS
-        >>> from mmseg_wce.fusion import fuse_decode_heads
+        >>> from mmseg_wce.fused_heads import fuse_decode_heads
         >>> head = dict(type='mmseg.FCNHead', in_channels=8, channels=8, num_classes=3, num_convs=1)
         >>> model = torch.nn.Module()
         >>> model.decode_head = MODELS.build(dict(head, loss_decode=dict(type='WeightedCrossEntropyLoss')))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmseg.models.decode_heads import FCNHead, PIDHead
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import HOOKS, MODELS
-from mmseg_wce.fusion import fuse_decode_heads
+from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.kernels import binary, op
 from mmseg_wce.samplers import check_built_sampler, check_sampler
 from torch import nn
@@ -132,7 +132,7 @@ def test_any_configuration(configuration, sampled, min_kept, thresh, align_corne
 def test_full_size_logits_are_never_built(monkeypatch, options):
     fused = head([OURS, BUILT_IN], **options)
     fuse_decode_heads(Model(fused), built_in=True)
-    for place in ('mmseg_wce.head_losses.resize', 'mmseg.models.decode_heads.decode_head.resize'):
+    for place in ('mmseg_wce.fused_heads.head_losses.resize', 'mmseg.models.decode_heads.decode_head.resize'):
         monkeypatch.setattr(place, lambda *a, **k: pytest.fail('resized'))
     sweeps, forward = [], binary._forward
     monkeypatch.setattr(binary, '_forward', lambda *a: sweeps.append(a[0].shape) or forward(*a))

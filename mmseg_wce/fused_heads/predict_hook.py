@@ -1,0 +1,147 @@
+"""Segmentors that predict classes without full-size logits: which can, and why others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
+from mmengine.runner import Runner
+from mmseg.models.decode_heads import DAHead, EncHead
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
+from mmseg.registry import HOOKS
+from mmseg_wce.fused_heads.prediction import predict, predict_by_feat, slide_inference
+from mmseg_wce.hooks.models import main_head, unwrapped
+from mmseg_wce.validation_loss import ValidationLoss, loss_terms
+from torch import nn
+
+__all__ = ['FusedPredictHook', 'fuse_predict']
+
+# What mmseg's segmentors and heads predict by, known here. Anything else may read or change full-size logits.
+_SEGMENTOR_METHODS: dict[str, tuple[Any, ...]] = {
+    'predict': (EncoderDecoder.predict,),
+    'inference': (EncoderDecoder.inference,),
+    'whole_inference': (EncoderDecoder.whole_inference,),
+    'slide_inference': (EncoderDecoder.slide_inference,),
+    'encode_decode': (EncoderDecoder.encode_decode, CascadeEncoderDecoder.encode_decode),
+    'postprocess_result': (EncoderDecoder.postprocess_result,),
+}
+_HEAD_METHODS: dict[str, tuple[Any, ...]] = {
+    'predict': (BaseDecodeHead.predict, BaseCascadeDecodeHead.predict, EncHead.predict, DAHead.predict),
+    'predict_by_feat': (BaseDecodeHead.predict_by_feat,),
+}
+
+
+@HOOKS.register_module()
+class FusedPredictHook(Hook):
+    """Lets the model predict without full-size logits in validation and test, and logs where it cannot and why.
+
+    ``custom_hooks = [dict(type='FusedPredictHook')]``
+
+    Predictions (``pred_sem_seg``) are mmseg's own, to the last pixel; ``seg_logits`` is no longer in the samples.
+    Beside them it computes what :class:`mmseg_wce.validation_loss.ValidationLoss` adds up, where an evaluator has one.
+
+    Args:
+        keep_logits: leave ``seg_logits`` in the samples, as mmseg does, at the cost of their memory.
+
+    Example:
+        >>> import mmseg_wce
+        >>> from mmseg.registry import HOOKS
+        >>> HOOKS.build(dict(type='FusedPredictHook')).keep_logits
+        False
+    """
+
+    def __init__(self, keep_logits: bool = False) -> None:
+        self.keep_logits = keep_logits
+
+    def before_run(self, runner: Runner) -> None:
+        runner.logger.info(f'FusedPredictHook: {fuse_predict(unwrapped(runner), self.keep_logits)}')
+
+    def before_val(self, runner: Runner) -> None:
+        self._prepare_losses(runner, runner.val_evaluator)
+
+    def before_test(self, runner: Runner) -> None:
+        self._prepare_losses(runner, runner.test_evaluator)
+
+    def _prepare_losses(self, runner: Runner, evaluator: Any) -> None:
+        """Let the model compute what a ValidationLoss needs; found here since evaluators are built late."""
+        metrics = [metric for metric in evaluator.metrics if isinstance(metric, ValidationLoss)]
+        if all(metric.is_computed for metric in metrics):
+            return
+        for metric in metrics:
+            metric.is_computed = True
+        model: Any = unwrapped(runner)
+        if not _is_ours(vars(model).get('predict')):
+            runner.logger.warning('ValidationLoss: nothing is logged, since FusedPredictHook left the model alone')
+            return
+        terms, left_out = loss_terms(main_head(model))
+        model.predict.keywords['terms'] = terms
+        lines = [f'the loss on the validation set is made of {", ".join(term.name for term in terms)}'] if terms else []
+        lines += [f'left out: {line}' for line in left_out]
+        runner.logger.info(f'ValidationLoss: {"; ".join(lines)}')
+
+
+def fuse_predict(model: Any, keep_logits: bool = False) -> str:
+    """Let a segmentor predict from the logits as its head makes them, a few channels at a time.
+
+    Args:
+        model: an mmseg segmentor.
+        keep_logits: leave ``seg_logits`` in the samples.
+
+    Returns:
+        A line that says what was done, or why the model was left alone.
+
+    Example:
+        >>> import torch
+        >>> from mmengine.hub import get_config
+        >>> from mmengine.registry import init_default_scope
+        >>> from mmseg.registry import MODELS
+        >>> from mmseg_wce.fused_heads import fuse_predict
+        >>> init_default_scope('mmseg')
+        >>> model = MODELS.build(get_config('mmseg::_base_/models/fast_scnn.py').model).eval()
+        >>> fuse_predict(model)
+        'full-size logits are not built; samples have no seg_logits (FusedPredictHook(keep_logits=True) keeps them)'
+        >>> (sample,) = model.predict(torch.zeros(1, 3, 64, 96))
+        >>> sample.pred_sem_seg.shape
+        (64, 96)
+    """
+    head: Any = main_head(model)
+    for module in (model, head):
+        for name, method in list(vars(module).items()) if module is not None else ():
+            if _is_ours(method):
+                delattr(module, name)
+    if reason := _why_not(model, head):
+        return f'left alone: {reason}'
+    model.predict = partial(predict, model, keep_logits=keep_logits, terms=[])
+    model.slide_inference = partial(slide_inference, model)
+    head.predict_by_feat = partial(predict_by_feat, head)
+    if keep_logits:
+        return 'predicts from low-resolution logits; seg_logits are still built and kept (keep_logits=True)'
+    return 'full-size logits are not built; samples have no seg_logits (FusedPredictHook(keep_logits=True) keeps them)'
+
+
+def _is_ours(method: Any) -> bool:
+    return isinstance(method, partial) and method.func in (predict, slide_inference, predict_by_feat)
+
+
+def _why_not(model: nn.Module, head: nn.Module | None) -> str:
+    if isinstance(model, BaseTTAModel):
+        return f'{type(model).__name__} reads the seg_logits of every augmented image'
+    if not isinstance(model, EncoderDecoder) or head is None:
+        return f'{type(model).__name__} is no EncoderDecoder'
+    return _own_method(model, _SEGMENTOR_METHODS) or _own_method(head, _HEAD_METHODS)
+
+
+def _own_method(module: nn.Module, known: Mapping[str, tuple[Any, ...]]) -> str:
+    """Name the first method that is not one of mmseg's that are known here."""
+    for name, methods in known.items():
+        own = getattr(type(module), name, None)
+        if name in vars(module):
+            return f'{name} of its {type(module).__name__} has been replaced'
+        if own not in methods:
+            return f'it predicts in a way of its own ({getattr(own, "__qualname__", name)})'
+    return ''

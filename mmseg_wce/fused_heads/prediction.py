@@ -1,0 +1,205 @@
+"""What mmseg's segmentors and heads do to predict, from logits as the head made them and a few channels at a time.
+
+The functions take the place of methods of one model. They do what the method does where anybody but :func:`predict`
+calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from mmseg_wce.fused_heads.deferred_logits import DeferredLogits, SlidingWindows
+from mmseg_wce.hooks.models import main_head
+from mmseg_wce.upsampling import RunningArgmax
+from mmseg_wce.validation_loss import LossTerm, RunningSums
+from torch import Tensor
+
+__all__ = ['predict', 'predict_by_feat', 'slide_inference']
+
+
+class _ImageMetas(list):
+    """Information on the images of a batch, as mmseg hands it down, which asks for logits as the head makes them."""
+
+
+def predict(
+    model: Any,
+    inputs: Tensor,
+    data_samples: list[SegDataSample] | None = None,
+    *,
+    keep_logits: bool = False,
+    terms: Sequence[LossTerm] = (),
+) -> list[SegDataSample]:
+    """Predict as ``EncoderDecoder.predict``.
+
+    Args:
+        model: an ``EncoderDecoder`` whose head has :func:`predict_by_feat` and which has :func:`slide_inference`.
+        inputs: images, (N, 3, H, W).
+        data_samples: one for each image, with its size before it was resized, padded and flipped.
+        keep_logits: build full-size logits beside the prediction, and keep them in the samples.
+        terms: losses to add up for the images whose samples have labels.
+
+    Returns:
+        The samples, or new ones, with ``pred_sem_seg``.
+    """
+    if data_samples is None:
+        shape = inputs.shape[2:]
+        metas = [dict(ori_shape=shape, img_shape=shape, pad_shape=shape, padding_size=[0, 0, 0, 0])] * len(inputs)
+        samples = [SegDataSample() for _ in metas]
+    else:
+        samples, metas = data_samples, [sample.metainfo for sample in data_samples]
+    logits = model.inference(inputs, _ImageMetas(metas))
+    with torch.no_grad():
+        images = [
+            _Image(sample, None if data_samples is None else meta, logits, model, keep_logits, terms)
+            for sample, meta in zip(samples, metas, strict=True)
+        ]
+        for channels in logits.slices([image.size for image in images]):
+            of_batch = logits.read(channels)
+            for i, image in enumerate(images):
+                image.update(of_batch[i : i + 1], channels.start)
+        for image in images:
+            image.finish()
+    return samples
+
+
+def predict_by_feat(head: Any, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor | DeferredLogits:
+    """Resize logits as ``BaseDecodeHead.predict_by_feat``; for :func:`predict`, leave it for later.
+
+    Args:
+        head: a decode head.
+        seg_logits: (N, C, h, w).
+        batch_img_metas: information on the images.
+
+    Returns:
+        (N, C, H, W), or for :func:`predict` what can be read of them.
+    """
+    if not isinstance(batch_img_metas, _ImageMetas):
+        return type(head).predict_by_feat(head, seg_logits, batch_img_metas)
+    meta = batch_img_metas[0]
+    is_window = isinstance(meta['img_shape'], torch.Size)
+    height, width = meta['img_shape' if is_window or 'pad_shape' not in meta else 'pad_shape'][:2]
+    return DeferredLogits(seg_logits, (height, width), head.align_corners)
+
+
+def slide_inference(model: Any, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor | SlidingWindows:
+    """Average overlapping windows as ``EncoderDecoder.slide_inference``; for :func:`predict`, leave it for later.
+
+    Args:
+        model: an ``EncoderDecoder``.
+        inputs: images, (N, 3, H, W).
+        batch_img_metas: information on the images.
+
+    Returns:
+        (N, C, H, W), or for :func:`predict` what can be read of them.
+
+    Raises:
+        AssertionError: the windows leave pixels out.
+    """
+    if not isinstance(batch_img_metas, _ImageMetas):
+        return type(model).slide_inference(model, inputs, batch_img_metas)
+    (stride_y, stride_x), (crop_height, crop_width) = model.test_cfg.stride, model.test_cfg.crop_size
+    batch_size, _, height, width = inputs.shape
+    windows, count = [], inputs.new_zeros((batch_size, 1, height, width))
+    for top in _window_starts(height, crop_height, stride_y):
+        for left in _window_starts(width, crop_width, stride_x):
+            window = inputs[:, :, top : top + crop_height, left : left + crop_width]
+            batch_img_metas[0]['img_shape'] = window.shape[2:]
+            windows.append((model.encode_decode(window, batch_img_metas), top, left))
+            count[:, :, top : top + window.shape[2], left : left + window.shape[3]] += 1
+    if (count == 0).any():
+        raise AssertionError(
+            f'test_cfg: windows of crop_size={(crop_height, crop_width)} at stride={(stride_y, stride_x)} leave pixels '
+            'out: no stride may exceed its side of the window'
+        )
+    return SlidingWindows(windows, count)
+
+
+def _window_starts(length: int, crop: int, stride: int) -> list[int]:
+    number = max(length - crop + stride - 1, 0) // stride + 1
+    return [max(min(i * stride + crop, length) - crop, 0) for i in range(number)]
+
+
+class _WithoutLogits(SegDataSample):
+    """A sample that says where its logits are."""
+
+    def _get_logits(self) -> PixelData:
+        if '_seg_logits' not in self:
+            raise AttributeError(
+                'predicted without full-size logits, so there are no seg_logits: FusedPredictHook(keep_logits=True), '
+                'or fuse_predict(model, keep_logits=True), keeps them'
+            )
+        return self._seg_logits
+
+    seg_logits = SegDataSample.seg_logits.getter(_get_logits)
+
+
+class _Image:
+    """One image of a batch, from its logits at the size that was tested to its prediction."""
+
+    def __init__(
+        self,
+        sample: SegDataSample,
+        meta: Mapping[str, Any] | None,
+        logits: DeferredLogits | SlidingWindows,
+        model: Any,
+        keep_logits: bool,
+        terms: Sequence[LossTerm],
+    ) -> None:
+        self._sample, self._meta, self._num_channels = sample, meta, logits.num_channels
+        head: Any = main_head(model)
+        self._align_corners, self._threshold = model.align_corners, head.threshold
+        self._argmax, self._keep_logits = RunningArgmax(), keep_logits
+        self._logits: Tensor | None = None
+        self.size: tuple[int, int] = logits.size if meta is None else tuple(meta['ori_shape'])
+        self._losses = RunningSums(terms, sample, self.size, self._num_channels) if terms else None
+
+    def update(self, channels: Tensor, first: int) -> None:
+        """Take further channels, (1, number of channels, H, W), of the size that was tested."""
+        channels = self._at_original_size(channels)
+        if self._num_channels == 1:
+            self._logits = channels[0]
+        else:
+            self._argmax.update(channels, first)
+            if self._keep_logits:
+                if self._logits is None:
+                    self._logits = channels.new_empty((self._num_channels, *self.size))
+                self._logits[first : first + channels.shape[1]] = channels[0]
+        if self._losses is not None:
+            self._losses.update(channels, first)
+
+    def _at_original_size(self, channels: Tensor) -> Tensor:
+        """Remove the padding, undo a flip and resize to the size of the photo."""
+        if self._meta is None:
+            return channels
+        left, right, top, bottom = self._meta.get('img_padding_size', self._meta.get('padding_size', [0] * 4))
+        height, width = channels.shape[2:]
+        channels = channels[:, :, top : height - bottom, left : width - right]
+        if self._meta.get('flip'):
+            direction = self._meta.get('flip_direction')
+            if direction not in ('horizontal', 'vertical'):
+                raise AssertionError(
+                    f'flip_direction={direction!r} of an image: mmseg undoes horizontal and vertical ones'
+                )
+            channels = channels.flip(dims=(3 if direction == 'horizontal' else 2,))
+        return F.interpolate(channels, size=self.size, mode='bilinear', align_corners=self._align_corners)
+
+    def finish(self) -> None:
+        """Write what was found into the sample."""
+        if self._num_channels == 1:
+            assert self._logits is not None
+            self._logits = self._logits.sigmoid()
+            prediction = (self._logits > self._threshold).to(self._logits)
+        else:
+            prediction = self._argmax.index
+        self._sample.set_data(dict(pred_sem_seg=PixelData(data=prediction)))
+        if self._keep_logits:
+            self._sample.set_data(dict(seg_logits=PixelData(data=self._logits)))
+        elif type(self._sample) is SegDataSample:
+            object.__setattr__(self._sample, '__class__', _WithoutLogits)
+        if self._losses is not None:
+            self._losses.finish()

@@ -1,0 +1,108 @@
+"""Losses of the pixels of an image whose logits come a few channels at a time. Knows no mmseg.
+
+Both classes give maps in float64, accurate to the rounding of the exponentials in float32 also where the loss is close
+to 0: the greatest logit's own term of the sum is exactly 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmseg_wce.kernels.binary import element_loss, positive_elements
+from torch import Tensor
+
+__all__ = ['RunningLoss', 'RunningSigmoidLoss', 'RunningSoftmaxLoss']
+
+
+class RunningSoftmaxLoss:
+    """The maps of :func:`mmseg_wce.kernels.pixel_nll`, by a running log-sum-exp.
+
+    Args:
+        label: (N, H, W), integer.
+        smoothing_weight: (C,), or None without label smoothing.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.running_losses import RunningSoftmaxLoss
+        >>> logits, label = torch.tensor([2.0, 0.0, 1.0]).view(1, 3, 1, 1), torch.tensor([[[2]]])
+        >>> loss = RunningSoftmaxLoss(label)
+        >>> loss.update(logits[:, :2], first=0)
+        >>> loss.update(logits[:, 2:], first=2)
+        >>> print(f'{loss.maps()[0].item():.4f} {torch.nn.functional.cross_entropy(logits, label).item():.4f}')
+        1.4076 1.4076
+    """
+
+    def __init__(self, label: Tensor, smoothing_weight: Tensor | None = None) -> None:
+        self._label = label
+        self._smoothing_weight = None if smoothing_weight is None else smoothing_weight.to(label.device)
+        self._greatest: Tensor | None = None
+        self._sum = torch.zeros_like(label, dtype=torch.float64)  # of exp(logit - greatest)
+        self._label_logit = torch.zeros_like(self._sum)
+        self._weighted_logits = torch.zeros_like(self._sum) if smoothing_weight is not None else None
+
+    def update(self, channels: Tensor, first: int) -> None:
+        """Take further channels, (N, number of channels, H, W), of which the first has index ``first``."""
+        if self._smoothing_weight is not None and self._weighted_logits is not None:
+            weight = self._smoothing_weight[first : first + channels.shape[1]].double()
+            for channel, w in zip(channels.unbind(1), weight, strict=True):
+                self._weighted_logits += w * channel
+        index = self._label.long() - first
+        own = (index >= 0) & (index < channels.shape[1])
+        self._label_logit[own] = channels.movedim(1, -1)[own].gather(1, index[own].unsqueeze(1)).squeeze(1).double()
+        if channels.dtype != torch.float64:
+            channels = channels.float()
+        # where all logits so far are -inf their difference is 0, not NaN
+        greatest = channels.amax(1).clamp(min=torch.finfo(channels.dtype).min)
+        if self._greatest is not None:
+            greatest = torch.maximum(greatest, self._greatest)
+            self._sum *= (self._greatest - greatest).exp()
+        self._sum += (channels - greatest.unsqueeze(1)).exp_().sum(1, dtype=torch.float64)
+        self._greatest = greatest
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """Return the negative log-likelihood and the smoothing map, (N, H, W), float64; 0 without smoothing."""
+        assert self._greatest is not None, 'no channel has come yet'
+        log_sum, greatest = self._sum.log(), self._greatest.double()
+        nll = log_sum + (greatest - self._label_logit)
+        if self._smoothing_weight is None or self._weighted_logits is None:
+            return nll, torch.zeros_like(nll)
+        total = self._smoothing_weight.double().sum()
+        return nll, total * (log_sum + greatest) - self._weighted_logits
+
+
+class RunningSigmoidLoss:
+    """The maps of :func:`mmseg_wce.kernels.pixel_bce`.
+
+    Args:
+        label: (N, H, W), integer.
+        num_channels: C. One channel tells label 1 from label 0.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.running_losses import RunningSigmoidLoss
+        >>> loss = RunningSigmoidLoss(torch.tensor([[[1, 0]]]), num_channels=1)
+        >>> loss.update(torch.tensor([[[[2.0, 2.0]]]]), first=0)
+        >>> positive, negative = loss.maps()
+        >>> [[f'{x:.4f}' for x in row] for row in (positive[0, 0], negative[0, 0])]
+        [['0.1269', '0.0000'], ['0.0000', '2.1269']]
+    """
+
+    def __init__(self, label: Tensor, num_channels: int) -> None:
+        self._label, self._num_channels = label.long(), num_channels
+        self._positive = torch.zeros(label.shape, dtype=torch.float64, device=label.device)
+        self._negative = torch.zeros_like(self._positive)
+
+    def update(self, channels: Tensor, first: int) -> None:
+        """Take further channels, (N, number of channels, H, W), of which the first has index ``first``."""
+        if channels.dtype != torch.float64:
+            channels = channels.float()
+        positive = positive_elements(self._label, self._num_channels, first, channels.shape[1])
+        loss = element_loss(channels, positive)
+        self._positive += torch.where(positive, loss, 0).sum(1, dtype=torch.float64)
+        self._negative += torch.where(positive, 0, loss).sum(1, dtype=torch.float64)
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """Return the loss of the label's own channel and that of all others, (N, H, W), float64."""
+        return self._positive, self._negative
+
+
+RunningLoss = RunningSoftmaxLoss | RunningSigmoidLoss

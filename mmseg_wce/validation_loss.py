@@ -1,0 +1,272 @@
+"""The loss on the validation set, over all of its pixels at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from mmseg.models.decode_heads import DAHead, DDRHead, EncHead, PIDHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy
+from mmseg.registry import METRICS
+from mmseg.structures import SegDataSample
+from mmseg_wce.class_weights import load_class_weight
+from mmseg_wce.functional import (
+    Normalizer,
+    binary_normalizer,
+    normalizer,
+    weighted_binary_cross_entropy,
+    weighted_cross_entropy,
+)
+from mmseg_wce.losses import WeightedCrossEntropyLoss
+from mmseg_wce.running_losses import RunningLoss, RunningSigmoidLoss, RunningSoftmaxLoss
+from mmseg_wce.targets import name_sources, valid_pixels
+from torch import Tensor, nn
+
+__all__ = ['LossTerm', 'RunningSums', 'ValidationLoss', 'loss_terms']
+
+SUMS = 'validation_loss_sums'  # field of a sample: name, numerator and denominator of every term
+
+# Of PIDNet and DDRNet, the loss on the logits that they predict from; the others are of branches of the training.
+_OF_PREDICTED_LOGITS: dict[type, int] = {PIDHead: 1, DDRHead: 0}
+_KNOWN_LOSSES = tuple(head.loss_by_feat for head in (BaseDecodeHead, EncHead, DAHead, PIDHead, DDRHead))
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A cross-entropy of a decode head, as it adds up over images.
+
+    Attributes:
+        name: in the log.
+        use_sigmoid: binary cross-entropy of every channel.
+        loss_weight: factor of the loss.
+        class_weight: (C,) float32, or one number with a sigmoid; None without.
+        ignore_index: the label that does not count.
+        label_smoothing: in [0, 1].
+        normalize_by: what the mean divides by; None for a sum.
+    """
+
+    name: str
+    use_sigmoid: bool
+    loss_weight: float
+    class_weight: Tensor | None
+    ignore_index: int
+    label_smoothing: float = 0.0
+    normalize_by: Normalizer | None = 'class_weight'
+
+    def start(self, label: Tensor, num_channels: int) -> RunningLoss:
+        """Begin with an image.
+
+        Args:
+            label: (1, H, W), integer.
+            num_channels: C.
+        """
+        if self.use_sigmoid:
+            return RunningSigmoidLoss(label, num_channels)
+        weight = None
+        if self.label_smoothing > 0:
+            weight = torch.ones(num_channels) if self.class_weight is None else self.class_weight
+        return RunningSoftmaxLoss(label, weight)
+
+    def sums(self, running: RunningLoss, label: Tensor, num_channels: int) -> tuple[str, float, float | None]:
+        """Return the name, numerator and denominator of the mean over the pixels of an image; None for a sum.
+
+        Args:
+            running: what :meth:`start` gave, after all channels.
+            label: (1, H, W), integer, each a class or ignored.
+            num_channels: C.
+        """
+        first, second = running.maps()
+        ignored = label == self.ignore_index
+        pixels = first.masked_fill(ignored, 0), second.masked_fill(ignored, 0), torch.zeros_like(ignored)
+        logits = first.new_zeros(()).expand(1, num_channels, *label.shape[1:])  # of which only the shape is read
+        weight = None if self.class_weight is None else self.class_weight.to(label.device)
+        inputs, options = (logits, label, weight), dict[str, Any](ignore_index=self.ignore_index)
+        summed = dict[str, Any](options, reduction='sum', pixels=pixels)
+        if self.use_sigmoid:
+            loss, divisor = weighted_binary_cross_entropy(*inputs, **summed), binary_normalizer
+        else:
+            loss = weighted_cross_entropy(*inputs, label_smoothing=self.label_smoothing, **summed)
+            divisor = normalizer
+        numerator = self.loss_weight * loss.item()
+        if self.normalize_by is None:
+            return self.name, numerator, None
+        return self.name, numerator, divisor(*inputs, **options, normalize_by=self.normalize_by).item()
+
+
+def loss_terms(head: Any) -> tuple[list[LossTerm], list[str]]:
+    """Find the cross-entropies of a decode head that the logits it predicts from have.
+
+    Args:
+        head: a decode head of mmseg.
+
+    Returns:
+        The terms, and a line for each loss that is left out, which says why.
+    """
+    if getattr(type(head), 'loss_by_feat', None) not in _KNOWN_LOSSES:
+        return [], [f'{type(head).__name__} computes its loss in a way of its own']
+    losses = list(head.loss_decode) if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
+    predicted = next((i for kind, i in _OF_PREDICTED_LOGITS.items() if isinstance(head, kind)), None)
+    terms, left_out = [], []
+    for i, loss in enumerate(losses):
+        if predicted not in (None, i):
+            left_out.append(f'{loss.loss_name} (loss_decode[{i}] is of a branch that only training has)')
+        elif reason := _not_a_cross_entropy(loss, head.out_channels):
+            left_out.append(f'{loss.loss_name} ({reason})')
+        else:
+            terms.append(_term(loss, head))
+    return terms, left_out
+
+
+def _not_a_cross_entropy(loss: nn.Module, num_channels: int) -> str:
+    if type(loss) not in (WeightedCrossEntropyLoss, CrossEntropyLoss, OhemCrossEntropy):
+        return f'a {type(loss).__name__}'
+    if getattr(loss, 'use_mask', False):
+        return f'a {type(loss).__name__} with use_mask'
+    if num_channels == 1 and not getattr(loss, 'use_sigmoid', False):
+        return f'a {type(loss).__name__} without use_sigmoid=True, and one channel is no softmax'
+    return ''
+
+
+def _term(loss: Any, head: Any) -> LossTerm:
+    use_sigmoid = bool(getattr(loss, 'use_sigmoid', False))
+    common: dict[str, Any] = dict(name=loss.loss_name, use_sigmoid=use_sigmoid, loss_weight=loss.loss_weight)
+    if isinstance(loss, WeightedCrossEntropyLoss):
+        ignored = head.ignore_index if loss.ignore_index is None else loss.ignore_index
+        return LossTerm(
+            **common,
+            class_weight=loss.float32_class_weight(),
+            ignore_index=ignored,
+            label_smoothing=loss.label_smoothing,
+            normalize_by=_normalizer(loss.reduction, loss.normalize_by),
+        )
+    weight = None if loss.class_weight is None else load_class_weight(loss.class_weight, use_sigmoid)
+    if isinstance(loss, OhemCrossEntropy):  # hard pixels are picked in training; here every pixel counts
+        return LossTerm(**common, class_weight=weight, ignore_index=loss.ignore_label, normalize_by='valid')
+    if use_sigmoid:
+        by: Normalizer = 'valid' if loss.avg_non_ignore else 'all'
+    else:
+        by = 'class_weight' if loss.avg_non_ignore or weight is not None else 'all'
+    return LossTerm(
+        **common, class_weight=weight, ignore_index=head.ignore_index, normalize_by=_normalizer(loss.reduction, by)
+    )
+
+
+def _normalizer(reduction: str, normalize_by: Normalizer) -> Normalizer | None:
+    """Of reduction 'none' mmengine takes the mean over everything."""
+    return dict(mean=normalize_by, sum=None, none='all')[reduction]
+
+
+class RunningSums:
+    """What an image adds to the loss on the validation set, while its channels come.
+
+    Args:
+        terms: of the loss.
+        sample: of the image, perhaps with labels.
+        size: (H, W) of the logits.
+        num_channels: C.
+    """
+
+    def __init__(
+        self, terms: Sequence[LossTerm], sample: SegDataSample, size: tuple[int, int], num_channels: int
+    ) -> None:
+        self._sample, self._num_channels, self._label = (
+            sample,
+            num_channels,
+            _usable_label(sample, size, num_channels, terms),
+        )
+        label = self._label
+        self._losses = [] if label is None else [(term, term.start(label, num_channels)) for term in terms]
+
+    def update(self, channels: Tensor, first: int) -> None:
+        """Take further channels, (1, number of channels, H, W), of which the first has index ``first``."""
+        for _, loss in self._losses:
+            loss.update(channels, first)
+
+    def finish(self) -> None:
+        """Leave the sums in the sample, where there are any."""
+        if self._label is not None:
+            sums = [term.sums(loss, self._label, self._num_channels) for term, loss in self._losses]
+            self._sample.set_field(sums, SUMS)
+
+
+def _usable_label(
+    sample: SegDataSample, size: tuple[int, int], num_channels: int, terms: Sequence[LossTerm]
+) -> Tensor | None:
+    """Labels of an image, (1, H, W); None, with a warning, where they cannot be right."""
+    if 'gt_sem_seg' not in sample:
+        return None
+    label, file = sample.gt_sem_seg.data, str(sample.get('seg_map_path') or sample.get('img_path', 'an image'))
+    if tuple(label.shape[-2:]) != size:
+        _warn(
+            f'{file} is left out: its labels are {tuple(label.shape[-2:])}, the prediction {size}. In a test pipeline '
+            'LoadAnnotations has to come after Resize'
+        )
+        return None
+    label = label.reshape(1, *size)
+    name_sources([file])
+    try:
+        for ignore_index in {term.ignore_index for term in terms}:
+            valid_pixels(label.long().cpu(), max(num_channels, 2), ignore_index)
+    except ValueError as error:
+        _warn(f'{file} is left out: {error}')
+        return None
+    finally:
+        name_sources([])
+    return label
+
+
+def _warn(message: str) -> None:
+    print_log(f'ValidationLoss: {message}', logger='current', level=logging.WARNING)
+
+
+@METRICS.register_module()
+class ValidationLoss(BaseMetric):
+    """Logs the loss on the validation set as ``val/loss_ce``: that of all its pixels at once, not a mean over batches.
+
+    ``val_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='ValidationLoss')]``, and
+    ``custom_hooks = [dict(type='FusedPredictHook')]``, which computes it beside the predictions.
+
+    It is the cross-entropy of the last decode head, of the logits that the prediction is made from: those of the
+    photo's size. The hook logs which losses of the head it is made of, and which not. Images whose labels are not of
+    the photo's size, or hold one that cannot be right, are left out, with a warning. Where no image has labels nothing
+    is logged. Usable for ``save_best='val/loss_ce'`` with ``rule='less'``, and for early stopping.
+
+    Args:
+        **kwargs: of mmengine's ``BaseMetric``: ``collect_device``, ``prefix``, ``collect_dir``.
+
+    Example:
+        >>> from mmseg_wce.validation_loss import ValidationLoss
+        >>> metric = ValidationLoss()
+        >>> metric.process({}, [dict(validation_loss_sums=[('loss_ce', *sums)]) for sums in ((3.0, 2.0), (0.5, 5.0))])
+        >>> metric.evaluate(size=2)
+        {'val/loss_ce': 0.5}
+    """
+
+    default_prefix = 'val'
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.is_computed = False  # FusedPredictHook sees to it
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Take the sums of each image, or None of one without."""
+        self.results.extend(sample.get(SUMS) for sample in data_samples)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Divide once."""
+        found = [sums for sums in results if sums is not None]
+        if not found and not self.is_computed:
+            _warn("there is nothing to log: add dict(type='FusedPredictHook') to custom_hooks, which computes it")
+        metrics: dict[str, float] = {}
+        for terms in zip(*found, strict=True):  # the same of every image
+            names, numerators, denominators = zip(*terms, strict=True)
+            denominator = 1.0 if None in denominators else sum(denominators)
+            if denominator > 0:
+                metrics[names[0]] = metrics.get(names[0], 0.0) + sum(numerators) / denominator
+        return metrics

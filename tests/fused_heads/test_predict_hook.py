@@ -1,0 +1,280 @@
+"""mmseg's own predict is the oracle: the same class at every pixel, in the same dtype and shape."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
+from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from mmseg_wce.fused_heads import fuse_predict
+from tiny_segmentor import tiny_segmentor
+from torch import nn
+
+FUSED = 'full-size logits are not built; samples have no seg_logits (FusedPredictHook(keep_logits=True) keeps them)'
+LOSS = dict(type='WeightedCrossEntropyLoss')
+BINARY = dict(LOSS, use_sigmoid=True)
+SLIDE = dict(mode='slide', crop_size=(32, 40), stride=(20, 27))
+
+
+def segmentor(one_channel=False, align_corners=False, **test_cfg):
+    model = tiny_segmentor(BINARY if one_channel else LOSS, one_channel=one_channel).float().eval()
+    model.align_corners = model.decode_head.align_corners = align_corners
+    model.test_cfg = get_test_cfg(**(test_cfg or dict(mode='whole')))
+    return model
+
+
+def get_test_cfg(**options):
+    return get_config('mmseg::_base_/models/fast_scnn.py').model.test_cfg.__class__(options)
+
+
+def images(number=1, height=48, width=64, seed=0):
+    return torch.randn(number, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def samples_of(inputs, *metas):
+    shape = tuple(inputs.shape[2:])
+    common = dict(img_shape=shape, pad_shape=shape, ori_shape=shape)
+    return [SegDataSample(metainfo=common | meta) for meta in metas or [{}] * len(inputs)]
+
+
+@torch.no_grad()
+def both(model, inputs, *metas, data_samples=True):
+    """Predictions of mmseg and of the fused model, and the samples of the latter."""
+    fused = copy.deepcopy(model)
+    assert fuse_predict(fused) == FUSED
+    of_mmseg, of_fused = (
+        m.predict(inputs, samples_of(inputs, *metas) if data_samples else None) for m in (model, fused)
+    )
+    return [s.pred_sem_seg.data for s in of_mmseg], [s.pred_sem_seg.data for s in of_fused], of_fused
+
+
+def assert_same(expected, found):
+    assert len(found) == len(expected)
+    for a, b in zip(expected, found, strict=True):
+        assert (b.dtype, b.shape) == (a.dtype, a.shape)
+        assert torch.equal(b, a)
+        assert b.unique().numel() > 1, 'a prediction of one class would show little'
+
+
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('one_channel', [False, True])
+@pytest.mark.parametrize(
+    'metas',
+    [
+        [{}],
+        [dict(ori_shape=(133, 97))],
+        [dict(ori_shape=(20, 31))],
+        [dict(ori_shape=(133, 97), padding_size=[0, 3, 2, 5])],
+        [dict(ori_shape=(133, 97), img_padding_size=[1, 0, 0, 6], padding_size=[0, 3, 2, 5])],
+        [dict(ori_shape=(133, 97), flip=True, flip_direction='horizontal')],
+        [dict(ori_shape=(133, 97), flip=True, flip_direction='vertical', padding_size=[2, 3, 4, 5])],
+        [dict(ori_shape=(133, 97)), dict(ori_shape=(40, 200), padding_size=[0, 3, 2, 5]), {}],
+    ],
+)
+def test_same_predictions(test_cfg, align_corners, one_channel, metas):
+    model = segmentor(one_channel, align_corners, **test_cfg)
+
+    expected, found, _ = both(model, images(len(metas)), *metas)
+
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('one_channel', [False, True])
+def test_same_predictions_without_samples(test_cfg, one_channel):
+    expected, found, _ = both(segmentor(one_channel, **test_cfg), images(2), data_samples=False)
+
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+def test_same_predictions_in_other_precisions(test_cfg, dtype):
+    model = segmentor(**test_cfg).to(dtype)
+
+    expected, found, _ = both(model, images().to(dtype), dict(ori_shape=(133, 97)))
+
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+def test_same_predictions_under_autocast(test_cfg):
+    with torch.autocast('cpu', torch.bfloat16):
+        expected, found, _ = both(segmentor(**test_cfg), images(), dict(ori_shape=(133, 97)))
+
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+def test_same_predictions_in_channels_last(test_cfg):
+    model = segmentor(**test_cfg).to(memory_format=torch.channels_last)
+
+    expected, found, _ = both(
+        model,
+        images(2).to(memory_format=torch.channels_last),
+        dict(ori_shape=(133, 97)),
+        dict(padding_size=[1, 2, 3, 4]),
+    )
+
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize('crop_and_stride', [((48, 64), (30, 30)), ((100, 100), (70, 70)), ((48, 30), (48, 7))])
+def test_windows_as_large_as_the_image_and_larger(crop_and_stride):
+    crop, stride = crop_and_stride
+
+    expected, found, _ = both(
+        segmentor(mode='slide', crop_size=crop, stride=stride), images(), dict(ori_shape=(90, 70))
+    )
+
+    assert_same(expected, found)
+
+
+def test_windows_that_leave_pixels_out_are_refused():
+    model = segmentor(mode='slide', crop_size=(16, 16), stride=(20, 16))
+    fuse_predict(model)
+
+    with pytest.raises(AssertionError, match=r'crop_size=\(16, 16\) at stride=\(20, 16\) leave pixels out'):
+        model.predict(images())
+
+
+def test_other_callers_of_the_same_methods_get_full_size_logits():
+    model, inputs = segmentor(**SLIDE), images()
+    metas = [dict(ori_shape=(48, 64), img_shape=(48, 64), pad_shape=(48, 64))]
+    with torch.no_grad():
+        expected = model.inference(inputs, copy.deepcopy(metas)), model.encode_decode(inputs, copy.deepcopy(metas))
+        fuse_predict(model)
+        found = model.inference(inputs, copy.deepcopy(metas)), model.encode_decode(inputs, copy.deepcopy(metas))
+
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+OFFICIAL = {
+    'ocrnet': 'mmseg::_base_/models/ocrnet_hr18.py',
+    'fast_scnn': 'mmseg::_base_/models/fast_scnn.py',
+    'segformer': 'mmseg::_base_/models/segformer_mit-b0.py',
+    'pidnet': 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
+    'ddrnet': 'mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py',
+    'encnet': 'mmseg::_base_/models/encnet_r50-d8.py',
+    'danet': 'mmseg::_base_/models/danet_r50-d8.py',
+    'bisenetv2': 'mmseg::_base_/models/bisenetv2.py',
+}
+
+
+def official(name):
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    config = get_config(OFFICIAL[name]).model
+    config.backbone.init_cfg = config.backbone.pretrained = config.pretrained = None
+    for part in (config, config.backbone):
+        part.pop('pretrained')
+    config.data_preprocessor = None
+    model = MODELS.build(config).eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.out_channels == model.out_channels:
+            nn.init.normal_(layer.weight)  # mmseg's are so small that one class wins everywhere
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model
+
+
+@pytest.mark.parametrize('name', OFFICIAL)
+def test_heads_of_official_models(name):
+    expected, found, _ = both(official(name), images(1, 128, 192), dict(ori_shape=(150, 210)))
+
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize('one_channel', [False, True])
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+def test_kept_logits_have_the_same_bits(one_channel, test_cfg):
+    model, inputs, meta = segmentor(one_channel, **test_cfg), images(), dict(ori_shape=(133, 97))
+    fused = copy.deepcopy(model)
+
+    line = fuse_predict(fused, keep_logits=True)
+
+    assert line == 'predicts from low-resolution logits; seg_logits are still built and kept (keep_logits=True)'
+    with torch.no_grad():
+        (expected,), (found,) = (m.predict(inputs, samples_of(inputs, meta)) for m in (model, fused))
+    assert torch.equal(found.seg_logits.data, expected.seg_logits.data)
+    assert torch.equal(found.pred_sem_seg.data, expected.pred_sem_seg.data)
+
+
+def test_logits_that_are_missed_say_where_they_are():
+    _, _, (sample,) = both(segmentor(), images())
+
+    with pytest.raises(AttributeError, match=r'no seg_logits: FusedPredictHook\(keep_logits=True\)'):
+        _ = sample.seg_logits
+    assert not hasattr(sample, 'seg_logits')
+    assert 'seg_logits' not in sample
+    assert 'pred_sem_seg' in sample.cpu()
+    pickle.loads(pickle.dumps(sample)).seg_logits = sample.pred_sem_seg
+
+
+def test_copies_and_pickles_predict_with_their_own_weights():
+    model, inputs = segmentor(), images()
+    fuse_predict(model)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for parameter in copied.decode_head.parameters():
+            parameter.data.neg_()
+        (before,), (after,) = model.predict(inputs), copied.predict(inputs)
+        assert not torch.equal(before.pred_sem_seg.data, after.pred_sem_seg.data)
+
+
+class OwnPostprocessing(EncoderDecoder):
+    def postprocess_result(self, seg_logits, data_samples=None):
+        return super().postprocess_result(seg_logits.softmax(1), data_samples)
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        (
+            lambda m: setattr(m, '__class__', OwnPostprocessing),
+            'it predicts in a way of its own (OwnPostprocessing.postprocess_result)',
+        ),
+        (lambda m: setattr(m, 'predict', m.predict), 'predict of its EncoderDecoder has been replaced'),
+        (
+            lambda m: setattr(m.decode_head, 'predict_by_feat', m.decode_head.predict_by_feat),
+            'predict_by_feat of its FCNHead has been replaced',
+        ),
+    ],
+)
+def test_models_that_predict_in_their_own_way_are_left_alone(change, reason):
+    model = segmentor()
+    change(model)
+    before = dict(vars(model)), dict(vars(model.decode_head))
+
+    assert fuse_predict(model) == f'left alone: {reason}'
+
+    assert (dict(vars(model)), dict(vars(model.decode_head))) == before
+
+
+def test_test_time_augmentation_is_left_alone():
+    model = SegTTAModel(module=segmentor())
+
+    assert fuse_predict(model) == 'left alone: SegTTAModel reads the seg_logits of every augmented image'
+
+
+def test_pointrend_is_left_alone():
+    init_default_scope('mmseg')
+    config = get_config('mmseg::_base_/models/pointrend_r50.py').model
+    config.pop('pretrained')
+
+    assert fuse_predict(MODELS.build(config)) == 'left alone: it predicts in a way of its own (PointHead.predict)'
+
+
+def test_fusing_again_changes_the_choice():
+    model = segmentor()
+    fuse_predict(model, keep_logits=True)
+    fuse_predict(model)
+
+    (sample,) = model.predict(images())
+
+    assert 'seg_logits' not in sample
