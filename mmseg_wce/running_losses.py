@@ -33,7 +33,7 @@ class RunningSoftmaxLoss:
 
     def __init__(self, label: Tensor, smoothing_weight: Tensor | None = None) -> None:
         self._label = label
-        self._smoothing_weight = None if smoothing_weight is None else smoothing_weight.to(label.device)
+        self._smoothing_weight: list[float] | None = None if smoothing_weight is None else smoothing_weight.tolist()
         self._greatest: Tensor | None = None
         self._sum = torch.zeros_like(label, dtype=torch.float64)  # of exp(logit - greatest)
         self._label_logit = torch.zeros_like(self._sum)
@@ -42,9 +42,8 @@ class RunningSoftmaxLoss:
     def update(self, channels: Tensor, first: int) -> None:
         """Take further channels, (N, number of channels, H, W), of which the first has index ``first``."""
         if self._smoothing_weight is not None and self._weighted_logits is not None:
-            weight = self._smoothing_weight[first : first + channels.shape[1]].double()
-            for channel, w in zip(channels.unbind(1), weight, strict=True):
-                self._weighted_logits += w * channel
+            for i, channel in enumerate(channels.unbind(1), first):
+                self._weighted_logits.add_(channel, alpha=self._smoothing_weight[i])
         index = self._label.long() - first
         own = (index >= 0) & (index < channels.shape[1])
         self._label_logit[own] = channels.movedim(1, -1)[own].gather(1, index[own].unsqueeze(1)).squeeze(1).double()
@@ -65,8 +64,7 @@ class RunningSoftmaxLoss:
         nll = log_sum + (greatest - self._label_logit)
         if self._smoothing_weight is None or self._weighted_logits is None:
             return nll, torch.zeros_like(nll)
-        total = self._smoothing_weight.double().sum()
-        return nll, total * (log_sum + greatest) - self._weighted_logits
+        return nll, sum(self._smoothing_weight) * (log_sum + greatest) - self._weighted_logits
 
 
 class RunningSigmoidLoss:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmseg.models.decode_heads import DAHead, DDRHead, EncHead, PIDHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy
@@ -269,4 +269,12 @@ class ValidationLoss(BaseMetric):
             denominator = 1.0 if None in denominators else sum(denominators)
             if denominator > 0:
                 metrics[names[0]] = metrics.get(names[0], 0.0) + sum(numerators) / denominator
+        self._forget_earlier(metrics)
         return metrics
+
+    def _forget_earlier(self, metrics: dict[str, float]) -> None:
+        """Let mmengine log this value: of what is called a loss it logs the mean of the last ten validations."""
+        history = MessageHub.get_current_instance().log_scalars
+        for name in metrics:
+            for mode in ('val', 'test'):
+                history.pop(f'{mode}/{self.prefix}/{name}' if self.prefix else f'{mode}/{name}', None)

@@ -1,0 +1,403 @@
+"""The loss of the full-size logits that mmseg keeps, in float64 and over all pixels at once, is the oracle."""
+
+import copy
+import os
+from multiprocessing import set_forkserver_preload
+
+import mmseg_wce  # noqa: F401  (first: spawned processes import this file alone)
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from mmseg_wce.fused_heads import fuse_predict
+from mmseg_wce.validation_loss import ValidationLoss, loss_terms
+from tiny_segmentor import tiny_segmentor
+from torch import nn
+
+WEIGHTS = [0.1, 3.0, 1.0, 0.3]
+OURS = dict(type='WeightedCrossEntropyLoss', class_weight=WEIGHTS)
+BUILT_IN = dict(type='CrossEntropyLoss', use_sigmoid=False)
+DICE = dict(type='DiceLoss', loss_name='loss_dice')
+WHOLE, SLIDE = dict(mode='whole'), dict(mode='slide', crop_size=(32, 40), stride=(20, 27))
+
+
+def segmentor(loss, test_cfg=WHOLE, one_channel=False):
+    model = tiny_segmentor(loss, one_channel=one_channel).float().eval()
+    model.test_cfg = ConfigDict(test_cfg)
+    return model
+
+
+def validation_set(labels=4, ignored=255):
+    """Images, and samples with labels of the photos' sizes, which all differ."""
+    generator = torch.Generator().manual_seed(0)
+    data = []
+    for i, size in enumerate([(50, 70), (48, 64), (31, 20), (133, 97)]):
+        label = torch.randint(0, labels, (1, *size), generator=generator)
+        label[torch.rand(label.shape, generator=generator) < 0.2 * i] = ignored
+        meta = dict(img_shape=(48, 64), pad_shape=(48, 64), ori_shape=size, padding_size=[0, i, 2 * i, 0])
+        meta |= dict(flip=i % 2 == 1, flip_direction='horizontal', seg_map_path=f'labels/{i}.png')
+        sample = SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=label))
+        data.append((torch.randn(1, 3, 48, 64, generator=generator), sample))
+    return data
+
+
+@torch.no_grad()
+def full_size_logits(model, data):
+    """Logits and labels of each image as mmseg keeps them; of one channel before the sigmoid."""
+    found = []
+    for image, sample in data:
+        (predicted,) = model.predict(image, [copy.deepcopy(sample)])
+        logits = predicted.seg_logits.data.double()
+        found.append((logits.logit() if len(logits) == 1 else logits, sample.gt_sem_seg.data[0]))
+    return found
+
+
+@torch.no_grad()
+def validation_loss(model, data):
+    model = copy.deepcopy(model)
+    fuse_predict(model)
+    model.predict.keywords['terms'], _ = loss_terms(model.decode_head)
+    metric = ValidationLoss()
+    for image, sample in data:
+        metric.process({}, [one.to_dict() for one in model.predict(image, [copy.deepcopy(sample)])])
+    return metric.evaluate(len(data))
+
+
+def softmax_loss(logits_and_labels, weight=None, smoothing=0.0, by='class_weight'):
+    """Of all pixels at once; ``F.cross_entropy`` of a sum."""
+    weight = None if weight is None else torch.tensor(weight, dtype=torch.float64)
+    options = dict(weight=weight, ignore_index=255, label_smoothing=smoothing, reduction='sum')
+    total = sum(F.cross_entropy(z.unsqueeze(0), y.unsqueeze(0), **options) for z, y in logits_and_labels)
+    labels = torch.cat([y.flatten() for _, y in logits_and_labels])
+    valid = labels[labels != 255]
+    if by == 'class_weight' and weight is not None:
+        return (total / weight[valid].sum()).item()
+    return (total / dict(class_weight=len(valid), valid=len(valid), all=len(labels), sum=1)[by]).item()
+
+
+@pytest.mark.parametrize('test_cfg', [WHOLE, SLIDE])
+@pytest.mark.parametrize(
+    ('loss', 'expected'),
+    [
+        (dict(type='WeightedCrossEntropyLoss'), dict()),
+        (OURS, dict(weight=WEIGHTS)),
+        (dict(OURS, normalize_by='valid'), dict(weight=WEIGHTS, by='valid')),
+        (dict(OURS, normalize_by='all'), dict(weight=WEIGHTS, by='all')),
+        (dict(OURS, reduction='sum'), dict(weight=WEIGHTS, by='sum')),
+        (dict(OURS, label_smoothing=0.1), dict(weight=WEIGHTS, smoothing=0.1)),
+        (dict(OURS, class_weight=None, label_smoothing=0.3), dict(smoothing=0.3)),
+        (BUILT_IN, dict(by='all')),
+        (dict(BUILT_IN, avg_non_ignore=True), dict()),
+        (dict(BUILT_IN, avg_non_ignore=True, class_weight=WEIGHTS), dict(weight=WEIGHTS)),
+        (dict(type='OhemCrossEntropy', class_weight=WEIGHTS), dict(weight=WEIGHTS, by='valid')),
+    ],
+)
+def test_softmax_losses_of_all_pixels(test_cfg, loss, expected):
+    model, data = segmentor(loss, test_cfg), validation_set()
+
+    (found,) = validation_loss(model, data).items()
+
+    name = 'val/loss_ohem' if loss['type'].startswith('Ohem') else 'val/loss_ce'
+    assert found == (name, pytest.approx(softmax_loss(full_size_logits(model, data), **expected), rel=1e-6))
+
+
+@pytest.mark.parametrize('test_cfg', [WHOLE, SLIDE])
+@pytest.mark.parametrize(
+    ('loss', 'one_channel', 'pos_weight', 'by'),
+    [
+        (dict(type='WeightedCrossEntropyLoss', use_sigmoid=True), False, None, 'valid'),
+        (dict(OURS, use_sigmoid=True), False, WEIGHTS, 'valid'),
+        (dict(OURS, use_sigmoid=True, normalize_by='all'), False, WEIGHTS, 'all'),
+        (dict(type='WeightedCrossEntropyLoss', use_sigmoid=True, class_weight=3.0), True, [3.0], 'valid'),
+        (dict(type='CrossEntropyLoss', use_sigmoid=True), False, None, 'all'),
+        (dict(type='CrossEntropyLoss', use_sigmoid=True, avg_non_ignore=True), True, None, 'valid'),
+    ],
+)
+def test_sigmoid_losses_of_all_pixels(test_cfg, loss, one_channel, pos_weight, by):
+    model, data = segmentor(loss, test_cfg, one_channel), validation_set(labels=2 if one_channel else 4)
+
+    found = validation_loss(model, data)
+
+    pos_weight = None if pos_weight is None else torch.tensor(pos_weight, dtype=torch.float64)
+    total = number = 0
+    for logits, label in full_size_logits(model, data):
+        z, y = logits.flatten(1).T, label.flatten()
+        target = (y.unsqueeze(1) == (torch.tensor([1]) if one_channel else torch.arange(4))).double()
+        losses = F.binary_cross_entropy_with_logits(z, target, pos_weight=pos_weight, reduction='none')[y != 255]
+        total += losses.sum().item()
+        number += losses.numel() if by == 'valid' else z.numel()
+    assert found == {'val/loss_ce': pytest.approx(total / number, rel=1e-5 if one_channel else 1e-6)}
+
+
+def test_terms_of_one_name_are_added_and_others_are_left_out():
+    losses = [OURS, dict(BUILT_IN, avg_non_ignore=True), dict(BUILT_IN, loss_name='loss_second'), DICE]
+    model, data = segmentor(losses), validation_set()
+
+    terms, left_out = loss_terms(model.decode_head)
+
+    assert [term.name for term in terms] == ['loss_ce', 'loss_ce', 'loss_second']
+    assert left_out == ['loss_dice (a DiceLoss)']
+    logits = full_size_logits(model, data)
+    assert validation_loss(model, data) == {
+        'val/loss_ce': pytest.approx(softmax_loss(logits, WEIGHTS) + softmax_loss(logits), rel=1e-6),
+        'val/loss_second': pytest.approx(softmax_loss(logits, by='all'), rel=1e-6),
+    }
+
+
+def test_loss_weight_counts():
+    model, data = segmentor(OURS), validation_set()
+    model.decode_head.loss_decode[0].loss_weight = 0.4
+
+    assert validation_loss(model, data)['val/loss_ce'] == pytest.approx(
+        0.4 * softmax_loss(full_size_logits(model, data), WEIGHTS), rel=1e-6
+    )
+
+
+def head_of(kind, losses, **options):
+    init_default_scope('mmseg')
+    options = dict(in_channels=8, channels=8, num_classes=4, norm_cfg=dict(type='BN'), loss_decode=losses) | options
+    return MODELS.build(dict(type=kind, **options))
+
+
+OHEM, BOUNDARY = dict(type='OhemCrossEntropy'), dict(type='BoundaryLoss')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'losses', 'options', 'names', 'left_out'),
+    [
+        (
+            'PIDHead',
+            [BUILT_IN, OHEM, BOUNDARY, OHEM],
+            dict(),
+            ['loss_ohem'],
+            [
+                'loss_ce (loss_decode[0] is of a branch that only training has)',
+                'loss_boundary (loss_decode[2] is of a branch that only training has)',
+                'loss_ohem (loss_decode[3] is of a branch that only training has)',
+            ],
+        ),
+        (
+            'DDRHead',
+            [OURS, OHEM],
+            dict(),
+            ['loss_ce'],
+            ['loss_ohem (loss_decode[1] is of a branch that only training has)'],
+        ),
+        ('FCNHead', DICE, dict(), [], ['loss_dice (a DiceLoss)']),
+        (
+            'FCNHead',
+            dict(BUILT_IN, use_mask=True),
+            dict(),
+            [],
+            ['loss_ce (a CrossEntropyLoss with use_mask)'],
+        ),
+        (
+            'PointHead',
+            BUILT_IN,
+            dict(in_channels=[8], in_index=[0]),
+            [],
+            ['PointHead computes its loss in a way of its own'],
+        ),
+    ],
+)
+def test_what_the_loss_is_made_of(kind, losses, options, names, left_out):
+    terms, found = loss_terms(head_of(kind, losses, **options))
+
+    assert [term.name for term in terms] == names
+    assert found == left_out
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    found: list[str] = []
+    monkeypatch.setattr('mmseg_wce.validation_loss.print_log', lambda message, **options: found.append(message))
+    return found
+
+
+def test_labels_that_cannot_be_right_leave_the_image_out(warnings):
+    model, data = segmentor(OURS), validation_set()
+    bad = copy.deepcopy(data)
+    bad[1][1].gt_sem_seg.data[0, 3, 5] = 17
+
+    found = validation_loss(model, bad)
+
+    assert found == pytest.approx(validation_loss(model, [data[0], *data[2:]]))
+    (message,) = warnings
+    assert message.startswith('ValidationLoss: labels/1.png is left out: 1 of 3072 pixels ')
+    assert 'labels need num_classes=18' in message
+
+
+def test_labels_of_another_size_leave_the_image_out(warnings):
+    model, data = segmentor(OURS), validation_set()
+    data[0][1].gt_sem_seg = PixelData(data=torch.zeros(1, 48, 64).long())
+
+    found = validation_loss(model, data)
+
+    assert found == pytest.approx(validation_loss(model, data[1:]))
+    assert warnings == [
+        'ValidationLoss: labels/0.png is left out: its labels are (48, 64), the prediction (50, 70). In a test '
+        'pipeline LoadAnnotations has to come after Resize'
+    ]
+
+
+def test_nothing_is_logged_without_labels_or_without_a_pixel_that_counts():
+    model, data = segmentor(OURS), validation_set()
+    unlabelled = [(image, SegDataSample(metainfo=sample.metainfo)) for image, sample in data]
+    assert validation_loss(model, unlabelled) == {}
+
+    for _, sample in data:
+        sample.gt_sem_seg.data.fill_(255)
+    assert validation_loss(model, data) == {}
+
+
+def test_ignored_pixels_count_nothing_where_logits_are_nan():
+    model, data = segmentor(OURS), validation_set()[:1]
+    expected = validation_loss(model, data)
+    image, sample = data[0]
+    image[..., -1] = torch.nan
+    sample.gt_sem_seg.data[..., -40:] = 255
+    labelled = copy.deepcopy(sample)
+
+    found = validation_loss(model, [(image, labelled)])
+
+    assert found['val/loss_ce'] == pytest.approx(expected['val/loss_ce'], rel=0.5)
+
+
+class Photos(torch.utils.data.Dataset):
+    """Noise of several sizes with labels."""
+
+    metainfo = dict(classes=tuple('abcd'))
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i)
+        image, size = torch.rand(3, 16, 24, generator=generator) * 255, (20 + i, 30 + 2 * i)
+        label = torch.randint(0, 4, (1, *size), generator=generator)
+        label[torch.rand(label.shape, generator=generator) < 0.2 * i] = 255
+        meta = dict(img_path=f'{i}.jpg', ori_shape=size, img_shape=(16, 24), pad_shape=(16, 24))
+        return dict(inputs=image, data_samples=SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=label)))
+
+
+class TrainingPhotos(Photos):
+    def __getitem__(self, i):
+        item = super().__getitem__(0)
+        item['data_samples'].gt_sem_seg = PixelData(data=torch.randint(0, 4, (1, 16, 24)))
+        return item
+
+
+@MODELS.register_module(force=True)
+class StridedBackbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 4, stride=4)
+
+    def forward(self, images):
+        return [self.convolution(images)]
+
+
+def runner_of(folder, **options) -> Runner:
+    loader = dict(num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False))
+    head = dict(in_channels=4, channels=4, num_convs=0, concat_input=False, num_classes=4, dropout_ratio=0)
+    evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='ValidationLoss')]
+    return Runner(
+        **(
+            dict(
+                model=ConfigDict(
+                    type='EncoderDecoder',
+                    data_preprocessor=dict(type='SegDataPreProcessor', mean=[128] * 3, std=[64] * 3, size=(16, 24)),
+                    backbone=dict(type='StridedBackbone'),
+                    decode_head=dict(type='FCNHead', norm_cfg=None, align_corners=False, loss_decode=OURS, **head),
+                    test_cfg=dict(mode='whole'),
+                ),
+                work_dir=str(folder),
+                default_scope='mmseg',
+                randomness=dict(seed=0),
+                train_dataloader=dict(loader, batch_size=2, dataset=TrainingPhotos()),
+                val_dataloader=dict(loader, batch_size=1, dataset=Photos()),
+                val_evaluator=evaluator,
+                val_cfg=dict(type='ValLoop'),
+                train_cfg=dict(by_epoch=False, max_iters=4, val_interval=2),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+                custom_hooks=[dict(type='FusedLossHook'), dict(type='FusedPredictHook')],
+                experiment_name=str(folder).replace('/', '_'),
+            )
+            | options
+        )
+    )
+
+
+def test_in_tensorboard_and_for_the_best_checkpoint(tmp_path):
+    loader = pytest.importorskip('tensorboard.backend.event_processing.event_file_loader')
+    checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2, save_best='val/loss_ce', rule='less')
+    backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    runner = runner_of(
+        tmp_path,
+        default_hooks=dict(checkpoint=checkpoint, logger=dict(type='LoggerHook', log_metric_by_epoch=False)),
+        visualizer=dict(type='SegLocalVisualizer', vis_backends=backends, name=str(tmp_path)),
+    )
+
+    runner.train()
+
+    (file,) = tmp_path.glob('*/vis_data/events*')
+    logged = {
+        e.step: v.tensor.float_val[0]
+        for e in loader.EventFileLoader(str(file)).Load()
+        for v in e.summary.value
+        if v.tag == 'val/loss_ce'
+    }
+    assert set(logged) == {2, 4}
+    fuse_predict(runner.model, keep_logits=True)
+    samples = [sample for batch in runner.val_dataloader for sample in runner.model.val_step(batch)]
+    logits = [(sample.seg_logits.data.double(), sample.gt_sem_seg.data[0]) for sample in samples]
+    assert logged[4] == pytest.approx(softmax_loss(logits, WEIGHTS), rel=1e-6)
+    assert logged[4] != logged[2]
+    assert list(tmp_path.glob('best_val_loss_ce_iter_*.pth'))
+    text = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'FusedPredictHook: full-size logits are not built' in text
+    assert text.count('ValidationLoss: the loss on the validation set is made of loss_ce') == 1
+
+
+def test_without_the_hook_it_says_what_is_missing(tmp_path):
+    runner = runner_of(tmp_path, custom_hooks=[])
+
+    assert 'val/loss_ce' not in runner.val()
+
+    text = next(tmp_path.glob('*/*.log')).read_text()
+    assert "ValidationLoss: there is nothing to log: add dict(type='FusedPredictHook') to custom_hooks" in text
+
+
+def of_rank(rank, world, folder):
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+        dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world)
+    options = {}
+    if world > 1:
+        wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+        options = dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
+    metrics = runner_of(f'{folder}/{world}', **options).val()
+    if rank == 0:
+        torch.save(metrics, f'{folder}/{world}.pt')
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def test_one_and_two_ranks_agree_on_an_odd_number_of_images(tmp_path):
+    set_forkserver_preload([__name__])  # imported once for both
+    mp.start_processes(of_rank, (2, str(tmp_path)), nprocs=2, start_method='forkserver')
+    of_rank(0, 1, str(tmp_path))
+
+    one, two = (torch.load(tmp_path / f'{world}.pt') for world in (1, 2))
+
+    assert two == one
+    assert one['val/loss_ce'] > 0
