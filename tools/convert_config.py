@@ -1,7 +1,7 @@
 """Write the weighted version of mmseg configs: a config over each whose cross-entropies are ours, and nothing else.
 
 python tools/convert_config.py mmseg::pspnet/pspnet_r50-d8_4xb4-160k_ade20k-512x512.py --out my_config.py
-python tools/convert_config.py 'mmseg::*ade20k*' --out converted/
+python tools/convert_config.py 'mmseg::*ade20k*' --out converted/ --fused
 """
 
 import argparse
@@ -20,14 +20,18 @@ from mmseg_wce.preflight import PreflightError, load_config
 from rich.console import Console
 from rich.progress import track
 
+HOOKS = "default_hooks = dict(fused_loss=dict(type='FusedLossHook'), fused_predict=dict(type='FusedPredictHook'))"
 
-def converted(base: str, config: Config, found: list[Loss]) -> str:
+
+def converted(base: str, config: Config, found: list[Loss], fused: bool) -> str:
     """The text of the new config."""
     lines = header(base, config)
     for loss in found:
         if not loss.stays:
             by_default = loss.type == "mmseg's default"
             lines.append(f'{loss.place} = dict(type={OURS!r})' if by_default else f'{loss.place}.type = {OURS!r}')
+    if fused:
+        lines.append(HOOKS)
     return '\n'.join(lines) + '\n'
 
 
@@ -49,7 +53,7 @@ def planned(patterns: list[str], out: Path) -> list[tuple[str, Path, Path]]:
     return plan
 
 
-def convert(base: str, file: Path, out: Path) -> list[Loss]:
+def convert(base: str, file: Path, out: Path, fused: bool = False) -> list[Loss]:
     """Write ``out`` unless nothing in the config is to be replaced. It is read before it gets its name.
 
     Raises:
@@ -68,7 +72,7 @@ def convert(base: str, file: Path, out: Path) -> list[Loss]:
         return found
     if not base.startswith('mmseg::'):
         base = Path(os.path.relpath(file.resolve(), out.resolve().parent)).as_posix()
-    text = converted(base, config, found)
+    text = converted(base, config, found, fused)
     if os.path.lexists(out) and (not out.is_file() or out.read_text() != text):
         raise PreflightError(f'{str(out)!r} exists and differs: remove it, or choose another --out')
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', nargs='+', help="config file, or 'mmseg::' and the name or pattern of one it ships")
     parser.add_argument('--out', type=Path, required=True, help='config file to write; a folder for several')
+    parser.add_argument(
+        '--fused', action='store_true', help='add FusedLossHook and FusedPredictHook: full-size logits are never built'
+    )
     args = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False, markup=False)  # names of a config may hold brackets
     results, errors = {}, []
@@ -108,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     progress = track(plan, 'Converting', console=console, transient=True) if len(plan) > 1 else plan
     for base, file, out in progress:
         try:
-            results[base] = convert(base, file, out)
+            results[base] = convert(base, file, out, args.fused)
         except (PreflightError, OSError) as error:
             errors.append(str(error))
     report(console, results)

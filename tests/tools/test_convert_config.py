@@ -49,6 +49,19 @@ def test_two_heads(tool, tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize('custom_hooks', ['', "custom_hooks = [dict(type='EMAHook')]\n"])
+def test_fused_adds_both_hooks_to_those_of_the_base(tool, tmp_path, custom_hooks):
+    base = "_base_ = 'mmseg::fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py'\n"
+    (tmp_path / 'base.py').write_text(base + custom_hooks)
+
+    assert tool.main(['base.py', '--out', 'mine.py', '--fused']) == 0
+
+    found, before = Config.fromfile('mine.py'), Config.fromfile('base.py')
+    added = dict(fused_loss=dict(type='FusedLossHook'), fused_predict=dict(type='FusedPredictHook'))
+    assert found.default_hooks == {**before.default_hooks, **added}
+    assert found.get('custom_hooks') == before.get('custom_hooks')
+
+
 @pytest.mark.parametrize(
     ('name', 'before', 'after'),
     [

@@ -14,4 +14,5 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
     label_check=dict(type='LabelCheckHook'),
+    fused_predict=dict(type='FusedPredictHook'),
 )
