@@ -12,19 +12,19 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads import fuse_predict
 from mmseg_wce.validation_loss import ValidationLoss, loss_terms
+from photos import runner_of
 from tiny_segmentor import tiny_segmentor
-from torch import nn
 
 WEIGHTS = [0.1, 3.0, 1.0, 0.3]
 OURS = dict(type='WeightedCrossEntropyLoss', class_weight=WEIGHTS)
 BUILT_IN = dict(type='CrossEntropyLoss', use_sigmoid=False)
 DICE = dict(type='DiceLoss', loss_name='loss_dice')
+EVALUATOR = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='ValidationLoss')]
 WHOLE, SLIDE = dict(mode='whole'), dict(mode='slide', crop_size=(32, 40), stride=(20, 27))
 
 
@@ -270,77 +270,13 @@ def test_ignored_pixels_count_nothing_where_logits_are_nan():
     assert found['val/loss_ce'] == pytest.approx(expected['val/loss_ce'], rel=0.5)
 
 
-class Photos(torch.utils.data.Dataset):
-    """Noise of several sizes with labels."""
-
-    metainfo = dict(classes=tuple('abcd'))
-
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, i):
-        generator = torch.Generator().manual_seed(i)
-        image, size = torch.rand(3, 16, 24, generator=generator) * 255, (20 + i, 30 + 2 * i)
-        label = torch.randint(0, 4, (1, *size), generator=generator)
-        label[torch.rand(label.shape, generator=generator) < 0.2 * i] = 255
-        meta = dict(img_path=f'{i}.jpg', ori_shape=size, img_shape=(16, 24), pad_shape=(16, 24))
-        return dict(inputs=image, data_samples=SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=label)))
-
-
-class TrainingPhotos(Photos):
-    def __getitem__(self, i):
-        item = super().__getitem__(0)
-        item['data_samples'].gt_sem_seg = PixelData(data=torch.randint(0, 4, (1, 16, 24)))
-        return item
-
-
-@MODELS.register_module(force=True)
-class StridedBackbone(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 4, 4, stride=4)
-
-    def forward(self, images):
-        return [self.convolution(images)]
-
-
-def runner_of(folder, **options) -> Runner:
-    loader = dict(num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False))
-    head = dict(in_channels=4, channels=4, num_convs=0, concat_input=False, num_classes=4, dropout_ratio=0)
-    evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='ValidationLoss')]
-    return Runner(
-        **(
-            dict(
-                model=ConfigDict(
-                    type='EncoderDecoder',
-                    data_preprocessor=dict(type='SegDataPreProcessor', mean=[128] * 3, std=[64] * 3, size=(16, 24)),
-                    backbone=dict(type='StridedBackbone'),
-                    decode_head=dict(type='FCNHead', norm_cfg=None, align_corners=False, loss_decode=OURS, **head),
-                    test_cfg=dict(mode='whole'),
-                ),
-                work_dir=str(folder),
-                default_scope='mmseg',
-                randomness=dict(seed=0),
-                train_dataloader=dict(loader, batch_size=2, dataset=TrainingPhotos()),
-                val_dataloader=dict(loader, batch_size=1, dataset=Photos()),
-                val_evaluator=evaluator,
-                val_cfg=dict(type='ValLoop'),
-                train_cfg=dict(by_epoch=False, max_iters=4, val_interval=2),
-                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-                custom_hooks=[dict(type='FusedLossHook'), dict(type='FusedPredictHook')],
-                experiment_name=str(folder).replace('/', '_'),
-            )
-            | options
-        )
-    )
-
-
 def test_in_tensorboard_and_for_the_best_checkpoint(tmp_path):
     loader = pytest.importorskip('tensorboard.backend.event_processing.event_file_loader')
     checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2, save_best='val/loss_ce', rule='less')
     backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
     runner = runner_of(
         tmp_path,
+        val_evaluator=EVALUATOR,
         default_hooks=dict(checkpoint=checkpoint, logger=dict(type='LoggerHook', log_metric_by_epoch=False)),
         visualizer=dict(type='SegLocalVisualizer', vis_backends=backends, name=str(tmp_path)),
     )
@@ -367,7 +303,7 @@ def test_in_tensorboard_and_for_the_best_checkpoint(tmp_path):
 
 
 def test_without_the_hook_it_says_what_is_missing(tmp_path):
-    runner = runner_of(tmp_path, custom_hooks=[])
+    runner = runner_of(tmp_path, val_evaluator=EVALUATOR, custom_hooks=[])
 
     assert 'val/loss_ce' not in runner.val()
 
@@ -384,7 +320,7 @@ def of_rank(rank, world, folder):
     if world > 1:
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
         options = dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
-    metrics = runner_of(f'{folder}/{world}', **options).val()
+    metrics = runner_of(f'{folder}/{world}', val_evaluator=EVALUATOR, **options).val()
     if rank == 0:
         torch.save(metrics, f'{folder}/{world}.pt')
     if world > 1:

@@ -3,14 +3,19 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
+from mmseg.apis import MMSegInferencer
 from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads import fuse_predict
+from photos import runner_of
 from tiny_segmentor import tiny_segmentor
 from torch import nn
 
@@ -23,12 +28,8 @@ SLIDE = dict(mode='slide', crop_size=(32, 40), stride=(20, 27))
 def segmentor(one_channel=False, align_corners=False, **test_cfg):
     model = tiny_segmentor(BINARY if one_channel else LOSS, one_channel=one_channel).float().eval()
     model.align_corners = model.decode_head.align_corners = align_corners
-    model.test_cfg = get_test_cfg(**(test_cfg or dict(mode='whole')))
+    model.test_cfg = ConfigDict(test_cfg or dict(mode='whole'))
     return model
-
-
-def get_test_cfg(**options):
-    return get_config('mmseg::_base_/models/fast_scnn.py').model.test_cfg.__class__(options)
 
 
 def images(number=1, height=48, width=64, seed=0):
@@ -278,3 +279,85 @@ def test_fusing_again_changes_the_choice():
     (sample,) = model.predict(images())
 
     assert 'seg_logits' not in sample
+
+
+class Predictions(BaseMetric):
+    """The predictions of a run, as metrics are shown them."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [(sample['pred_sem_seg']['data'], 'seg_logits' in sample) for sample in data_samples]
+
+    def compute_metrics(self, results):
+        predictions.append(results)
+        return {}
+
+
+predictions: list = []
+
+
+def run(folder, hooks, **options):
+    """Predictions of every validation."""
+    predictions.clear()
+    evaluator = Evaluator([Predictions()])
+    runner = runner_of(folder, custom_hooks=[dict(type=kind) for kind in hooks], val_evaluator=evaluator, **options)
+    runner.train()
+    return runner, list(predictions)
+
+
+def test_validation_in_a_training_predicts_the_same(tmp_path):
+    _, expected = run(tmp_path / 'a', ['FusedLossHook'])
+    _, found = run(tmp_path / 'b', ['FusedLossHook', 'FusedPredictHook'])
+
+    assert len(found) == len(expected) == 2
+    for a, b in zip(expected, found, strict=True):
+        assert_same([prediction for prediction, _ in a], [prediction for prediction, _ in b])
+    assert all(kept for one in expected for _, kept in one)
+    assert not any(kept for one in found for _, kept in one)
+
+
+def test_validation_with_averaged_weights_predicts_the_same(tmp_path):
+    _, expected = run(tmp_path / 'a', ['EMAHook'])
+    for order in (['EMAHook', 'FusedPredictHook'], ['FusedPredictHook', 'EMAHook']):
+        _, found = run(tmp_path / order[0], order)
+        for a, b in zip(expected, found, strict=True):
+            assert_same([prediction for prediction, _ in a], [prediction for prediction, _ in b])
+
+
+def test_a_resumed_training_predicts_the_same(tmp_path):
+    hooks = ['FusedLossHook', 'FusedPredictHook']
+    checkpoint = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2))
+    _, expected = run(tmp_path / 'whole', hooks, default_hooks=checkpoint)
+
+    run(tmp_path / 'a', hooks, default_hooks=checkpoint, train_cfg=dict(by_epoch=False, max_iters=2, val_interval=2))
+    options = dict(default_hooks=checkpoint, load_from=str(tmp_path / 'a/iter_2.pth'), resume=True)
+    _, found = run(tmp_path / 'b', hooks, **options)
+
+    assert len(found) == 1
+    assert_same([prediction for prediction, _ in expected[1]], [prediction for prediction, _ in found[0]])
+
+
+def test_the_log_says_what_was_done(tmp_path):
+    runner_of(tmp_path).val()
+
+    (log,) = tmp_path.glob('*/*.log')
+    assert f'FusedPredictHook: {FUSED}' in log.read_text()
+
+
+def test_inferencer(tmp_path, root):
+    photo = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    inferencer = MMSegInferencer(str(root / 'configs/demo/fast_scnn_1xb4-400_demo-192x256.py'), device='cpu')
+    for layer in inferencer.model.decode_head.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight)
+    expected = inferencer(photo, out_dir=str(tmp_path / 'a'))['predictions']
+
+    assert fuse_predict(inferencer.model) == FUSED
+
+    found = inferencer(photo, out_dir=str(tmp_path / 'b'))['predictions']
+    assert found.shape == expected.shape == (90, 120)
+    assert (found == expected).all()
+    assert np.unique(found).size > 1
+    for kind in ('pred', 'vis'):
+        a, b = (sorted((tmp_path / x / kind).iterdir()) for x in 'ab')
+        assert [file.read_bytes() for file in b] == [file.read_bytes() for file in a]
+        assert b
