@@ -39,7 +39,10 @@ def build_config(args: argparse.Namespace) -> Config:
         config.model = config.tta_model
     if args.out:
         os.makedirs(args.out, exist_ok=True)  # mmseg's rank 0 does, perhaps after another one writes
-        config.test_evaluator.update(output_dir=args.out, keep_results=True)
+        evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+        for evaluator in evaluators:
+            if evaluator.type != 'ValidationLoss':  # the one metric that writes no predictions
+                evaluator.update(output_dir=args.out, keep_results=True)
     check_data(config, 'test')
     return config
 

@@ -75,9 +75,18 @@ def test_killed_training_resumes_where_it_was(root, demo_folder, import_tool):
     assert sorted(resumed) == list(range(last + 1, 31))
     assert resumed == {step: unbroken[step] for step in resumed}
 
-    output = run(command(root, 'test.py', config, pointer.read_text(), '--work-dir', 'tested', '--out', 'predictions'))
+    two_metrics = demo_folder / 'two_metrics.py'
+    two_metrics.write_text(f"""
+_base_ = {config!r}
+test_evaluator = [_base_.test_evaluator, dict(type='ValidationLoss')]
+""")
+    arguments = [str(two_metrics), pointer.read_text(), '--work-dir', 'tested', '--out', 'predictions']
+    arguments += ['--show-dir', 'painted']
+    output = run(command(root, 'test.py', *arguments, options=['default_hooks.visualization.interval=1']))
 
     assert 'mIoU' in output
+    assert 'val/loss_ce' in output
+    assert len(list((demo_folder / 'painted').rglob('*.png'))) == 2
     predictions = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (demo_folder / 'predictions').glob('*.png')]
     assert len(predictions) == 2
     assert set(np.unique(predictions)) <= set(range(1, 11))  # the files' convention: classes start at 1
