@@ -32,36 +32,41 @@ class RunningSoftmaxLoss:
     """
 
     def __init__(self, label: Tensor, smoothing_weight: Tensor | None = None) -> None:
-        self._label = label
+        # a quarter of the memory that int64 has to read for every class; no class has a number beyond
+        self._label = label.long().clamp(-1, torch.iinfo(torch.int16).max).short()
+        self._present = set(self._label.unique().tolist())
         self._smoothing_weight: list[float] | None = None if smoothing_weight is None else smoothing_weight.tolist()
         self._greatest: Tensor | None = None
-        self._sum = torch.zeros_like(label, dtype=torch.float64)  # of exp(logit - greatest)
-        self._label_logit = torch.zeros_like(self._sum)
+        self._sum = torch.zeros(label.shape, dtype=torch.float64, device=label.device)  # of exp(logit - greatest)
+        self._label_logit: Tensor | None = None
         self._weighted_logits = torch.zeros_like(self._sum) if smoothing_weight is not None else None
 
     def update(self, channels: Tensor, first: int) -> None:
         """Take further channels, (N, number of channels, H, W), of which the first has index ``first``."""
-        if self._smoothing_weight is not None and self._weighted_logits is not None:
-            for i, channel in enumerate(channels.unbind(1), first):
-                self._weighted_logits.add_(channel, alpha=self._smoothing_weight[i])
-        index = self._label.long() - first
-        own = (index >= 0) & (index < channels.shape[1])
-        self._label_logit[own] = channels.movedim(1, -1)[own].gather(1, index[own].unsqueeze(1)).squeeze(1).double()
         if channels.dtype != torch.float64:
             channels = channels.float()
         # where all logits so far are -inf their difference is 0, not NaN
-        greatest = channels.amax(1).clamp(min=torch.finfo(channels.dtype).min)
+        greatest = channels.amax(1).clamp_(min=torch.finfo(channels.dtype).min)
         if self._greatest is not None:
-            greatest = torch.maximum(greatest, self._greatest)
-            self._sum *= (self._greatest - greatest).exp()
-        self._sum += (channels - greatest.unsqueeze(1)).exp_().sum(1, dtype=torch.float64)
+            torch.maximum(greatest, self._greatest, out=greatest)
+            self._sum *= self._greatest.sub_(greatest).exp_()
+        if self._label_logit is None:
+            self._label_logit = torch.zeros_like(greatest)
+        difference = torch.empty_like(greatest)
+        for i, channel in enumerate(channels.unbind(1), first):
+            self._sum += torch.sub(channel, greatest, out=difference).exp_()
+            if i in self._present:
+                torch.where(self._label == i, channel, self._label_logit, out=self._label_logit)
+            if self._smoothing_weight is not None and self._weighted_logits is not None:
+                self._weighted_logits.add_(channel, alpha=self._smoothing_weight[i])
         self._greatest = greatest
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """Return the negative log-likelihood and the smoothing map, (N, H, W), float64; 0 without smoothing."""
         assert self._greatest is not None, 'no channel has come yet'
+        assert self._label_logit is not None
         log_sum, greatest = self._sum.log(), self._greatest.double()
-        nll = log_sum + (greatest - self._label_logit)
+        nll = log_sum + (greatest - self._label_logit.double())
         if self._smoothing_weight is None or self._weighted_logits is None:
             return nll, torch.zeros_like(nll)
         return nll, sum(self._smoothing_weight) * (log_sum + greatest) - self._weighted_logits

@@ -8,6 +8,7 @@ import sysconfig
 import venv
 import zipfile
 from importlib import metadata
+from pathlib import Path
 
 import mmengine
 import mmseg_wce
@@ -172,7 +173,10 @@ def test_a_wheel_trains_in_an_empty_environment(root, tmp_path):
     run(sys.executable, '-m', 'pip', '--python', python, 'install', *offline[:2], str(wheel), cwd=tmp_path)
     # a .pth file's own .pth files are not read: torch and mmseg are visible, this checkout's installation is not
     (site_packages,) = empty.glob('lib/python*/site-packages')
-    (site_packages / 'torch_and_mmseg.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    installed = Path(sysconfig.get_path('purelib'))
+    # but this one of setuptools: Python 3.12 and later have no distutils, which mmengine imports
+    distutils = (installed / 'distutils-precedence.pth').read_text()
+    (site_packages / 'torch_and_mmseg.pth').write_text(f'{installed}\n{distutils}')
 
     work = tmp_path / 'work'
     generate_demo_scenes(work / 'data/demo_scenes', num_training=4, num_validation=2)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import mmseg_wce
 import torch
-from benchmark_report import draw_memory, draw_times, markdown, print_table
+from benchmark_predictions import PHOTOS, Photo, Prediction, ways_of
+from benchmark_report import draw_memory, draw_times, markdown, markdown_of_predictions, print_predictions, print_table
 from benchmark_ways import CASES, END_TO_END, WAYS, Case, Step, TrainingStep
 from exponentials import per_second_on_gpu, seconds_on_cpu
 from memory import extra_megabytes
@@ -76,6 +77,21 @@ def measure_end_to_end(name: str, args: argparse.Namespace) -> dict:
     return dict(case=f'training iteration, {name}', ways=ways)
 
 
+def measure_photo(photo: Photo, args: argparse.Namespace) -> dict:
+    """Seconds and memory of predicting it, after the network."""
+    steps = {way: Prediction(way, photo, args.device) for way in ways_of(photo)}
+    times: dict[str, list[float]] = {way: [] for way in steps}
+    for i in track(range(args.rounds + 1), f'Prediction: {photo.title}', console=console, transient=True):
+        for way, step in steps.items():
+            elapsed = seconds(step.run, args.device)
+            if i > 0:
+                times[way].append(elapsed)
+    ways = {
+        way: dict(summary(values), megabytes=extra_megabytes(way, photo, args.device)) for way, values in times.items()
+    }
+    return dict(case=photo.title, ways=ways)
+
+
 def measure_crops(args: argparse.Namespace) -> list[dict]:
     """Extra memory over crop sizes: of the built-in path only as far as it fits."""
     found = []
@@ -108,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--cases', nargs='+', choices=list(CASES), help='[all that are made for the device]')
     parser.add_argument('--ways', nargs='+', choices=list(WAYS), help='[those with a softmax that run on the device]')
     parser.add_argument('--models', nargs='*', choices=END_TO_END, default=list(END_TO_END), help='end to end [all]')
+    parser.add_argument('--photos', nargs='*', choices=PHOTOS, default=list(PHOTOS), help='predictions [all]')
     parser.add_argument('--crop', type=int, default=512, help='of the training iterations [%(default)s]')
     parser.add_argument('--crops', nargs='*', type=int, default=[256, 512, 1024, 2048], help='of the memory plot')
     parser.add_argument('--largest-built-in-crop', type=int, default=1024, help='of the memory plot [%(default)s]')
@@ -119,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    results = dict(environment=environment(args.device), cases=[], crops=[])
+    results = dict(environment=environment(args.device), cases=[], predictions=[], crops=[])
     console.print(', '.join(f'{k} {v}' for k, v in results['environment'].items()))
     for key in args.cases or [key for key, case in CASES.items() if args.device in case.devices]:
         results['cases'].append(measure_case(CASES[key], args))
@@ -127,9 +144,12 @@ def main(arguments: list[str] | None = None) -> None:
     for model in args.models:
         results['cases'].append(measure_end_to_end(model, args))
         print_table(console, results['cases'][-1])
+    for photo in args.photos:
+        results['predictions'].append(measure_photo(PHOTOS[photo], args))
+        print_predictions(console, results['predictions'][-1])
     results['crops'] = measure_crops(args)
     (args.out / 'benchmark.json').write_text(json.dumps(results, indent=1))
-    (args.out / 'benchmark.md').write_text(markdown(results))
+    (args.out / 'benchmark.md').write_text(markdown(results) + '\n' + markdown_of_predictions(results))
     draw_times(args.out / 'times.png', results)
     if results['crops']:
         draw_memory(args.out / 'memory.png', results)

@@ -70,6 +70,45 @@ def markdown(results: dict) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def print_predictions(console: Console, result: dict) -> None:
+    table = Table(title=f'Prediction after the network: {result["case"]}')
+    for column in ('way', 'time', 'range', 'against built-in', 'extra memory'):
+        table.add_column(column, justify='left' if column == 'way' else 'right')
+    base = result['ways']['built-in']['median']
+    for name, way in result['ways'].items():
+        table.add_row(
+            name,
+            f'{milliseconds(way["median"])} ms',
+            f'{milliseconds(way["min"])} to {milliseconds(way["max"])}',
+            f'{base / way["median"]:.1f} x',
+            '' if way['megabytes'] is None else f'{way["megabytes"]:.0f} MB',
+        )
+    console.print(table)
+
+
+def markdown_of_predictions(results: dict) -> str:
+    """The predictions as a table for docs/benchmarks.md."""
+    if not results['predictions']:
+        return ''
+    names = list(results['predictions'][0]['ways'])
+    lines = [
+        '| prediction | ' + ' | '.join(f'{name} | extra memory' for name in names) + ' |',
+        '| --- ' * (2 * len(names) + 1) + '|',
+    ]
+    for result in results['predictions']:
+        base, cells = result['ways']['built-in'], []
+        for name in names:
+            way = result['ways'].get(name)
+            if way is None:
+                cells += ['', '']
+                continue
+            time = f'{milliseconds(way["median"])} ms ({milliseconds(way["min"])} to {milliseconds(way["max"])})'
+            cells.append(time if way is base else f'{base["median"] / way["median"]:.1f} x')
+            cells.append('' if way['megabytes'] is None else f'{way["megabytes"]:.0f} MB')
+        lines.append(f'| {result["case"]} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
 def draw_times(path: Path, results: dict) -> None:
     """Bars: how many times faster than the built-in path each way is, case by case; a line at 1."""
     cases = [result for result in results['cases'] if 'built-in' in result['ways']]

@@ -210,6 +210,10 @@ class Step:
     def backward(self) -> None:
         self.loss.backward()
 
+    def run(self) -> None:
+        self.forward()
+        self.backward()
+
 
 # mmseg's configs of whole models
 END_TO_END = {
@@ -246,3 +250,7 @@ class TrainingStep:
 
     def backward(self) -> None:
         self.loss.backward()
+
+    def run(self) -> None:
+        self.forward()
+        self.backward()

@@ -9,15 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from benchmark_predictions import Photo, Prediction
 from benchmark_ways import Case, Step, TrainingStep
 
 
-def extra_megabytes(way: str, case: Case | str, device: str, crop: int = 0) -> float | None:
-    """Peak of forward and backward above what was in use before, gradients included; None where it cannot be known.
+def extra_megabytes(way: str, case: Case | Photo | str, device: str, crop: int = 0) -> float | None:
+    """Peak of a step above what was in use before, gradients included; None where it cannot be known.
 
     Args:
         way: of the benchmark.
-        case: of the benchmark, or the name of a model for a training iteration.
+        case: of the benchmark, a photo, or the name of a model for a training iteration.
         device: 'cpu' or 'cuda'.
         crop: of the training iteration.
     """
@@ -26,7 +27,11 @@ def extra_megabytes(way: str, case: Case | str, device: str, crop: int = 0) -> f
     if not Path('/proc/self/clear_refs').exists():
         return None
     question = dict(
-        way=way, case=case if isinstance(case, str) else asdict(case), crop=crop, threads=torch.get_num_threads()
+        way=way,
+        kind=type(case).__name__,
+        case=case if isinstance(case, str) else asdict(case),
+        crop=crop,
+        threads=torch.get_num_threads(),
     )
     process = subprocess.run(
         [sys.executable, '-W', 'ignore', __file__],
@@ -38,17 +43,19 @@ def extra_megabytes(way: str, case: Case | str, device: str, crop: int = 0) -> f
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def _step(way: str, case: Case | str, device: str, crop: int):
+def _step(way: str, case: Case | Photo | str, device: str, crop: int) -> Step | TrainingStep | Prediction:
+    if isinstance(case, Photo):
+        return Prediction(way, case, device)
     return TrainingStep(case, way, device, crop) if isinstance(case, str) else Step(way, case, device)
 
 
-def _on_cuda(step) -> float:
-    step.forward(), step.backward()
+def _on_cuda(step: Step | TrainingStep | Prediction) -> float:
+    step.run()
     step.clear()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    step.forward(), step.backward()
+    step.run()
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
@@ -69,17 +76,23 @@ def _answer() -> float:
     question = json.load(sys.stdin)
     torch.set_num_threads(question['threads'])
     way, case, crop = question['way'], question['case'], question['crop']
+    # threads, code and caches of PyTorch are not the step's
     if isinstance(case, dict):
-        case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in case.items()})
-        small = Case('warm-up', 1, 5, (8, 8), (32, 32), case.dtype, case.align_corners)
-        warm_up = Step(way, small, 'cpu')  # threads, code and caches of PyTorch are not the step's
+        case = {k: tuple(v) if isinstance(v, list) else v for k, v in case.items()}
+        if question['kind'] == 'Photo':
+            case = Photo(**case)
+            small = Photo('warm-up', (8, 8), (32, 32), (64, 64), case.crop and (16, 16), case.stride and (16, 16))
+        else:
+            case = Case(**case)
+            small = Case('warm-up', 1, 5, (8, 8), (32, 32), case.dtype, case.align_corners)
+        warm_up = _step(way, small, 'cpu', crop)
         for _ in range(3):
-            warm_up.forward(), warm_up.backward()
+            warm_up.run()
     step = _step(way, case, 'cpu', crop)
     _return_free_memory()
     before = resident('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')  # resets the high-water mark
-    step.forward(), step.backward()
+    step.run()
     return resident('VmHWM') - before
 
 

@@ -17,7 +17,7 @@ def benchmark(import_tool, monkeypatch):
 def test_table_results_and_pictures(benchmark, tmp_path, capsys):
     arguments = ['--cases', 'binary', '--ways', 'built-in', 'checkpointed', 'mmseg_wce', '--rounds', '1']
 
-    benchmark.main([*arguments, '--models', '--crops', '64', '--out', str(tmp_path)])
+    benchmark.main([*arguments, '--models', '--photos', '--crops', '64', '--out', str(tmp_path)])
 
     results = json.loads((tmp_path / 'benchmark.json').read_text())
     (case,) = results['cases']
@@ -74,10 +74,49 @@ def test_ways_with_sigmoids_agree(import_tool, classes):
 def test_ways_with_sigmoids_are_measured_when_asked(benchmark, tmp_path, capsys):
     arguments = ['--cases', 'binary', '--ways', 'built-in, sigmoid', 'mmseg_wce, sigmoid', '--rounds', '1']
 
-    benchmark.main([*arguments, '--models', '--crops', '--out', str(tmp_path)])
+    benchmark.main([*arguments, '--models', '--photos', '--crops', '--out', str(tmp_path)])
 
     (case,) = json.loads((tmp_path / 'benchmark.json').read_text())['cases']
     assert list(case['ways']) == ['built-in, sigmoid', 'mmseg_wce, sigmoid']
+
+
+def test_predictions_are_measured(import_tool, monkeypatch, tmp_path, capsys):
+    tool = import_tool('benchmark')
+    sizes = dict(logits=(8, 8), tested=(32, 32), original=(48, 40))
+    monkeypatch.setitem(tool.PHOTOS, 'photo', tool.Photo('a photo', **sizes))
+    monkeypatch.setitem(tool.PHOTOS, 'slide', tool.Photo('a large photo', **sizes, crop=(16, 16), stride=(8, 8)))
+    monkeypatch.setattr(tool, 'ways_of', lambda photo: ['built-in', 'mmseg_wce', 'mmseg_wce, with the loss'])
+    megabytes = tool.extra_megabytes('mmseg_wce', tool.PHOTOS['slide'], 'cpu')  # each is a process of its own
+    assert megabytes is None or megabytes >= 0
+    monkeypatch.setattr(tool, 'extra_megabytes', lambda *_: megabytes)
+    arguments = ['--cases', 'one-image', '--ways', 'built-in', '--rounds', '1', '--models', '--crops']
+
+    tool.main([*arguments, '--photos', 'photo', 'slide', '--out', str(tmp_path)])
+
+    found = json.loads((tmp_path / 'benchmark.json').read_text())['predictions']
+    assert [result['case'] for result in found] == ['a photo', 'a large photo']
+    for result in found:
+        assert list(result['ways']) == ['built-in', 'mmseg_wce', 'mmseg_wce, with the loss']
+        assert all(way['median'] > 0 for way in result['ways'].values())
+    assert '| a large photo | ' in (tmp_path / 'benchmark.md').read_text()
+    assert 'Prediction after the network: a photo' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('key', ['photo', 'slide'])
+def test_all_ways_predict_the_same(import_tool, key):
+    tool = import_tool('benchmark_predictions')
+    crop, stride = ((16, 16), (8, 8)) if key == 'slide' else (None, None)
+    photo = tool.Photo('small', (8, 8), (32, 32), (48, 40), crop, stride)
+    found = []
+    for way in tool.ways_of(photo):
+        step = tool.Prediction(way, photo, 'cpu')
+        if way == 'compiled':
+            found.append(step.plain(step.model.decode_head(None)))
+        else:
+            found.append(step.run()[0].pred_sem_seg.data)
+
+    assert len(found) == len(tool.ways_of(photo))
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 def test_floor_of_a_gpu(import_tool, monkeypatch):
