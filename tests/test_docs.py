@@ -176,9 +176,10 @@ def test_configs_of_a_page_build(page, checkout):
         heads = [config.model.decode_head, *config.model.get('auxiliary_head', [])]
         losses = [MODELS.build(head).loss_decode for head in heads]
         hooks = [HOOKS.build(hook) for hook in config.get('custom_hooks', [])]
-        METRICS.build(config.val_evaluator)
+        evaluators = config.val_evaluator if isinstance(config.val_evaluator, list) else [config.val_evaluator]
+        metrics = [METRICS.build(evaluator) for evaluator in evaluators]
         words = re.findall(r"type='(\w+)'", block)
-        built = [*losses, *hooks, config.val_evaluator, config.train_dataloader.dataset]
+        built = [*losses, *hooks, *metrics, config.train_dataloader.dataset]
         names = {item['type'] if isinstance(item, dict) else type(item).__name__ for item in built}
         assert set(words) <= names, block
 

@@ -1,4 +1,6 @@
-"""Every recipe is run as it stands, and its loss is PyTorch's on upsampled logits."""
+"""Every recipe is run as it stands; its loss is PyTorch's on upsampled logits, its prediction that of transformers."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +44,20 @@ def test_segformer_of_transformers(root):
     recipe(root, 'SegFormer of `transformers`', names)
 
     check(names, names['logits'])
+
+
+def test_predictions_of_transformers(root):
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+    torch.manual_seed(0)
+
+    names = {}
+    recipe(root, 'Predictions of `transformers`', names)
+
+    outputs = SimpleNamespace(logits=names['logits'])
+    processor = transformers.SegformerImageProcessor()
+    (expected,) = processor.post_process_semantic_segmentation(outputs, [names['photo_size']])
+    assert torch.equal(names['prediction'], expected)
+    assert expected.unique().numel() > 1
 
 
 def test_segmentation_models_pytorch(root):

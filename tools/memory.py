@@ -12,6 +12,8 @@ import torch
 from benchmark_predictions import Photo, Prediction
 from benchmark_ways import Case, Step, TrainingStep
 
+HAS_HIGH_WATER_MARK = Path('/proc/self/clear_refs').exists()
+
 
 def extra_megabytes(way: str, case: Case | Photo | str, device: str, crop: int = 0) -> float | None:
     """Peak of a step above what was in use before, gradients included; None where it cannot be known.
@@ -24,7 +26,7 @@ def extra_megabytes(way: str, case: Case | Photo | str, device: str, crop: int =
     """
     if device == 'cuda':
         return _on_cuda(_step(way, case, device, crop))
-    if not Path('/proc/self/clear_refs').exists():
+    if not HAS_HIGH_WATER_MARK:
         return None
     question = dict(
         way=way,
@@ -65,11 +67,14 @@ def resident(key: str) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def _return_free_memory() -> None:
-    """Give back to the system what imports and compiling have freed: a step that fills it would seem small."""
+def reset_high_water_mark() -> float:
+    """MB in use, once what imports and compiling have freed went back: a step that fills it would seem small."""
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None):  # of glibc
         trim(0)
+    before = resident('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')
+    return before
 
 
 def _answer() -> float:
@@ -89,9 +94,7 @@ def _answer() -> float:
         for _ in range(3):
             warm_up.run()
     step = _step(way, case, 'cpu', crop)
-    _return_free_memory()
-    before = resident('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')  # resets the high-water mark
+    before = reset_high_water_mark()
     step.run()
     return resident('VmHWM') - before
 

@@ -1,0 +1,54 @@
+import pytest
+
+CONFIG = 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py'
+IN_THIS_PROCESS = ['--cfg-options', 'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False']
+
+
+@pytest.fixture
+def tool(import_tool, demo_folder):
+    return import_tool('compare_predictions')
+
+
+def test_every_way_predicts_the_same(tool, root, monkeypatch, capsys):
+    def here(way, arguments, console):
+        return tool.validate(way, tool.load_config(arguments[0], options), None, 2)
+
+    options = {'val_dataloader.num_workers': 0, 'val_dataloader.persistent_workers': False}
+    monkeypatch.setattr(tool, 'in_a_process', here)
+    monkeypatch.setattr(tool, 'HAS_HIGH_WATER_MARK', False)
+
+    assert tool.main([str(root / CONFIG), *IN_THIS_PROCESS]) == 0
+
+    rows = [line.split('│') for line in capsys.readouterr().out.splitlines() if '│' in line]
+    names, differ, _, _, mean_iou, loss = (
+        [cell.strip() for cell in column] for column in zip(*[r[1:-1] for r in rows], strict=False)
+    )
+    assert names == list(tool.WAYS)
+    assert differ == ['0'] * 3
+    assert mean_iou == mean_iou[:1] * 3
+    assert loss[:2] == ['', '']
+    assert float(loss[2]) > 0
+
+
+def test_predictions_that_differ_are_counted(tool, root, monkeypatch, capsys):
+    result = dict(hashes=['a', 'b'], seconds=1.0, megabytes=None, metrics={})
+    results = dict.fromkeys(tool.WAYS, result) | {tool.WAYS[1]: result | dict(hashes=['a', 'c'])}
+    monkeypatch.setattr(tool, 'in_a_process', lambda way, *_: results[way])
+
+    assert tool.main([str(root / CONFIG)]) == 1
+
+    rows = [line.split('│') for line in capsys.readouterr().out.splitlines() if '│' in line]
+    assert [cells[2].strip() for cells in rows] == ['0', '1', '0']
+
+
+def test_a_process_for_each_way(tool, root, monkeypatch, capsys):
+    monkeypatch.setattr(tool, 'WAYS', tool.WAYS[1:2])
+
+    assert tool.main([str(root / CONFIG), '--images', '1', *IN_THIS_PROCESS]) == 0
+
+    assert 'FusedPredictHook' in capsys.readouterr().out
+
+
+def test_a_missing_checkpoint(tool, root):
+    with pytest.raises(SystemExit, match=r"error: .*'nowhere\.pth'"):
+        tool.main([str(root / CONFIG), '--checkpoint', 'nowhere.pth'])

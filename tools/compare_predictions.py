@@ -1,0 +1,150 @@
+"""Validate with mmseg's predictions, with FusedPredictHook, and with ValidationLoss as well: time and memory.
+
+python tools/compare_predictions.py configs/camvid/segformer_mit-b0_1xb8-4k_camvid-352x480.py
+python tools/compare_predictions.py my_config.py --checkpoint work_dirs/mine/iter_160000.pth --images 20
+
+Without a checkpoint the weights are random, those of the layers that give the logits with a standard deviation of 1.
+Each way runs in a process of its own, one after the other.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+
+import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
+import torch
+from memory import HAS_HIGH_WATER_MARK, reset_high_water_mark, resident
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner, load_checkpoint
+from mmseg.registry import MODELS
+from mmseg_wce.fused_heads import fuse_predict
+from mmseg_wce.hooks.models import main_head
+from mmseg_wce.launch import ConfigOptions
+from mmseg_wce.preflight import PreflightError, check_checkpoint, check_data, load_config
+from mmseg_wce.validation_loss import loss_terms
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+
+WAYS = ('mmseg', 'FusedPredictHook', 'and ValidationLoss')
+
+
+def model_of(config: Config, checkpoint: str | None) -> nn.Module:
+    """The segmentor on the CPU, in evaluation."""
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    if checkpoint is None:
+        config.model.backbone.init_cfg = config.model.pretrained = None
+    model = revert_sync_batchnorm(MODELS.build(config.model))
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, map_location='cpu')
+    else:
+        for layer in main_head(model).modules():
+            if isinstance(layer, nn.Conv2d) and layer.out_channels == model.out_channels:
+                nn.init.normal_(layer.weight)
+                layer.weight.data -= layer.weight.data.mean(1, keepdim=True)  # what is constant would decide alone
+    return model.eval()
+
+
+def validate(way: str, config: Config, checkpoint: str | None, images: int | None) -> dict:
+    """Run one way over the validation set."""
+    model, loader = model_of(config, checkpoint), Runner.build_dataloader(config.val_dataloader, seed=0)
+    evaluators = config.val_evaluator if isinstance(config.val_evaluator, list) else [config.val_evaluator]
+    evaluators = [one for one in evaluators if one.type != 'ValidationLoss']
+    if way != 'mmseg':
+        print(fuse_predict(model), file=sys.stderr)
+    if way == 'and ValidationLoss':
+        model.predict.keywords['terms'], _ = loss_terms(main_head(model))
+        evaluators.append(dict(type='ValidationLoss'))
+    evaluator = Evaluator(evaluators)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    number, hashes, elapsed = min(images or len(loader), len(loader)), [], 0.0
+    batches = iter(loader)
+    batch = next(batches)
+    before = reset_high_water_mark() if HAS_HIGH_WATER_MARK else None
+    for i in range(number):
+        start = time.perf_counter()
+        samples = model.val_step(batch)
+        elapsed += time.perf_counter() - start
+        evaluator.process(data_samples=samples, data_batch=batch)
+        for sample in samples:
+            prediction = sample.pred_sem_seg.data
+            what = f'{tuple(prediction.shape)} {prediction.dtype} '.encode() + prediction.numpy().tobytes()
+            hashes.append(hashlib.sha256(what).hexdigest())
+        print(i + 1, number, flush=True)
+        batch = next(batches) if i + 1 < number else None
+    megabytes = None if before is None else resident('VmHWM') - before
+    metrics = {name: float(value) for name, value in evaluator.evaluate(len(hashes)).items()}
+    return dict(hashes=hashes, seconds=elapsed, megabytes=megabytes, metrics=metrics)
+
+
+def in_a_process(way: str, arguments: list[str], console: Console) -> dict:
+    """What :func:`validate` gives, of a process whose memory is its own."""
+    command = [sys.executable, '-W', 'ignore', __file__, *arguments, '--way', way]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, '')
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task(way, total=None)
+            for line in lines:
+                if line.startswith('{'):
+                    result = json.loads(line)
+                elif line.split()[0].isdigit():
+                    done, number = map(int, line.split())
+                    progress.update(task, completed=done, total=number)
+        errors = process.stderr.read()
+    if process.returncode:
+        sys.exit(errors)
+    return result
+
+
+def report(console: Console, config: str, results: dict[str, dict]) -> None:
+    """One row for each way."""
+    base = results[WAYS[0]]
+    table = Table(title=f'{config}, {len(base["hashes"])} images')
+    for column in ('way', 'differ', 'time', 'extra memory', 'mIoU', 'loss'):
+        table.add_column(column, justify='left' if column == 'way' else 'right')
+    for way, result in results.items():
+        different = sum(a != b for a, b in zip(result['hashes'], base['hashes'], strict=True))
+        memory = '' if result['megabytes'] is None else f'{result["megabytes"]:.0f} MB'
+        metrics = result['metrics']
+        mean_iou = f'{metrics["mIoU"]:.2f}' if 'mIoU' in metrics else ''
+        losses = ', '.join(f'{value:.4f}' for name, value in metrics.items() if name.startswith('val/loss'))
+        table.add_row(way, str(different), f'{result["seconds"]:.1f} s', memory, mean_iou, losses)
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, or 1 where a prediction differs."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--checkpoint', help='weights')
+    parser.add_argument('--images', type=int, help='number of images [all]')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, help='settings that override the config')
+    parser.add_argument('--way', choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    try:
+        config = load_config(args.config, args.cfg_options)
+        check_data(config, 'val')
+        if args.checkpoint is not None:
+            check_checkpoint(args.checkpoint)
+    except PreflightError as error:
+        sys.exit(f'error: {error}')
+    if args.way is not None:
+        print(json.dumps(validate(args.way, config, args.checkpoint, args.images)))
+        return 0
+    console = Console(soft_wrap=True)
+    results = {way: in_a_process(way, arguments, console) for way in WAYS}
+    report(console, args.config, results)
+    return int(any(result['hashes'] != results[WAYS[0]]['hashes'] for result in results.values()))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
