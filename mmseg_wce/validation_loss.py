@@ -190,6 +190,7 @@ class RunningSums:
 
     def finish(self) -> None:
         """Leave the sums in the sample, where there are any."""
+        self._sample.pop(SUMS, None)  # of an earlier prediction
         if self._label is not None:
             sums = [term.sums(loss, self._label, self._num_channels) for term, loss in self._losses]
             self._sample.set_field(sums, SUMS)

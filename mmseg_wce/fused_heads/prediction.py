@@ -197,9 +197,12 @@ class _Image:
         else:
             prediction = self._argmax.index
         self._sample.set_data(dict(pred_sem_seg=PixelData(data=prediction)))
-        if self._keep_logits:
-            self._sample.set_data(dict(seg_logits=PixelData(data=self._logits)))
-        elif type(self._sample) is SegDataSample:
-            object.__setattr__(self._sample, '__class__', _WithoutLogits)
         if self._losses is not None:
             self._losses.finish()
+        if self._keep_logits:
+            self._sample.set_data(dict(seg_logits=PixelData(data=self._logits)))
+            return
+        if 'seg_logits' in self._sample:  # of an earlier prediction
+            del self._sample.seg_logits
+        if type(self._sample) is SegDataSample:
+            object.__setattr__(self._sample, '__class__', _WithoutLogits)

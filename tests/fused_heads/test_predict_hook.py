@@ -218,6 +218,20 @@ def test_logits_that_are_missed_say_where_they_are():
     pickle.loads(pickle.dumps(sample)).seg_logits = sample.pred_sem_seg
 
 
+def test_logits_of_an_earlier_prediction_do_not_stay():
+    model, (sample,) = segmentor(), samples_of(images())
+    model.predict(images(), [sample])
+    assert 'seg_logits' in sample
+
+    fuse_predict(model)
+    model.predict(images(), [sample])
+
+    assert 'seg_logits' not in sample
+    fuse_predict(model, keep_logits=True)
+    model.predict(images(), [sample])
+    assert sample.seg_logits.shape == (48, 64)
+
+
 def test_copies_and_pickles_predict_with_their_own_weights():
     model, inputs = segmentor(), images()
     fuse_predict(model)
