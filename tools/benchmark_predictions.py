@@ -56,7 +56,7 @@ def segmentor(photo: Photo, device: str) -> nn.Module:
         dict(type='EncoderDecoder', backbone=dict(type='NoNetwork'), decode_head=head, test_cfg=ConfigDict(mode))
     )
     logits = torch.randn(1, NUM_CLASSES, *photo.logits, generator=torch.Generator().manual_seed(0)).to(device)
-    model.decode_head.forward = lambda features: logits
+    model.decode_head.forward = lambda features: logits.clone()  # every window has logits of its own
     return model.to(device).eval()
 
 

@@ -3,11 +3,12 @@
 python tools/compare_predictions.py configs/camvid/segformer_mit-b0_1xb8-4k_camvid-352x480.py
 python tools/compare_predictions.py my_config.py --checkpoint work_dirs/mine/iter_160000.pth --images 20
 
-Without a checkpoint the weights are random, those of the layers that give the logits with a standard deviation of 1.
+Without a checkpoint the weights are random, and scaled so that the first image shows many classes.
 Each way runs in a process of its own, one after the other.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import subprocess
@@ -45,12 +46,22 @@ def model_of(config: Config, checkpoint: str | None) -> nn.Module:
     model = revert_sync_batchnorm(MODELS.build(config.model))
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, map_location='cpu')
-    else:
-        for layer in main_head(model).modules():
-            if isinstance(layer, nn.Conv2d) and layer.out_channels == model.out_channels:
-                nn.init.normal_(layer.weight)
-                layer.weight.data -= layer.weight.data.mean(1, keepdim=True)  # what is constant would decide alone
     return model.eval()
+
+
+def spread_logits(model: nn.Module, batch: dict) -> None:
+    """Let random weights predict many classes: logits of mean 0 and standard deviation 1 in every channel."""
+    logits = {}
+    for layer in main_head(model).modules():
+        if isinstance(layer, nn.Conv2d) and layer.out_channels == model.out_channels and layer.bias is not None:
+            nn.init.normal_(layer.weight)
+            layer.register_forward_hook(lambda layer, _, output: logits.setdefault(layer, output))
+    model.val_step(copy.deepcopy(batch))
+    for layer, output in logits.items():
+        layer._forward_hooks.clear()
+        deviation, mean = torch.std_mean(output, dim=(0, 2, 3))
+        layer.weight.data /= deviation.view(-1, 1, 1, 1)
+        layer.bias.data = (layer.bias.data - mean) / deviation
 
 
 def validate(way: str, config: Config, checkpoint: str | None, images: int | None) -> dict:
@@ -58,6 +69,10 @@ def validate(way: str, config: Config, checkpoint: str | None, images: int | Non
     model, loader = model_of(config, checkpoint), Runner.build_dataloader(config.val_dataloader, seed=0)
     evaluators = config.val_evaluator if isinstance(config.val_evaluator, list) else [config.val_evaluator]
     evaluators = [one for one in evaluators if one.type != 'ValidationLoss']
+    batches = iter(loader)
+    batch = next(batches)
+    if checkpoint is None:
+        spread_logits(model, batch)
     if way != 'mmseg':
         print(fuse_predict(model), file=sys.stderr)
     if way == 'and ValidationLoss':
@@ -65,9 +80,7 @@ def validate(way: str, config: Config, checkpoint: str | None, images: int | Non
         evaluators.append(dict(type='ValidationLoss'))
     evaluator = Evaluator(evaluators)
     evaluator.dataset_meta = loader.dataset.metainfo
-    number, hashes, elapsed = min(images or len(loader), len(loader)), [], 0.0
-    batches = iter(loader)
-    batch = next(batches)
+    number, hashes, classes, elapsed = min(images or len(loader), len(loader)), [], set(), 0.0
     before = reset_high_water_mark() if HAS_HIGH_WATER_MARK else None
     for i in range(number):
         start = time.perf_counter()
@@ -78,11 +91,12 @@ def validate(way: str, config: Config, checkpoint: str | None, images: int | Non
             prediction = sample.pred_sem_seg.data
             what = f'{tuple(prediction.shape)} {prediction.dtype} '.encode() + prediction.numpy().tobytes()
             hashes.append(hashlib.sha256(what).hexdigest())
+            classes.update(prediction.unique().tolist())
         print(i + 1, number, flush=True)
         batch = next(batches) if i + 1 < number else None
     megabytes = None if before is None else resident('VmHWM') - before
     metrics = {name: float(value) for name, value in evaluator.evaluate(len(hashes)).items()}
-    return dict(hashes=hashes, seconds=elapsed, megabytes=megabytes, metrics=metrics)
+    return dict(hashes=hashes, classes=len(classes), seconds=elapsed, megabytes=megabytes, metrics=metrics)
 
 
 def in_a_process(way: str, arguments: list[str], console: Console) -> dict:
@@ -108,7 +122,7 @@ def report(console: Console, config: str, results: dict[str, dict]) -> None:
     """One row for each way."""
     base = results[WAYS[0]]
     table = Table(title=f'{config}, {len(base["hashes"])} images')
-    for column in ('way', 'differ', 'time', 'extra memory', 'mIoU', 'loss'):
+    for column in ('way', 'differ', 'classes', 'time', 'extra memory', 'mIoU', 'loss'):
         table.add_column(column, justify='left' if column == 'way' else 'right')
     for way, result in results.items():
         different = sum(a != b for a, b in zip(result['hashes'], base['hashes'], strict=True))
@@ -116,7 +130,9 @@ def report(console: Console, config: str, results: dict[str, dict]) -> None:
         metrics = result['metrics']
         mean_iou = f'{metrics["mIoU"]:.2f}' if 'mIoU' in metrics else ''
         losses = ', '.join(f'{value:.4f}' for name, value in metrics.items() if name.startswith('val/loss'))
-        table.add_row(way, str(different), f'{result["seconds"]:.1f} s', memory, mean_iou, losses)
+        table.add_row(
+            way, str(different), str(result['classes']), f'{result["seconds"]:.1f} s', memory, mean_iou, losses
+        )
     console.print(table)
 
 

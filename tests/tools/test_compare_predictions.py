@@ -20,18 +20,18 @@ def test_every_way_predicts_the_same(tool, root, monkeypatch, capsys):
     assert tool.main([str(root / CONFIG), *IN_THIS_PROCESS]) == 0
 
     rows = [line.split('│') for line in capsys.readouterr().out.splitlines() if '│' in line]
-    names, differ, _, _, mean_iou, loss = (
-        [cell.strip() for cell in column] for column in zip(*[r[1:-1] for r in rows], strict=False)
-    )
+    columns = zip(*([cell.strip() for cell in row[1:-1]] for row in rows), strict=True)
+    names, differ, classes, _, _, mean_iou, loss = map(list, columns)
     assert names == list(tool.WAYS)
     assert differ == ['0'] * 3
+    assert int(classes[0]) > 1
     assert mean_iou == mean_iou[:1] * 3
     assert loss[:2] == ['', '']
     assert float(loss[2]) > 0
 
 
 def test_predictions_that_differ_are_counted(tool, root, monkeypatch, capsys):
-    result = dict(hashes=['a', 'b'], seconds=1.0, megabytes=None, metrics={})
+    result = dict(hashes=['a', 'b'], classes=3, seconds=1.0, megabytes=None, metrics={})
     results = dict.fromkeys(tool.WAYS, result) | {tool.WAYS[1]: result | dict(hashes=['a', 'c'])}
     monkeypatch.setattr(tool, 'in_a_process', lambda way, *_: results[way])
 
