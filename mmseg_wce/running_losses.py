@@ -57,7 +57,8 @@ class RunningSoftmaxLoss:
             self._sum += torch.sub(channel, greatest, out=difference).exp_()
             if i in self._present:
                 torch.where(self._label == i, channel, self._label_logit, out=self._label_logit)
-            if self._smoothing_weight is not None and self._weighted_logits is not None:
+            # a class of weight 0 counts nothing, not even where its logit is -inf
+            if self._smoothing_weight and self._weighted_logits is not None and self._smoothing_weight[i] > 0:
                 self._weighted_logits.add_(channel, alpha=self._smoothing_weight[i])
         self._greatest = greatest
 

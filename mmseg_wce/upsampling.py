@@ -8,6 +8,7 @@ discarded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ def channel_slices(logits: Tensor, sizes: Sequence[Sequence[int]] = ()) -> Itera
         Slices of the channels in order.
     """
     small = any(height + width <= _SIDES_OF_SMALL_OUTPUT for height, width in sizes)
-    if logits.device.type == 'cpu' and logits.is_contiguous() and not small:
+    if logits.device.type == 'cpu' and _memory_format(logits) is torch.contiguous_format and not small:
         size = least = _CHANNELS
     else:
         size, least = max(_BYTES_OF_REGISTER // logits.itemsize, _CHANNELS_OF_CUDA_KERNEL), _CHANNELS_OF_CUDA_KERNEL
@@ -43,6 +44,14 @@ def channel_slices(logits: Tensor, sizes: Sequence[Sequence[int]] = ()) -> Itera
         yield slice(first, first + size)
         first += size
     yield slice(first, num_channels)
+
+
+def _memory_format(logits: Tensor) -> torch.memory_format | None:
+    """Return the one that PyTorch resizes in; of one pixel both would be right. None for other strides."""
+    formats = [torch.contiguous_format, torch.channels_last]
+    if logits.stride(1) < logits.stride(3):
+        formats.reverse()
+    return next((one for one in formats if logits.is_contiguous(memory_format=one)), None)
 
 
 def resize_channels(
@@ -59,13 +68,11 @@ def resize_channels(
     Returns:
         (N, number of channels, H, W), of the logits' dtype or, under autocast, what it makes of it.
     """
-    resized = logits[:, channels]
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        if logits.is_contiguous(memory_format=memory_format):
-            resized = resized.contiguous(memory_format=memory_format)
-            break
+    resized, memory_format = logits[:, channels], _memory_format(logits)
+    if memory_format is not None:
+        resized = resized.contiguous(memory_format=memory_format)
     for size in sizes:
-        resized = F.interpolate(resized, size=tuple(size), mode='bilinear', align_corners=align_corners)
+        resized = F.interpolate(resized, size=tuple(map(int, size)), mode='bilinear', align_corners=align_corners)
     return resized
 
 
@@ -116,7 +123,7 @@ class RunningArgmax:
             torch.gt(channels[:, i], greatest, out=is_greater)
             torch.maximum(channels[:, i], greatest, out=greatest)  # NaN from the first one on
             index.masked_fill_(is_greater, first + i)
-        if greatest.amax().isnan():
+        if greatest.numel() > 0 and greatest.amax().isnan():
             is_nan = greatest.isnan()
             appeared = is_nan if self._is_nan is None else is_nan & ~self._is_nan
             index.copy_(torch.where(appeared, first + channels.max(1).indices, index))
@@ -175,9 +182,8 @@ def _check_arguments(logits: Tensor, sizes: Sequence[Sequence[int]]) -> None:
     if logits.dim() != 4 or logits.shape[1] == 0:
         raise ValueError(f'logits must be (N, C, h, w) with C >= 1, got {tuple(logits.shape)}')
     for size in sizes:
-        if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) for side in size):
-            raise TypeError(
-                f'a size must be two integers, (height, width), got {size!r}: give each resize its own pair'
-            )
-        if min(size) < 1:
-            raise ValueError(f'a size must be at least (1, 1), got {tuple(size)}')
+        pair = tuple(size) if isinstance(size, Sequence) else ()
+        if len(pair) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in pair):
+            raise TypeError(f'a size must be two integers, (height, width), got {size!r}; each resize has its own')
+        if min(pair) < 1:
+            raise ValueError(f'a size must be at least (1, 1), got {pair}')

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MessageHub, print_log
-from mmseg.models.decode_heads import DAHead, DDRHead, EncHead, PIDHead
+from mmseg.models.decode_heads import DAHead, DDRHead, EncHead, IterativeDecodeHead, PIDHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy
 from mmseg.registry import METRICS
@@ -30,10 +30,12 @@ from torch import Tensor, nn
 
 __all__ = ['LossTerm', 'RunningSums', 'ValidationLoss', 'loss_terms']
 
-SUMS = 'validation_loss_sums'  # field of a sample: name, numerator and denominator of every term
+SUMS = 'validation_loss_sums'  # field of a sample: name, numerator and denominator of every term, or why not
+_MOST_WARNINGS = 10  # in one validation
 
 # Of PIDNet and DDRNet, the loss on the logits that they predict from; the others are of branches of the training.
 _OF_PREDICTED_LOGITS: dict[type, int] = {PIDHead: 1, DDRHead: 0}
+_OTHER_BRANCHES = {EncHead: 'the loss of semantic encoding', DAHead: 'the losses of the position and channel branches'}
 _KNOWN_LOSSES = tuple(head.loss_by_feat for head in (BaseDecodeHead, EncHead, DAHead, PIDHead, DDRHead))
 
 
@@ -108,6 +110,8 @@ def loss_terms(head: Any) -> tuple[list[LossTerm], list[str]]:
     Returns:
         The terms, and a line for each loss that is left out, which says why.
     """
+    if isinstance(head, IterativeDecodeHead):  # K-Net: every stage has the losses of the first
+        head = head.kernel_generate_head
     if getattr(type(head), 'loss_by_feat', None) not in _KNOWN_LOSSES:
         return [], [f'{type(head).__name__} computes its loss in a way of its own']
     losses = list(head.loss_decode) if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
@@ -119,7 +123,11 @@ def loss_terms(head: Any) -> tuple[list[LossTerm], list[str]]:
         elif reason := _not_a_cross_entropy(loss, head.out_channels):
             left_out.append(f'{loss.loss_name} ({reason})')
         else:
-            terms.append(_term(loss, head))
+            try:
+                terms.append(_term(loss, head))
+            except (TypeError, ValueError) as error:  # class weights that mmseg does not check
+                left_out.append(f'{loss.loss_name} ({error})')
+    left_out += [what for kind, what in _OTHER_BRANCHES.items() if isinstance(head, kind)]
     return terms, left_out
 
 
@@ -175,11 +183,8 @@ class RunningSums:
     def __init__(
         self, terms: Sequence[LossTerm], sample: SegDataSample, size: tuple[int, int], num_channels: int
     ) -> None:
-        self._sample, self._num_channels, self._label = (
-            sample,
-            num_channels,
-            _usable_label(sample, size, num_channels, terms),
-        )
+        self._sample, self._num_channels = sample, num_channels
+        self._label, self._why_not = _usable_label(sample, size, num_channels, terms)
         label = self._label
         self._losses = [] if label is None else [(term, term.start(label, num_channels)) for term in terms]
 
@@ -189,37 +194,39 @@ class RunningSums:
             loss.update(channels, first)
 
     def finish(self) -> None:
-        """Leave the sums in the sample, where there are any."""
+        """Leave the sums in the sample, or why there are none; nothing without labels."""
         self._sample.pop(SUMS, None)  # of an earlier prediction
         if self._label is not None:
             sums = [term.sums(loss, self._label, self._num_channels) for term, loss in self._losses]
             self._sample.set_field(sums, SUMS)
+        elif self._why_not:
+            self._sample.set_field(self._why_not, SUMS)
 
 
 def _usable_label(
     sample: SegDataSample, size: tuple[int, int], num_channels: int, terms: Sequence[LossTerm]
-) -> Tensor | None:
-    """Labels of an image, (1, H, W); None, with a warning, where they cannot be right."""
+) -> tuple[Tensor | None, str]:
+    """Labels of an image, (1, H, W); None, and why, where they cannot be right; None and no reason without any."""
     if 'gt_sem_seg' not in sample:
-        return None
+        return None, ''
     label, file = sample.gt_sem_seg.data, str(sample.get('seg_map_path') or sample.get('img_path', 'an image'))
-    if tuple(label.shape[-2:]) != size:
-        _warn(
-            f'{file} is left out: its labels are {tuple(label.shape[-2:])}, the prediction {size}. In a test pipeline '
+    if tuple(label.shape) not in (size, (1, *size)):
+        return None, (
+            f'{file} is left out: its labels are {tuple(label.shape)}, the prediction {size}. In a test pipeline '
             'LoadAnnotations has to come after Resize'
         )
-        return None
+    if label.is_floating_point() or label.dtype == torch.bool:
+        return None, f'{file} is left out: its labels are {label.dtype}, not integers'
     label = label.reshape(1, *size)
     name_sources([file])
     try:
         for ignore_index in {term.ignore_index for term in terms}:
             valid_pixels(label.long().cpu(), max(num_channels, 2), ignore_index)
     except ValueError as error:
-        _warn(f'{file} is left out: {error}')
-        return None
+        return None, f'{file} is left out: {error}'
     finally:
         name_sources([])
-    return label
+    return label, ''
 
 
 def _warn(message: str) -> None:
@@ -253,16 +260,29 @@ class ValidationLoss(BaseMetric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.is_computed = False  # FusedPredictHook sees to it
+        self._names: list[str] | None = None
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Learn from FusedPredictHook which losses it lets the model compute.
+
+        Args:
+            names: of the terms; none where there is no loss to compute.
+        """
+        self._names = list(names)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Take the sums of each image, or None of one without."""
+        """Take of each image the sums, or the reason for which it is left out, or None where it has no labels."""
         self.results.extend(sample.get(SUMS) for sample in data_samples)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Divide once."""
-        found = [sums for sums in results if sums is not None]
-        if not found and not self.is_computed:
+        """Divide once, and warn of what is left out: here, since only the first of several ranks writes a log."""
+        found = [sums for sums in results if isinstance(sums, list)]
+        left_out = [reason for reason in results if isinstance(reason, str)]
+        for reason in left_out[:_MOST_WARNINGS]:
+            _warn(reason)
+        if len(left_out) > _MOST_WARNINGS:
+            _warn(f'{len(left_out) - _MOST_WARNINGS} more images are left out')
+        if self._names is None and not found and not left_out:
             _warn("there is nothing to log: add dict(type='FusedPredictHook') to custom_hooks, which computes it")
         metrics: dict[str, float] = {}
         for terms in zip(*found, strict=True):  # the same of every image
@@ -270,12 +290,12 @@ class ValidationLoss(BaseMetric):
             denominator = 1.0 if None in denominators else sum(denominators)
             if denominator > 0:
                 metrics[names[0]] = metrics.get(names[0], 0.0) + sum(numerators) / denominator
-        self._forget_earlier(metrics)
+        self._forget_earlier()
         return metrics
 
-    def _forget_earlier(self, metrics: dict[str, float]) -> None:
+    def _forget_earlier(self) -> None:
         """Let mmengine log this value: of what is called a loss it logs the mean of the last ten validations."""
         history = MessageHub.get_current_instance().log_scalars
-        for name in metrics:
+        for name in self._names or ():
             for mode in ('val', 'test'):
                 history.pop(f'{mode}/{self.prefix}/{name}' if self.prefix else f'{mode}/{name}', None)

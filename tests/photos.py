@@ -17,6 +17,9 @@ class Photos(torch.utils.data.Dataset):
 
     metainfo = dict(classes=tuple('abcd'))
 
+    def __init__(self):
+        self.bad = set()  # images with a label that cannot be right
+
     def __len__(self):
         return 5
 
@@ -25,6 +28,8 @@ class Photos(torch.utils.data.Dataset):
         image, size = torch.rand(3, 4, 6, generator=generator) * 255, (20 + i, 30 + 2 * i)
         label = torch.randint(0, 4, (1, *size), generator=generator)
         label[torch.rand(label.shape, generator=generator) < 0.2 * i] = 255
+        if i in self.bad:
+            label[0, 3, 4] = 77
         meta = dict(img_path=f'{i}.jpg', ori_shape=size, img_shape=(16, 24), pad_shape=(16, 24))
         return dict(
             inputs=F.interpolate(image[None], scale_factor=4)[0],
@@ -54,21 +59,26 @@ class StridedBackbone(nn.Module):
         return [self.convolution(images)]
 
 
+def model_config() -> ConfigDict:
+    """A segmentor of two convolutions."""
+    head = dict(in_channels=4, channels=4, num_convs=0, concat_input=False, num_classes=4, dropout_ratio=0)
+    head['init_cfg'] = dict(type='Normal', std=1, override=dict(name='conv_seg'))  # mmseg's lets one class win
+    return ConfigDict(
+        type='EncoderDecoder',
+        data_preprocessor=dict(type='SegDataPreProcessor', mean=[128] * 3, std=[64] * 3, size=(16, 24)),
+        backbone=dict(type='StridedBackbone'),
+        decode_head=dict(type='FCNHead', norm_cfg=None, align_corners=False, loss_decode=LOSS, **head),
+        test_cfg=dict(mode='whole'),
+    )
+
+
 def runner_of(folder, **options) -> Runner:
     """A training of four iterations with two validations, on the CPU, in under a second."""
     loader = dict(num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False))
-    head = dict(in_channels=4, channels=4, num_convs=0, concat_input=False, num_classes=4, dropout_ratio=0)
-    head['init_cfg'] = dict(type='Normal', std=1, override=dict(name='conv_seg'))  # mmseg's lets one class win
     return Runner(
         **(
             dict(
-                model=ConfigDict(
-                    type='EncoderDecoder',
-                    data_preprocessor=dict(type='SegDataPreProcessor', mean=[128] * 3, std=[64] * 3, size=(16, 24)),
-                    backbone=dict(type='StridedBackbone'),
-                    decode_head=dict(type='FCNHead', norm_cfg=None, align_corners=False, loss_decode=LOSS, **head),
-                    test_cfg=dict(mode='whole'),
-                ),
+                model=model_config(),
                 work_dir=str(folder),
                 default_scope='mmseg',
                 randomness=dict(seed=0),

@@ -67,6 +67,16 @@ def test_classes_that_are_masked(at):
     torch.testing.assert_close(nll, F.cross_entropy(logits.double(), label, reduction='none'), rtol=1e-6, atol=0)
 
 
+def test_smoothing_ignores_a_masked_class_of_weight_0():
+    logits, weight = torch.randn(1, 3, 2, 2), torch.tensor([1.0, 0.0, 2.0])
+    logits[:, 1] = -torch.inf
+
+    _, smooth = feed(RunningSoftmaxLoss(torch.zeros(1, 2, 2).long(), weight), logits, [1, 2])
+
+    of_others = logits[:, [0, 2]].double().log_softmax(1)
+    torch.testing.assert_close(smooth, -(of_others[:, 0] + 2 * of_others[:, 1]), rtol=1e-6, atol=0)
+
+
 @given(**problems)
 def test_sigmoid_losses_of_pixels(groups, scale, offset, dtype, seed):
     logits, label = logits_and_label(groups, scale, offset, dtype, seed)

@@ -3,6 +3,7 @@
 import math
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,26 @@ def test_both_ways_of_comparing_follow_argmax(groups):
     assert together.index.item() == expected
 
 
+def test_one_pixel_whose_layout_is_not_clear():
+    logits = torch.randn(2, 150, 1, 1).bfloat16().to(memory_format=torch.channels_last)
+    sizes = [(32, 32), (112, 70)]
+
+    groups = [upsampling.resize_channels(logits, c, sizes) for c in upsampling.channel_slices(logits, sizes)]
+
+    expected = logits
+    for size in sizes:
+        expected = F.interpolate(expected, size=size, mode='bilinear')
+    assert torch.equal(torch.cat(groups, 1), expected)
+
+
+def test_no_image():
+    assert upsampled_argmax(torch.zeros(0, 5, 4, 4), (8, 9)).shape == (0, 8, 9)
+
+
+def test_sizes_of_numpy():
+    assert upsampled_argmax(torch.zeros(1, 5, 4, 4), tuple(np.array([8, 9]))).shape == (1, 8, 9)
+
+
 def test_no_gradient_is_recorded():
     logits = torch.randn(1, 5, 4, 4, requires_grad=True)
 
@@ -142,8 +163,9 @@ def test_more_classes_than_a_small_integer_holds():
         ([1.0], [(4, 4)], TypeError, 'floating-point tensor, got list'),
         (torch.zeros(2, 3, 3), [(4, 4)], ValueError, r'\(N, C, h, w\) with C >= 1, got \(2, 3, 3\)'),
         (torch.zeros(1, 0, 3, 3), [(4, 4)], ValueError, r'C >= 1, got \(1, 0, 3, 3\)'),
-        (torch.zeros(1, 2, 3, 3), [4, 4], TypeError, 'two integers, .* got 4: give each resize its own pair'),
+        (torch.zeros(1, 2, 3, 3), [4, 4], TypeError, 'two integers, .* got 4; each resize has its own'),
         (torch.zeros(1, 2, 3, 3), [(4.0, 4)], TypeError, r'two integers, .* got \(4\.0, 4\)'),
+        (torch.zeros(1, 2, 3, 3), [(True, 4)], TypeError, r'two integers, .* got \(True, 4\)'),
         (torch.zeros(1, 2, 3, 3), [(4, 0)], ValueError, r'at least \(1, 1\), got \(4, 0\)'),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 from multiprocessing import set_forkserver_preload
 
 import mmseg_wce  # noqa: F401  (first: spawned processes import this file alone)
@@ -17,7 +18,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads import fuse_predict
 from mmseg_wce.validation_loss import ValidationLoss, loss_terms
-from photos import runner_of
+from photos import model_config, runner_of
 from tiny_segmentor import tiny_segmentor
 
 WEIGHTS = [0.1, 3.0, 1.0, 0.3]
@@ -192,6 +193,20 @@ OHEM, BOUNDARY = dict(type='OhemCrossEntropy'), dict(type='BoundaryLoss')
         ),
         ('FCNHead', DICE, dict(), [], ['loss_dice (a DiceLoss)']),
         (
+            'EncHead',
+            BUILT_IN,
+            dict(in_channels=[8, 8, 8], in_index=[0, 1, 2]),
+            ['loss_ce'],
+            ['the loss of semantic encoding'],
+        ),
+        (
+            'FCNHead',
+            dict(BUILT_IN, class_weight=[1.0, -1.0, 1.0, 1.0]),
+            dict(),
+            [],
+            ['loss_ce (class_weight'],
+        ),
+        (
             'FCNHead',
             dict(BUILT_IN, use_mask=True),
             dict(),
@@ -211,7 +226,7 @@ def test_what_the_loss_is_made_of(kind, losses, options, names, left_out):
     terms, found = loss_terms(head_of(kind, losses, **options))
 
     assert [term.name for term in terms] == names
-    assert found == left_out
+    assert [line[: len(start)] for line, start in zip(found, left_out, strict=True)] == left_out
 
 
 @pytest.fixture
@@ -242,9 +257,20 @@ def test_labels_of_another_size_leave_the_image_out(warnings):
 
     assert found == pytest.approx(validation_loss(model, data[1:]))
     assert warnings == [
-        'ValidationLoss: labels/0.png is left out: its labels are (48, 64), the prediction (50, 70). In a test '
+        'ValidationLoss: labels/0.png is left out: its labels are (1, 48, 64), the prediction (50, 70). In a test '
         'pipeline LoadAnnotations has to come after Resize'
     ]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bool])
+def test_labels_that_are_no_integers_leave_the_image_out(warnings, dtype):
+    model, data = segmentor(OURS), validation_set()
+    data[1][1].gt_sem_seg = PixelData(data=torch.zeros(1, 48, 64, dtype=dtype))
+
+    found = validation_loss(model, data)
+
+    assert found == pytest.approx(validation_loss(model, [data[0], *data[2:]]))
+    assert warnings == [f'ValidationLoss: labels/1.png is left out: its labels are {dtype}, not integers']
 
 
 def test_nothing_is_logged_without_labels_or_without_a_pixel_that_counts():
@@ -302,6 +328,50 @@ def test_in_tensorboard_and_for_the_best_checkpoint(tmp_path):
     assert text.count('ValidationLoss: the loss on the validation set is made of loss_ce') == 1
 
 
+def logged(folder) -> list[float]:
+    return [float(x) for x in re.findall(r'val/loss_ce: (\d+\.\d+)', next(folder.glob('*/*.log')).read_text())]
+
+
+def test_every_validation_computes_and_logs_its_own_value(tmp_path):
+    runner = runner_of(tmp_path, val_evaluator=EVALUATOR)
+    found = [runner.val()['val/loss_ce']]
+    with torch.no_grad():
+        for parameter in runner.model.parameters():
+            parameter.mul_(5)
+    found += [runner.val()['val/loss_ce'], runner.val()['val/loss_ce']]
+
+    assert found[1] > 1.1 * found[0]
+    assert found[2] == found[1]
+    assert logged(tmp_path) == pytest.approx(found, abs=1e-4)
+    runner.train()
+    assert len(logged(tmp_path)) == 5
+    assert logged(tmp_path)[3] != logged(tmp_path)[4]
+
+
+def test_a_validation_without_a_value_logs_none(tmp_path):
+    runner = runner_of(tmp_path, val_evaluator=EVALUATOR)
+    runner.val()
+    for i in range(5):
+        runner.val_dataloader.dataset.bad.add(i)
+
+    assert 'val/loss_ce' not in runner.val()
+
+    assert len(logged(tmp_path)) == 1
+
+
+def test_the_log_names_what_is_left_out(tmp_path):
+    model = model_config()
+    model.decode_head.loss_decode = [OURS, DICE]
+    model.auxiliary_head = model.decode_head.copy()
+
+    runner_of(tmp_path, model=model, val_evaluator=EVALUATOR).val()
+
+    assert (
+        'ValidationLoss: the loss on the validation set is made of loss_ce; left out: loss_dice (a DiceLoss); '
+        'left out: auxiliary heads'
+    ) in next(tmp_path.glob('*/*.log')).read_text()
+
+
 def test_without_the_hook_it_says_what_is_missing(tmp_path):
     runner = runner_of(tmp_path, val_evaluator=EVALUATOR, custom_hooks=[])
 
@@ -320,7 +390,9 @@ def of_rank(rank, world, folder):
     if world > 1:
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
         options = dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
-    metrics = runner_of(f'{folder}/{world}', val_evaluator=EVALUATOR, **options).val()
+    runner = runner_of(f'{folder}/{world}', val_evaluator=EVALUATOR, **options)
+    runner.val_dataloader.dataset.bad.add(1)  # of the second of two ranks
+    metrics = runner.val()
     if rank == 0:
         torch.save(metrics, f'{folder}/{world}.pt')
     if world > 1:
@@ -337,3 +409,7 @@ def test_one_and_two_ranks_agree_on_an_odd_number_of_images(tmp_path):
 
     assert two == one
     assert one['val/loss_ce'] > 0
+    for world in '12':
+        log = next((tmp_path / world).glob('*/*.log')).read_text()
+        assert log.count('is left out') == 1
+        assert '1.jpg is left out' in log

@@ -16,7 +16,7 @@ from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import HOOKS
 from mmseg_wce.fused_heads.prediction import predict, predict_by_feat, slide_inference
 from mmseg_wce.hooks.models import main_head, unwrapped
-from mmseg_wce.validation_loss import ValidationLoss, loss_terms
+from mmseg_wce.validation_loss import LossTerm, ValidationLoss, loss_terms
 from torch import nn
 
 __all__ = ['FusedPredictHook', 'fuse_predict']
@@ -55,34 +55,55 @@ class FusedPredictHook(Hook):
         False
     """
 
+    priority = 'VERY_LOW'  # mmengine's PrepareTTAHook wraps the model just before a test
+
     def __init__(self, keep_logits: bool = False) -> None:
         self.keep_logits = keep_logits
+        self._said: set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
-        runner.logger.info(f'FusedPredictHook: {fuse_predict(unwrapped(runner), self.keep_logits)}')
+        self._prepare(runner, None)
 
     def before_val(self, runner: Runner) -> None:
-        self._prepare_losses(runner, runner.val_evaluator)
+        self._prepare(runner, runner.val_loop)
 
     def before_test(self, runner: Runner) -> None:
-        self._prepare_losses(runner, runner.test_evaluator)
+        self._prepare(runner, runner.test_loop)
 
-    def _prepare_losses(self, runner: Runner, evaluator: Any) -> None:
-        """Let the model compute what a ValidationLoss needs; found here since evaluators are built late."""
-        metrics = [metric for metric in evaluator.metrics if isinstance(metric, ValidationLoss)]
-        if all(metric.is_computed for metric in metrics):
-            return
-        for metric in metrics:
-            metric.is_computed = True
+    def _prepare(self, runner: Runner, loop: Any) -> None:
+        """Fuse the model as it is now, and let it compute what the evaluator of the loop needs."""
         model: Any = unwrapped(runner)
-        if not _is_ours(vars(model).get('predict')):
-            runner.logger.warning('ValidationLoss: nothing is logged, since FusedPredictHook left the model alone')
+        self._say(runner, f'FusedPredictHook: {fuse_predict(model, self.keep_logits)}')
+        metrics = getattr(getattr(loop, 'evaluator', None), 'metrics', [])
+        metrics = [metric for metric in metrics if isinstance(metric, ValidationLoss)]
+        if not metrics:
             return
-        terms, left_out = loss_terms(main_head(model))
-        model.predict.keywords['terms'] = terms
-        lines = [f'the loss on the validation set is made of {", ".join(term.name for term in terms)}'] if terms else []
-        lines += [f'left out: {line}' for line in left_out]
-        runner.logger.info(f'ValidationLoss: {"; ".join(lines)}')
+        if not _is_ours(vars(model).get('predict')):
+            self._say(runner, 'ValidationLoss: nothing is logged, since FusedPredictHook left the model alone')
+            terms: list[LossTerm] = []
+        else:
+            terms, left_out = loss_terms(main_head(model))
+            model.predict.keywords['terms'] = terms
+            self._say(runner, f'ValidationLoss: {_composition(model, terms, left_out)}')
+        for metric in metrics:
+            metric.expect([term.name for term in terms])
+
+    def _say(self, runner: Runner, line: str) -> None:
+        """Log a line once."""
+        if line not in self._said:
+            self._said.add(line)
+            runner.logger.info(line)
+
+
+def _composition(model: Any, terms: list[LossTerm], left_out: list[str]) -> str:
+    """Say which losses of a model the loss on the validation set is made of, and which not."""
+    if isinstance(model.decode_head, nn.ModuleList):
+        left_out = [*left_out, 'decode heads before the last']
+    if getattr(model, 'with_auxiliary_head', False):
+        left_out = [*left_out, 'auxiliary heads']
+    names = ', '.join(term.name for term in terms)
+    lines = [f'the loss on the validation set is made of {names}' if terms else 'no loss on the validation set']
+    return '; '.join(lines + [f'left out: {line}' for line in left_out])
 
 
 def fuse_predict(model: Any, keep_logits: bool = False) -> str:
@@ -110,10 +131,9 @@ def fuse_predict(model: Any, keep_logits: bool = False) -> str:
         (64, 96)
     """
     head: Any = main_head(model)
-    for module in (model, head):
-        for name, method in list(vars(module).items()) if module is not None else ():
-            if _is_ours(method):
-                delattr(module, name)
+    _undo(model)
+    if isinstance(model, BaseTTAModel):
+        _undo(model.module)
     if reason := _why_not(model, head):
         return f'left alone: {reason}'
     model.predict = partial(predict, model, keep_logits=keep_logits, terms=[])
@@ -122,6 +142,14 @@ def fuse_predict(model: Any, keep_logits: bool = False) -> str:
     if keep_logits:
         return 'predicts from low-resolution logits; seg_logits are still built and kept (keep_logits=True)'
     return 'full-size logits are not built; samples have no seg_logits (FusedPredictHook(keep_logits=True) keeps them)'
+
+
+def _undo(model: nn.Module) -> None:
+    """Let a segmentor predict as mmseg wrote it."""
+    for module in (model, main_head(model)):
+        for name, method in list(vars(module).items()) if module is not None else ():
+            if _is_ours(method):
+                delattr(module, name)
 
 
 def _is_ours(method: Any) -> bool:

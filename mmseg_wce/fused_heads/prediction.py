@@ -53,7 +53,9 @@ def predict(
     else:
         samples, metas = data_samples, [sample.metainfo for sample in data_samples]
     logits = model.inference(inputs, _ImageMetas(metas))
-    with torch.no_grad():
+    if isinstance(logits, Tensor):  # of another head than the one that was fused
+        return model.postprocess_result(logits, data_samples)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and keep_logits):
         images = [
             _Image(sample, None if data_samples is None else meta, logits, model, keep_logits, terms)
             for sample, meta in zip(samples, metas, strict=True)
@@ -152,7 +154,8 @@ class _Image:
     ) -> None:
         self._sample, self._meta, self._num_channels = sample, meta, logits.num_channels
         head: Any = main_head(model)
-        self._align_corners, self._threshold = model.align_corners, head.threshold
+        self._align_corners = model.align_corners
+        self._threshold: Any = head.threshold if logits.num_channels == 1 else None  # K-Net's head has none
         self._argmax, self._keep_logits = RunningArgmax(), keep_logits
         self._logits: Tensor | None = None
         self.size: tuple[int, int] = logits.size if meta is None else tuple(meta['ori_shape'])
@@ -164,13 +167,13 @@ class _Image:
         if self._num_channels == 1:
             self._logits = channels[0]
         else:
-            self._argmax.update(channels, first)
+            self._argmax.update(channels.detach(), first)
             if self._keep_logits:
                 if self._logits is None:
                     self._logits = channels.new_empty((self._num_channels, *self.size))
                 self._logits[first : first + channels.shape[1]] = channels[0]
         if self._losses is not None:
-            self._losses.update(channels, first)
+            self._losses.update(channels.detach(), first)
 
     def _at_original_size(self, channels: Tensor) -> Tensor:
         """Remove the padding, undo a flip and resize to the size of the photo."""

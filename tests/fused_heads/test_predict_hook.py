@@ -9,13 +9,14 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hub import get_config
-from mmengine.registry import init_default_scope
+from mmengine.registry import LOOPS, init_default_scope
+from mmengine.runner import ValLoop
 from mmseg.apis import MMSegInferencer
 from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads import fuse_predict
-from photos import runner_of
+from photos import Photos, runner_of
 from tiny_segmentor import tiny_segmentor
 from torch import nn
 
@@ -165,6 +166,7 @@ OFFICIAL = {
     'encnet': 'mmseg::_base_/models/encnet_r50-d8.py',
     'danet': 'mmseg::_base_/models/danet_r50-d8.py',
     'bisenetv2': 'mmseg::_base_/models/bisenetv2.py',
+    'knet': 'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py',
 }
 
 
@@ -216,6 +218,26 @@ def test_logits_that_are_missed_say_where_they_are():
     assert 'seg_logits' not in sample
     assert 'pred_sem_seg' in sample.cpu()
     pickle.loads(pickle.dumps(sample)).seg_logits = sample.pred_sem_seg
+
+
+def test_kept_logits_can_be_differentiated():
+    model = segmentor()
+    fuse_predict(model, keep_logits=True)
+
+    (sample,) = model.predict(images(), samples_of(images(), dict(ori_shape=(133, 97))))
+
+    sample.seg_logits.data.sum().backward()
+    assert model.decode_head.conv_seg.weight.grad.any()
+
+
+def test_a_head_that_is_put_in_later_predicts_as_mmseg_wrote_it():
+    model, other = segmentor(), segmentor()
+    fuse_predict(model)
+    model.decode_head = other.decode_head
+
+    (sample,) = model.predict(images())
+
+    assert 'seg_logits' in sample
 
 
 def test_logits_of_an_earlier_prediction_do_not_stay():
@@ -375,3 +397,49 @@ def test_inferencer(tmp_path, root):
         a, b = (sorted((tmp_path / x / kind).iterdir()) for x in 'ab')
         assert [file.read_bytes() for file in b] == [file.read_bytes() for file in a]
         assert b
+
+
+def test_test_time_augmentation_of_a_hook(tmp_path):
+    """It wraps the model when the test begins."""
+    loader = dict(num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), batch_size=1)
+    found = []
+    for hooks in ([], [dict(type='FusedPredictHook')], [dict(type='FusedPredictHook', keep_logits=True)]):
+        tta = dict(type='PrepareTTAHook', tta_cfg=dict(type='SegTTAModel'))
+        evaluator = Evaluator([Predictions()])
+        predictions.clear()
+        runner = runner_of(
+            tmp_path / str(len(found)),
+            custom_hooks=[*hooks, tta],
+            test_dataloader=dict(loader, dataset=Views(), collate_fn=dict(type='pseudo_collate')),
+            test_evaluator=evaluator,
+            test_cfg=dict(type='TestLoop'),
+        )
+        runner.test()
+        found.append([prediction for prediction, _ in predictions[0]])
+
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+
+
+class Views(Photos):
+    """Each photo as it is, and again."""
+
+    def __getitem__(self, i):
+        items = [super(Views, self).__getitem__(i) for _ in range(2)]
+        return {key: [item[key] for item in items] for key in items[0]}
+
+
+class LoopWithoutEvaluator(ValLoop):
+    def __init__(self, runner, dataloader, evaluator):
+        super().__init__(runner, dataloader, evaluator)
+        del self.evaluator
+
+    def run(self):
+        self.runner.call_hook('before_val')
+
+
+def test_a_loop_that_evaluates_nothing(tmp_path):
+    if 'LoopWithoutEvaluator' not in LOOPS:
+        LOOPS.register_module(module=LoopWithoutEvaluator)
+
+    runner_of(tmp_path, val_cfg=dict(type='LoopWithoutEvaluator')).val()
