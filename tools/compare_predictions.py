@@ -27,7 +27,7 @@ from mmseg.registry import MODELS
 from mmseg_wce.fused_heads import fuse_predict
 from mmseg_wce.hooks.models import main_head
 from mmseg_wce.launch import ConfigOptions
-from mmseg_wce.preflight import PreflightError, check_checkpoint, check_data, load_config
+from mmseg_wce.preflight import PreflightError, check_checkpoint, check_data, check_losses, load_config
 from mmseg_wce.validation_loss import loss_terms
 from rich.console import Console
 from rich.progress import Progress
@@ -148,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         config = load_config(args.config, args.cfg_options)
+        check_losses(config)
         check_data(config, 'val')
         if args.checkpoint is not None:
             check_checkpoint(args.checkpoint)

@@ -54,7 +54,7 @@ def planned(patterns: list[str], out: Path) -> list[tuple[str, Path, Path]]:
 
 
 def convert(base: str, file: Path, out: Path, fused: bool = False) -> list[Loss]:
-    """Write ``out`` unless nothing in the config is to be replaced. It is read before it gets its name.
+    """Write ``out`` unless nothing in the config is to be changed. It is read before it gets its name.
 
     Raises:
         PreflightError: the config cannot be read or inherited from; ``out`` exists and differs.
@@ -68,7 +68,7 @@ def convert(base: str, file: Path, out: Path, fused: bool = False) -> list[Loss]
         raise PreflightError(f'{where}: custom_imports must be dict(imports=[...])')
     _import_what_can_be(config)
     found = losses(config)
-    if all(loss.stays for loss in found):
+    if all(loss.stays for loss in found) and not fused:
         return found
     if not base.startswith('mmseg::'):
         base = Path(os.path.relpath(file.resolve(), out.resolve().parent)).as_posix()
@@ -118,15 +118,15 @@ def main(arguments: list[str] | None = None) -> int:
             results[base] = convert(base, file, out, args.fused)
         except (PreflightError, OSError) as error:
             errors.append(str(error))
-    report(console, results)
+    report(console, results, args.fused)
     for error in errors:
         print(f'error: {error}', file=sys.stderr)
     if errors:
         return 2
-    return 0 if any(not loss.stays for found in results.values() for loss in found) else 1
+    return 0 if args.fused or any(not loss.stays for found in results.values() for loss in found) else 1
 
 
-def report(console: Console, results: dict[str, list[Loss]]) -> None:
+def report(console: Console, results: dict[str, list[Loss]], fused: bool) -> None:
     """Every loss of one config; of several, how many became ours and what stayed."""
     if not results:
         return
@@ -134,8 +134,10 @@ def report(console: Console, results: dict[str, list[Loss]]) -> None:
         for loss in next(iter(results.values())):
             what = f'left alone, {loss.stays}' if loss.stays else OURS
             console.print(f'{loss.place}: {loss.type} -> {what}')
+        if fused:
+            console.print('default_hooks: FusedLossHook and FusedPredictHook added')
         return
-    written = [base for base, found in results.items() if any(not loss.stays for loss in found)]
+    written = [base for base, found in results.items() if fused or any(not loss.stays for loss in found)]
     replaced = sum(not loss.stays for found in results.values() for loss in found)
     console.print(f'{len(written)} of {len(results)} configs written, {replaced} losses replaced')
     stayed = Counter(f'{loss.type}: {loss.stays}' for found in results.values() for loss in found if loss.stays)

@@ -1,11 +1,13 @@
 """Test a segmentor: mmseg's tools/test.py with its arguments, on GPUs and on CPU."""
 
 import argparse
+import inspect
 import os
 import sys
 
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
 from mmengine.config import Config
+from mmseg.registry import METRICS
 from mmseg_wce.launch import add_run_arguments, build_runner, config_from
 from mmseg_wce.preflight import PreflightError, check_checkpoint, check_data
 
@@ -21,6 +23,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     add_run_arguments(parser)
     return parser.parse_args()
+
+
+def takes_output_folder(metric: type) -> bool:
+    """Whether a metric can write predictions: mmseg's IoUMetric and others, but not DumpResults or ValidationLoss."""
+    return any('output_dir' in inspect.signature(kind.__init__).parameters for kind in metric.__mro__)
 
 
 def build_config(args: argparse.Namespace) -> Config:
@@ -41,7 +48,7 @@ def build_config(args: argparse.Namespace) -> Config:
         os.makedirs(args.out, exist_ok=True)  # mmseg's rank 0 does, perhaps after another one writes
         evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
         for evaluator in evaluators:
-            if evaluator.type != 'ValidationLoss':  # the one metric that writes no predictions
+            if takes_output_folder(METRICS.get(evaluator.type)):
                 evaluator.update(output_dir=args.out, keep_results=True)
     check_data(config, 'test')
     return config

@@ -49,6 +49,22 @@ def test_two_heads(tool, tmp_path, capsys):
     ]
 
 
+def test_fused_adds_hooks_where_no_loss_is_replaced(tool, tmp_path, capsys):
+    ours = dict(type=OURS, class_weight=[1.0] * 150)
+    base = "_base_ = 'mmseg::fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py'\nmodel = _base_.model\n"
+    heads = f'model.decode_head.loss_decode = {ours}\nmodel.auxiliary_head.loss_decode = {ours}\n'
+    (tmp_path / 'base.py').write_text(f"custom_imports = dict(imports=['mmseg_wce'])\n{base}{heads}")
+
+    assert tool.main(['base.py', '--out', 'mine.py']) == 1
+    assert not (tmp_path / 'mine.py').exists()
+    assert tool.main(['base.py', '--out', 'mine.py', '--fused']) == 0
+
+    found, before = Config.fromfile('mine.py'), Config.fromfile('base.py')
+    assert found.model == before.model
+    assert found.default_hooks.fused_predict == dict(type='FusedPredictHook')
+    assert capsys.readouterr().out.splitlines()[-1] == 'default_hooks: FusedLossHook and FusedPredictHook added'
+
+
 @pytest.mark.parametrize('custom_hooks', ['', "custom_hooks = [dict(type='EMAHook')]\n"])
 def test_fused_adds_both_hooks_to_those_of_the_base(tool, tmp_path, custom_hooks):
     base = "_base_ = 'mmseg::fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py'\n"
