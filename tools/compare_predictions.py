@@ -74,7 +74,9 @@ def validate(way: str, config: Config, checkpoint: str | None, images: int | Non
     if checkpoint is None:
         spread_logits(model, batch)
     if way != 'mmseg':
-        print(fuse_predict(model), file=sys.stderr)
+        line = fuse_predict(model)
+        if line.startswith('left alone'):
+            sys.exit(f'{way}: {line}')
     if way == 'and ValidationLoss':
         model.predict.keywords['terms'], _ = loss_terms(main_head(model))
         evaluators.append(dict(type='ValidationLoss'))
