@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from mmengine.config import ConfigDict
+from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
@@ -227,6 +228,16 @@ def test_what_the_loss_is_made_of(kind, losses, options, names, left_out):
 
     assert [term.name for term in terms] == names
     assert [line[: len(start)] for line, start in zip(found, left_out, strict=True)] == left_out
+
+
+def test_of_knet_it_is_the_loss_of_its_stages():
+    init_default_scope('mmseg')
+    config = get_config('mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py').model.decode_head
+    config.kernel_generate_head.loss_decode = dict(OURS, class_weight=[1.0] * 150)
+
+    (term,), left_out = loss_terms(MODELS.build(config))
+
+    assert (term.name, term.normalize_by, len(term.class_weight), left_out) == ('loss_ce', 'class_weight', 150, [])
 
 
 @pytest.fixture
