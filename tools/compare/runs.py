@@ -71,8 +71,8 @@ class Comparison:
 
     @cached_property
     def digest(self) -> str:
-        """Of what the config says, wherever the data lie."""
-        return _digest(_without(self.config.to_dict(), 'data_root', 'work_dir'))
+        """Of what the config says, wherever the data lie, and with FusedPredictHook or not: it predicts the same."""
+        return _digest(_without(self.config.to_dict(), 'data_root', 'work_dir', 'fused_predict'))
 
 
 @dataclass(frozen=True)
