@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy, cross_entropy
 from mmseg_wce.class_weights import load_class_weight
-from mmseg_wce.functional import Pixels, Reduction, weighted_binary_cross_entropy, weighted_cross_entropy
+from mmseg_wce.functional import Normalizer, Pixels, Reduction, weighted_binary_cross_entropy, weighted_cross_entropy
 from torch import Tensor, nn
 
-__all__ = ['built_in_value', 'is_hard', 'needs_full_size_built_in']
+__all__ = ['built_in_class_weight', 'built_in_normalizer', 'built_in_value', 'is_hard', 'needs_full_size_built_in']
 
 
 def needs_full_size_built_in(loss: nn.Module, channels: int, built_in: bool) -> str:
@@ -77,11 +77,11 @@ def _binary_value(
     return loss.loss_weight * weighted_binary_cross_entropy(
         logits,
         label,
-        _class_weight(loss, logits, single=True),
+        built_in_class_weight(loss, logits.device),
         ignore_index=ignore_index,
         pixel_weight=weight,
         reduction=reduction_override or loss.reduction,
-        normalize_by='valid' if loss.avg_non_ignore else 'all',
+        normalize_by=built_in_normalizer(loss),
         pixels=(pixels[0], pixels[1], pixels[2]),
     )
 
@@ -95,7 +95,7 @@ def _softmax_value(
     ignore_index: int = -100,
     reduction_override: Reduction | None = None,
 ) -> Tensor:
-    class_weight, avg_factor = _class_weight(loss, logits), None
+    class_weight, avg_factor = built_in_class_weight(loss, logits.device), None
     reduction = reduction_override or loss.reduction
     is_class = -logits.shape[1] <= ignore_index < logits.shape[1]
     counts = is_class and not loss.avg_non_ignore and _mmseg_weighs_ignored_pixels()
@@ -109,7 +109,7 @@ def _softmax_value(
         pixel_weight=weight,
         reduction=reduction,
         avg_factor=avg_factor,
-        normalize_by='class_weight' if loss.avg_non_ignore or class_weight is not None else 'all',
+        normalize_by=built_in_normalizer(loss),
         pixels=pixels,
     )
 
@@ -125,14 +125,45 @@ def _mmseg_weighs_ignored_pixels() -> bool:
 def _ohem_value(loss: OhemCrossEntropy, logits: Tensor, label: Tensor, pixels: Pixels) -> Tensor:
     """What mmseg's ``OhemCrossEntropy`` gives; 0 with zero gradient, not NaN, where no pixel is hard."""
     losses = weighted_cross_entropy(
-        logits, label, _class_weight(loss, logits), ignore_index=loss.ignore_label, reduction='none', pixels=pixels
+        logits,
+        label,
+        built_in_class_weight(loss, logits.device),
+        ignore_index=loss.ignore_label,
+        reduction='none',
+        pixels=pixels,
     )
     hard = is_hard(pixels[0].detach(), label != loss.ignore_label, loss.min_kept, loss.thresh)
     return loss.loss_weight * (losses * hard).sum() / hard.count_nonzero().clamp(min=1)
 
 
-def _class_weight(loss: CrossEntropyLoss | OhemCrossEntropy, logits: Tensor, single: bool = False) -> Tensor | None:
-    return None if loss.class_weight is None else load_class_weight(loss.class_weight, single).to(logits.device)
+def built_in_class_weight(
+    loss: CrossEntropyLoss | OhemCrossEntropy, device: torch.device | str = 'cpu'
+) -> Tensor | None:
+    """Read the class weights of a loss of mmseg's, which may be one number for a sigmoid.
+
+    Args:
+        loss: of a decode head.
+        device: of the weights.
+
+    Returns:
+        (C,) float32, or one number; None without weights.
+
+    Raises:
+        TypeError, ValueError: as :func:`mmseg_wce.class_weights.load_class_weight`.
+    """
+    single = bool(getattr(loss, 'use_sigmoid', False))
+    return None if loss.class_weight is None else load_class_weight(loss.class_weight, single).to(device)
+
+
+def built_in_normalizer(loss: CrossEntropyLoss) -> Normalizer:
+    """Return what the mean of mmseg's ``CrossEntropyLoss`` divides by, as ``normalize_by`` names it.
+
+    Args:
+        loss: of a decode head.
+    """
+    if loss.use_sigmoid:
+        return 'valid' if loss.avg_non_ignore else 'all'
+    return 'class_weight' if loss.avg_non_ignore or loss.class_weight is not None else 'all'
 
 
 def is_hard(nll: Tensor, valid: Tensor, kept: int, thresh: float) -> Tensor:

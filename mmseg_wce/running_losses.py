@@ -35,11 +35,13 @@ class RunningSoftmaxLoss:
         # a quarter of the memory that int64 has to read for every class; no class has a number beyond
         self._label = label.long().clamp(-1, torch.iinfo(torch.int16).max).short()
         self._present = set(self._label.unique().tolist())
-        self._smoothing_weight: list[float] | None = None if smoothing_weight is None else smoothing_weight.tolist()
+        # a class of weight 0 counts nothing, not even where its logit is -inf
+        weights = [] if smoothing_weight is None else smoothing_weight.tolist()
+        self._smoothing_weight: dict[int, float] = {i: weight for i, weight in enumerate(weights) if weight > 0}
         self._greatest: Tensor | None = None
         self._sum = torch.zeros(label.shape, dtype=torch.float64, device=label.device)  # of exp(logit - greatest)
         self._label_logit: Tensor | None = None
-        self._weighted_logits = torch.zeros_like(self._sum) if smoothing_weight is not None else None
+        self._weighted_logits = torch.zeros(label.shape if weights else (), dtype=torch.float64, device=label.device)
 
     def update(self, channels: Tensor, first: int) -> None:
         """Take further channels, (N, number of channels, H, W), of which the first has index ``first``."""
@@ -57,8 +59,7 @@ class RunningSoftmaxLoss:
             self._sum += torch.sub(channel, greatest, out=difference).exp_()
             if i in self._present:
                 torch.where(self._label == i, channel, self._label_logit, out=self._label_logit)
-            # a class of weight 0 counts nothing, not even where its logit is -inf
-            if self._smoothing_weight and self._weighted_logits is not None and self._smoothing_weight[i] > 0:
+            if i in self._smoothing_weight:
                 self._weighted_logits.add_(channel, alpha=self._smoothing_weight[i])
         self._greatest = greatest
 
@@ -68,9 +69,9 @@ class RunningSoftmaxLoss:
         assert self._label_logit is not None
         log_sum, greatest = self._sum.log(), self._greatest.double()
         nll = log_sum + (greatest - self._label_logit.double())
-        if self._smoothing_weight is None or self._weighted_logits is None:
+        if not self._smoothing_weight:
             return nll, torch.zeros_like(nll)
-        return nll, sum(self._smoothing_weight) * (log_sum + greatest) - self._weighted_logits
+        return nll, sum(self._smoothing_weight.values()) * (log_sum + greatest) - self._weighted_logits
 
 
 class RunningSigmoidLoss:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ['RunningArgmax', 'channel_slices', 'resize_channels', 'upsampled_argmax']
 
-# Where PyTorch resizes one channel after the other, a group may have any size from 4 on: fewer take another kernel.
+# A group may have any size from 4 on where PyTorch resizes one channel after the other: fewer take another kernel.
 _CHANNELS = 4
 # Elsewhere it computes as many channels at once as a register holds, at most 64 bytes, and those that are left over by
 # other instructions, which round differently; on CUDA another kernel takes channels_last logits from 16 channels on.

@@ -15,11 +15,12 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy
 from mmseg.registry import METRICS
 from mmseg.structures import SegDataSample
-from mmseg_wce.class_weights import load_class_weight
+from mmseg_wce.built_in_losses import built_in_class_weight, built_in_normalizer
 from mmseg_wce.functional import (
     Normalizer,
     binary_normalizer,
     normalizer,
+    smoothing_weight,
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
 )
@@ -33,7 +34,7 @@ __all__ = ['LossTerm', 'RunningSums', 'ValidationLoss', 'loss_terms']
 SUMS = 'validation_loss_sums'  # field of a sample: name, numerator and denominator of every term, or why not
 _MOST_WARNINGS = 10  # in one validation
 
-# Of PIDNet and DDRNet, the loss on the logits that they predict from; the others are of branches of the training.
+# Index of the loss on the logits that PIDNet and DDRNet predict from; the others are of branches of the training.
 _OF_PREDICTED_LOGITS: dict[type, int] = {PIDHead: 1, DDRHead: 0}
 _OTHER_BRANCHES = {EncHead: 'the loss of semantic encoding', DAHead: 'the losses of the position and channel branches'}
 _KNOWN_LOSSES = tuple(head.loss_by_feat for head in (BaseDecodeHead, EncHead, DAHead, PIDHead, DDRHead))
@@ -70,10 +71,8 @@ class LossTerm:
         """
         if self.use_sigmoid:
             return RunningSigmoidLoss(label, num_channels)
-        weight = None
-        if self.label_smoothing > 0:
-            weight = torch.ones(num_channels) if self.class_weight is None else self.class_weight
-        return RunningSoftmaxLoss(label, weight)
+        logits = torch.empty(1, num_channels)  # of which only the shape and dtype are read
+        return RunningSoftmaxLoss(label, smoothing_weight(logits, self.class_weight, self.label_smoothing))
 
     def sums(self, running: RunningLoss, label: Tensor, num_channels: int) -> tuple[str, float, float | None]:
         """Return the name, numerator and denominator of the mean over the pixels of an image; None for a sum.
@@ -153,25 +152,20 @@ def _term(loss: Any, head: Any) -> LossTerm:
             label_smoothing=loss.label_smoothing,
             normalize_by=_normalizer(loss.reduction, loss.normalize_by),
         )
-    weight = None if loss.class_weight is None else load_class_weight(loss.class_weight, use_sigmoid)
+    weight = built_in_class_weight(loss)
     if isinstance(loss, OhemCrossEntropy):  # hard pixels are picked in training; here every pixel counts
         return LossTerm(**common, class_weight=weight, ignore_index=loss.ignore_label, normalize_by='valid')
-    if use_sigmoid:
-        by: Normalizer = 'valid' if loss.avg_non_ignore else 'all'
-    else:
-        by = 'class_weight' if loss.avg_non_ignore or weight is not None else 'all'
-    return LossTerm(
-        **common, class_weight=weight, ignore_index=head.ignore_index, normalize_by=_normalizer(loss.reduction, by)
-    )
+    by = _normalizer(loss.reduction, built_in_normalizer(loss))
+    return LossTerm(**common, class_weight=weight, ignore_index=head.ignore_index, normalize_by=by)
 
 
 def _normalizer(reduction: str, normalize_by: Normalizer) -> Normalizer | None:
-    """Of reduction 'none' mmengine takes the mean over everything."""
+    """Translate the reduction: of 'none' mmengine takes the mean over everything."""
     return dict(mean=normalize_by, sum=None, none='all')[reduction]
 
 
 class RunningSums:
-    """What an image adds to the loss on the validation set, while its channels come.
+    """Adds up what one image contributes to the loss on the validation set, while its channels come.
 
     Args:
         terms: of the loss.
@@ -206,7 +200,7 @@ class RunningSums:
 def _usable_label(
     sample: SegDataSample, size: tuple[int, int], num_channels: int, terms: Sequence[LossTerm]
 ) -> tuple[Tensor | None, str]:
-    """Labels of an image, (1, H, W); None, and why, where they cannot be right; None and no reason without any."""
+    """Return the labels of an image, (1, H, W), or None and why they cannot be right; no reason without any."""
     if 'gt_sem_seg' not in sample:
         return None, ''
     label, file = sample.gt_sem_seg.data, str(sample.get('seg_map_path') or sample.get('img_path', 'an image'))
@@ -217,11 +211,11 @@ def _usable_label(
         )
     if label.is_floating_point() or label.dtype == torch.bool:
         return None, f'{file} is left out: its labels are {label.dtype}, not integers'
-    label = label.reshape(1, *size)
+    label, on_cpu = label.reshape(1, *size), label.reshape(1, *size).long().cpu()
     name_sources([file])
     try:
         for ignore_index in {term.ignore_index for term in terms}:
-            valid_pixels(label.long().cpu(), max(num_channels, 2), ignore_index)
+            valid_pixels(on_cpu, max(num_channels, 2), ignore_index)
     except ValueError as error:
         return None, f'{file} is left out: {error}'
     finally:

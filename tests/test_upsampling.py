@@ -20,7 +20,7 @@ def by_all_channels(logits, sizes, align_corners):
     return logits.argmax(dim=1)
 
 
-def in_layout(logits, layout):
+def with_layout(logits, layout):
     if layout == 'channels_last':
         return logits.to(memory_format=torch.channels_last)
     if layout == 'part of channels_last':
@@ -59,7 +59,7 @@ def test_same_class_at_every_pixel(
     logits = (logits.round() if ties else logits).to(dtype)
     for value in specials:
         logits.view(-1)[torch.randint(logits.numel(), (), generator=generator)] = value
-    logits = in_layout(logits, layout)
+    logits = with_layout(logits, layout)
 
     found = upsampled_argmax(logits, *sizes, align_corners=align_corners)
 

@@ -18,7 +18,7 @@ from mmengine.structures import PixelData
 from mmseg.models.decode_heads import PointHead
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from mmseg_wce.fused_heads import fuse_predict
+from mmseg_wce.fused_heads.predict_hook import add_validation_loss, fuse_predict
 from mmseg_wce.validation_loss import ValidationLoss, loss_terms
 from photos import model_config, runner_of
 from tiny_segmentor import tiny_segmentor
@@ -66,7 +66,7 @@ def full_size_logits(model, data):
 def validation_loss(model, data):
     model = copy.deepcopy(model)
     fuse_predict(model)
-    model.predict.keywords['terms'], _ = loss_terms(model.decode_head)
+    add_validation_loss(model)
     metric = ValidationLoss()
     for image, sample in data:
         metric.process({}, [one.to_dict() for one in model.predict(image, [copy.deepcopy(sample)])])
@@ -74,7 +74,7 @@ def validation_loss(model, data):
 
 
 def softmax_loss(logits_and_labels, weight=None, smoothing=0.0, by='class_weight'):
-    """Of all pixels at once; ``F.cross_entropy`` of a sum."""
+    """Compute the loss of all pixels at once, from ``F.cross_entropy`` of sums."""
     weight = None if weight is None else torch.tensor(weight, dtype=torch.float64)
     options = dict(weight=weight, ignore_index=255, label_smoothing=smoothing, reduction='sum')
     total = sum(F.cross_entropy(z.unsqueeze(0), y.unsqueeze(0), **options) for z, y in logits_and_labels)
@@ -393,7 +393,7 @@ def test_without_the_hook_it_says_what_is_missing(tmp_path):
     assert "ValidationLoss: there is nothing to log: add dict(type='FusedPredictHook') to custom_hooks" in text
 
 
-def of_rank(rank, world, folder):
+def run_rank(rank, world, folder):
     torch.set_num_threads(1)
     if world > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
@@ -414,8 +414,8 @@ def of_rank(rank, world, folder):
 
 def test_one_and_two_ranks_agree_on_an_odd_number_of_images(tmp_path):
     set_forkserver_preload([__name__])  # imported once for both
-    mp.start_processes(of_rank, (2, str(tmp_path)), nprocs=2, start_method='forkserver')
-    of_rank(0, 1, str(tmp_path))
+    mp.start_processes(run_rank, (2, str(tmp_path)), nprocs=2, start_method='forkserver')
+    run_rank(0, 1, str(tmp_path))
 
     one, two = (torch.load(tmp_path / f'{world}.pt') for world in (1, 2))
 

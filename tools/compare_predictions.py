@@ -24,11 +24,10 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from mmseg.registry import MODELS
-from mmseg_wce.fused_heads import fuse_predict
+from mmseg_wce.fused_heads.predict_hook import add_validation_loss, fuse_predict
 from mmseg_wce.hooks.models import main_head
 from mmseg_wce.launch import ConfigOptions
 from mmseg_wce.preflight import PreflightError, check_checkpoint, check_data, check_losses, load_config
-from mmseg_wce.validation_loss import loss_terms
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -78,7 +77,7 @@ def validate(way: str, config: Config, checkpoint: str | None, images: int | Non
         if line.startswith('left alone'):
             sys.exit(f'{way}: {line}')
     if way == 'and ValidationLoss':
-        model.predict.keywords['terms'], _ = loss_terms(main_head(model))
+        add_validation_loss(model)
         evaluators.append(dict(type='ValidationLoss'))
     evaluator = Evaluator(evaluators)
     evaluator.dataset_meta = loader.dataset.metainfo
@@ -101,8 +100,8 @@ def validate(way: str, config: Config, checkpoint: str | None, images: int | Non
     return dict(hashes=hashes, classes=len(classes), seconds=elapsed, megabytes=megabytes, metrics=metrics)
 
 
-def in_a_process(way: str, arguments: list[str], console: Console) -> dict:
-    """What :func:`validate` gives, of a process whose memory is its own."""
+def run_in_process(way: str, arguments: list[str], console: Console) -> dict:
+    """Run :func:`validate` in a process whose memory is its own."""
     command = [sys.executable, '-W', 'ignore', __file__, *arguments, '--way', way]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = iter(process.stdout.readline, '')
@@ -160,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(validate(args.way, config, args.checkpoint, args.images)))
         return 0
     console = Console(soft_wrap=True)
-    results = {way: in_a_process(way, arguments, console) for way in WAYS}
+    results = {way: run_in_process(way, arguments, console) for way in WAYS}
     report(console, args.config, results)
     return int(any(result['hashes'] != results[WAYS[0]]['hashes'] for result in results.values()))
 

@@ -23,6 +23,11 @@ from rich.progress import track
 HOOKS = "default_hooks = dict(fused_loss=dict(type='FusedLossHook'), fused_predict=dict(type='FusedPredictHook'))"
 
 
+def is_written(found: list[Loss], fused: bool) -> bool:
+    """Tell whether there is anything to change in a config with these losses."""
+    return fused or any(not loss.stays for loss in found)
+
+
 def converted(base: str, config: Config, found: list[Loss], fused: bool) -> str:
     """The text of the new config."""
     lines = header(base, config)
@@ -68,7 +73,7 @@ def convert(base: str, file: Path, out: Path, fused: bool = False) -> list[Loss]
         raise PreflightError(f'{where}: custom_imports must be dict(imports=[...])')
     _import_what_can_be(config)
     found = losses(config)
-    if all(loss.stays for loss in found) and not fused:
+    if not is_written(found, fused):
         return found
     if not base.startswith('mmseg::'):
         base = Path(os.path.relpath(file.resolve(), out.resolve().parent)).as_posix()
@@ -123,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
     if errors:
         return 2
-    return 0 if args.fused or any(not loss.stays for found in results.values() for loss in found) else 1
+    return 0 if any(is_written(found, args.fused) for found in results.values()) else 1
 
 
 def report(console: Console, results: dict[str, list[Loss]], fused: bool) -> None:
@@ -137,7 +142,7 @@ def report(console: Console, results: dict[str, list[Loss]], fused: bool) -> Non
         if fused:
             console.print('default_hooks: FusedLossHook and FusedPredictHook added')
         return
-    written = [base for base, found in results.items() if fused or any(not loss.stays for loss in found)]
+    written = [base for base, found in results.items() if is_written(found, fused)]
     replaced = sum(not loss.stays for found in results.values() for loss in found)
     console.print(f'{len(written)} of {len(results)} configs written, {replaced} losses replaced')
     stayed = Counter(f'{loss.type}: {loss.stays}' for found in results.values() for loss in found if loss.stays)

@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def takes_output_folder(metric: type) -> bool:
-    """Whether a metric can write predictions: mmseg's IoUMetric and others, but not DumpResults or ValidationLoss."""
+    """Tell whether a metric can write predictions: mmseg's IoUMetric and others, not DumpResults."""
     return any('output_dir' in inspect.signature(kind.__init__).parameters for kind in metric.__mro__)
 
 

@@ -1,4 +1,4 @@
-"""What mmseg's ``EncoderDecoder.inference`` returns, from logits as the head made them and a few channels at a time."""
+"""Logits that stand for those of mmseg's ``EncoderDecoder.inference`` and are resized a few channels at a time."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from mmseg_wce.hooks.models import main_head, unwrapped
 from mmseg_wce.validation_loss import LossTerm, ValidationLoss, loss_terms
 from torch import nn
 
-__all__ = ['FusedPredictHook', 'fuse_predict']
+__all__ = ['FusedPredictHook', 'add_validation_loss', 'fuse_predict']
 
-# What mmseg's segmentors and heads predict by, known here. Anything else may read or change full-size logits.
+# Methods of mmseg's that segmentors and heads may predict by. Any other may read or change full-size logits.
 _SEGMENTOR_METHODS: dict[str, tuple[Any, ...]] = {
     'predict': (EncoderDecoder.predict,),
     'inference': (EncoderDecoder.inference,),
@@ -82,8 +82,7 @@ class FusedPredictHook(Hook):
             self._say(runner, 'ValidationLoss: nothing is logged, since FusedPredictHook left the model alone')
             terms: list[LossTerm] = []
         else:
-            terms, left_out = loss_terms(main_head(model))
-            model.predict.keywords['terms'] = terms
+            terms, left_out = add_validation_loss(model)
             self._say(runner, f'ValidationLoss: {_composition(model, terms, left_out)}')
         for metric in metrics:
             metric.expect([term.name for term in terms])
@@ -142,6 +141,20 @@ def fuse_predict(model: Any, keep_logits: bool = False) -> str:
     if keep_logits:
         return 'predicts from low-resolution logits; seg_logits are still built and kept (keep_logits=True)'
     return 'full-size logits are not built; samples have no seg_logits (FusedPredictHook(keep_logits=True) keeps them)'
+
+
+def add_validation_loss(model: Any) -> tuple[list[LossTerm], list[str]]:
+    """Let a fused segmentor leave in the samples what :class:`mmseg_wce.validation_loss.ValidationLoss` adds up.
+
+    Args:
+        model: one that :func:`fuse_predict` has not left alone.
+
+    Returns:
+        The terms, and a line for each loss of the last head that is left out.
+    """
+    terms, left_out = loss_terms(main_head(model))
+    model.predict.keywords['terms'] = terms
+    return terms, left_out
 
 
 def _undo(model: nn.Module) -> None:

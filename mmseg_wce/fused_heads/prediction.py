@@ -1,4 +1,4 @@
-"""What mmseg's segmentors and heads do to predict, from logits as the head made them and a few channels at a time.
+"""Methods of mmseg's segmentors and heads that predict, from low-resolution logits and a few channels at a time.
 
 The functions take the place of methods of one model. They do what the method does where anybody but :func:`predict`
 calls them.

@@ -14,7 +14,7 @@ def test_every_way_predicts_the_same(tool, root, monkeypatch, capsys):
         return tool.validate(way, tool.load_config(arguments[0], options), None, 2)
 
     options = {'val_dataloader.num_workers': 0, 'val_dataloader.persistent_workers': False}
-    monkeypatch.setattr(tool, 'in_a_process', here)
+    monkeypatch.setattr(tool, 'run_in_process', here)
     monkeypatch.setattr(tool, 'HAS_HIGH_WATER_MARK', False)
 
     assert tool.main([str(root / CONFIG), *IN_THIS_PROCESS]) == 0
@@ -33,7 +33,7 @@ def test_every_way_predicts_the_same(tool, root, monkeypatch, capsys):
 def test_predictions_that_differ_are_counted(tool, root, monkeypatch, capsys):
     result = dict(hashes=['a', 'b'], classes=3, seconds=1.0, megabytes=None, metrics={})
     results = dict.fromkeys(tool.WAYS, result) | {tool.WAYS[1]: result | dict(hashes=['a', 'c'])}
-    monkeypatch.setattr(tool, 'in_a_process', lambda way, *_: results[way])
+    monkeypatch.setattr(tool, 'run_in_process', lambda way, *_: results[way])
 
     assert tool.main([str(root / CONFIG)]) == 1
 

@@ -71,7 +71,7 @@ class Comparison:
 
     @cached_property
     def digest(self) -> str:
-        """Of what the config says, wherever the data lie, and with FusedPredictHook or not: it predicts the same."""
+        """Digest of the config, wherever the data lie, and with FusedPredictHook or not: it predicts the same."""
         return _digest(_without(self.config.to_dict(), 'data_root', 'work_dir', 'fused_predict'))
 
 
