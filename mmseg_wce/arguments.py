@@ -18,9 +18,11 @@ __all__ = [
     'Normalizer',
     'Reduction',
     'broadcast_pixel_weight',
-    'check_class_weight_tensor',
     'check_logits_and_target',
     'check_options',
+    'check_sigmoid_weight',
+    'check_smoothing',
+    'check_softmax_weight',
     'resolve_ignore_index',
 ]
 
@@ -131,13 +133,54 @@ def _warn_that_a_class_is_ignored(num_classes: int) -> None:
     )
 
 
-def check_class_weight_tensor(class_weight: Tensor | None, logits: Tensor) -> None:
-    """Raise TypeError or ValueError unless class weights are a floating-point tensor beside the logits, or None.
+def check_softmax_weight(class_weight: Tensor | None, logits: Tensor) -> None:
+    """Raise TypeError or ValueError unless these logits have a softmax, and each of their classes a weight.
 
     Args:
-        class_weight: of any shape, which the losses check.
-        logits: (N, C, ...).
+        class_weight: (C,), floating point, or None.
+        logits: (N, C, ...), C >= 2.
     """
+    num_channels = logits.shape[1]
+    if num_channels < 2:
+        raise ValueError(
+            f'a softmax over {num_channels} channel(s) is constant and has no gradient: got logits '
+            f'{tuple(logits.shape)}. For a binary task use two channels (out_channels=2), or one channel with '
+            'use_sigmoid=True in the loss (functional.weighted_binary_cross_entropy)'
+        )
+    _check_class_weight_tensor(class_weight, logits)
+    if class_weight is not None and class_weight.shape != (num_channels,):
+        raise ValueError(
+            f'class_weight must hold one weight for each of the {num_channels} channels of logits '
+            f'{tuple(logits.shape)}: got shape {tuple(class_weight.shape)}'
+        )
+
+
+def check_sigmoid_weight(class_weight: Tensor | None, logits: Tensor, normalize_by: Normalizer = 'valid') -> None:
+    """Raise TypeError or ValueError unless class weights fit the channels of these logits and the denominator.
+
+    Args:
+        class_weight: one number, (C,), or (2,) for one channel, floating point; or None.
+        logits: (N, C, ...), C >= 1.
+        normalize_by: denominator of the mean: 'class_weight' needs one channel and two weights.
+    """
+    _check_class_weight_tensor(class_weight, logits)
+    number, num_channels = 0 if class_weight is None else class_weight.numel(), logits.shape[1]
+    if class_weight is not None and class_weight.shape not in ((), (1,), (max(num_channels, 2),)):
+        if num_channels == 1:
+            allowed = 'one number, of label 1, or two, of labels 0 and 1,'
+        else:
+            allowed = f'one number for all channels, or one for each of the {num_channels} channels,'
+        raise ValueError(
+            f'class_weight must hold {allowed} of logits {tuple(logits.shape)}: got shape {tuple(class_weight.shape)}'
+        )
+    if normalize_by == 'class_weight' and (num_channels > 1 or number != 2):
+        raise ValueError(
+            "normalize_by='class_weight' of a binary cross-entropy needs one channel and two class weights, of labels "
+            f"0 and 1: got {number} for logits {tuple(logits.shape)}. Use 'valid' or 'all'"
+        )
+
+
+def _check_class_weight_tensor(class_weight: Tensor | None, logits: Tensor) -> None:
     if class_weight is None:
         return
     if not isinstance(class_weight, Tensor):
@@ -146,6 +189,14 @@ def check_class_weight_tensor(class_weight: Tensor | None, logits: Tensor) -> No
         raise TypeError(f'class_weight must be a floating-point tensor, got {class_weight.dtype}')
     if class_weight.device != logits.device:
         raise ValueError(f'class_weight is on {class_weight.device}, logits are on {logits.device}')
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Raise TypeError or ValueError unless it is a number in [0, 1]."""
+    if not isinstance(label_smoothing, (int, float, torch.SymFloat)):
+        raise TypeError(f'label_smoothing must be a number, got {label_smoothing!r}')
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f'label_smoothing must be between 0 and 1, got {label_smoothing}')
 
 
 def check_options(reduction: str, normalize_by: str, avg_factor: float | Tensor | None, ignore_index: int) -> None:

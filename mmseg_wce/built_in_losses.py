@@ -1,18 +1,28 @@
-"""What mmseg's own cross-entropies compute, from the maps of a sweep and with their own normalisation."""
+"""The values of mmseg's own cross-entropies, from per-pixel maps and with mmseg's normalisation."""
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy, cross_entropy
+from mmseg_wce.arguments import Normalizer, Reduction, check_sigmoid_weight, check_softmax_weight
 from mmseg_wce.class_weights import load_class_weight
-from mmseg_wce.functional import Normalizer, Pixels, Reduction, weighted_binary_cross_entropy, weighted_cross_entropy
+from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch
 from torch import Tensor, nn
 
-__all__ = ['built_in_class_weight', 'built_in_normalizer', 'built_in_value', 'is_hard', 'needs_full_size_built_in']
+__all__ = [
+    'built_in_batch',
+    'built_in_class_weight',
+    'built_in_normalizer',
+    'built_in_value',
+    'is_hard',
+    'needs_full_size_built_in',
+]
 
 
 def needs_full_size_built_in(loss: nn.Module, channels: int, built_in: bool) -> str:
@@ -45,73 +55,65 @@ def _needs_full_size_sigmoid(loss: CrossEntropyLoss, channels: int, built_in: bo
     return '' if built_in else 'a CrossEntropyLoss with use_sigmoid, which built_in=True would fuse'
 
 
-def built_in_value(loss: nn.Module, logits: Tensor, label: Tensor, pixels: Pixels, **options: Any) -> Tensor:
-    """Compute what a loss of mmseg's gives: its own normalisation, its attributes as they are now.
+def built_in_value(
+    loss: CrossEntropyLoss | OhemCrossEntropy,
+    batch: SoftmaxBatch | SigmoidBatch,
+    weight: Tensor | None = None,
+    reduction_override: Reduction | None = None,
+) -> Tensor:
+    """Compute the value of a loss of mmseg's: its own normalisation, its attributes as they are now.
 
     Args:
         loss: one for which :func:`needs_full_size_built_in` has no reason.
-        logits: (N, C, h, w).
-        label: (N, H, W).
-        pixels: maps of :func:`mmseg_wce.kernels.pixel_nll`, or with ``use_sigmoid`` of
-            :func:`mmseg_wce.kernels.pixel_bce`.
-        **options: of the loss's forward.
+        batch: of :func:`built_in_batch`.
+        weight: weight of every pixel, (N, H, W), or None.
+        reduction_override: replaces the reduction of the loss.
 
     Returns:
         Scalar, or (N, H, W) for reduction 'none'.
     """
     if isinstance(loss, OhemCrossEntropy):
-        return _ohem_value(loss, logits, label, pixels, **options)
-    value = _binary_value if loss.use_sigmoid else _softmax_value
-    return value(loss, logits, label, pixels, **options)
+        losses = batch.reduce('none', 'valid')
+        hard = is_hard(batch.maps[0].detach(), batch.target != batch.ignore_index, loss.min_kept, loss.thresh)
+        return loss.loss_weight * (losses * hard).sum() / hard.count_nonzero().clamp(min=1)  # 0 where none is hard
+    reduction, avg_factor = reduction_override or loss.reduction, None
+    if reduction == 'mean' and _weighs_ignored_pixels(loss, batch) and batch.class_weight is not None:
+        _ = batch.valid  # refuses labels that are no index
+        avg_factor = batch.class_weight[batch.target].sum()
+    return loss.loss_weight * batch.reduce(reduction, built_in_normalizer(loss), weight, avg_factor)
 
 
-def _binary_value(
-    loss: CrossEntropyLoss,
-    logits: Tensor,
-    label: Tensor,
-    pixels: Pixels,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction_override: Reduction | None = None,
-) -> Tensor:
-    return loss.loss_weight * weighted_binary_cross_entropy(
-        logits,
-        label,
-        built_in_class_weight(loss, logits.device),
-        ignore_index=ignore_index,
-        pixel_weight=weight,
-        reduction=reduction_override or loss.reduction,
-        normalize_by=built_in_normalizer(loss),
-        pixels=(pixels[0], pixels[1], pixels[2]),
-    )
+def _weighs_ignored_pixels(loss: CrossEntropyLoss, batch: SoftmaxBatch | SigmoidBatch) -> bool:
+    """Return whether the mean of a loss counts ignored pixels with the weight of their label."""
+    is_class = -batch.num_channels <= batch.ignore_index < batch.num_channels
+    return is_class and not loss.use_sigmoid and not loss.avg_non_ignore and _mmseg_weighs_ignored_pixels()
 
 
-def _softmax_value(
-    loss: CrossEntropyLoss,
-    logits: Tensor,
-    label: Tensor,
-    pixels: Pixels,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction_override: Reduction | None = None,
-) -> Tensor:
-    class_weight, avg_factor = built_in_class_weight(loss, logits.device), None
-    reduction = reduction_override or loss.reduction
-    is_class = -logits.shape[1] <= ignore_index < logits.shape[1]
-    counts = is_class and not loss.avg_non_ignore and _mmseg_weighs_ignored_pixels()
-    if class_weight is not None and counts and reduction == 'mean':
-        avg_factor = class_weight[label.long()].sum()
-    return loss.loss_weight * weighted_cross_entropy(
-        logits,
-        label,
-        class_weight,
-        ignore_index=ignore_index,
-        pixel_weight=weight,
-        reduction=reduction,
-        avg_factor=avg_factor,
-        normalize_by=built_in_normalizer(loss),
-        pixels=pixels,
-    )
+def built_in_batch(
+    loss: nn.Module, logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
+) -> SoftmaxBatch | SigmoidBatch:
+    """Make the batch of a loss of mmseg's.
+
+    Args:
+        loss: one for which :func:`needs_full_size_built_in` has no reason.
+        logits: (N, C, h, w).
+        target: (N, H, W), int64.
+        ignore_index: as the head passes it.
+        align_corners: of the head.
+
+    Returns:
+        The batch, with the class weights of the loss.
+
+    Raises:
+        TypeError, ValueError: class weights that do not fit the logits.
+    """
+    class_weight = built_in_class_weight(loss, logits.device)
+    inputs = logits, target, class_weight, ignore_index, align_corners
+    if getattr(loss, 'use_sigmoid', False):
+        check_sigmoid_weight(class_weight, logits)
+        return SigmoidBatch(*inputs)
+    check_softmax_weight(class_weight, logits)
+    return SoftmaxBatch(*inputs)
 
 
 @cache
@@ -122,37 +124,41 @@ def _mmseg_weighs_ignored_pixels() -> bool:
     return mean.item() < 0.5
 
 
-def _ohem_value(loss: OhemCrossEntropy, logits: Tensor, label: Tensor, pixels: Pixels) -> Tensor:
-    """What mmseg's ``OhemCrossEntropy`` gives; 0 with zero gradient, not NaN, where no pixel is hard."""
-    losses = weighted_cross_entropy(
-        logits,
-        label,
-        built_in_class_weight(loss, logits.device),
-        ignore_index=loss.ignore_label,
-        reduction='none',
-        pixels=pixels,
-    )
-    hard = is_hard(pixels[0].detach(), label != loss.ignore_label, loss.min_kept, loss.thresh)
-    return loss.loss_weight * (losses * hard).sum() / hard.count_nonzero().clamp(min=1)
+# Of each loss: its class weights as given, kept alive so that no other tensor gets their id, their state, and as read.
+_class_weights: WeakKeyDictionary[nn.Module, tuple[Any, Any, Tensor]] = WeakKeyDictionary()
 
 
 def built_in_class_weight(
     loss: CrossEntropyLoss | OhemCrossEntropy, device: torch.device | str = 'cpu'
 ) -> Tensor | None:
-    """Read the class weights of a loss of mmseg's, which may be one number for a sigmoid.
+    """Return the class weights of a loss of mmseg's; read and checked again only after they have changed.
 
     Args:
         loss: of a decode head.
         device: of the weights.
 
     Returns:
-        (C,) float32, or one number; None without weights.
+        (C,) float32, or for a sigmoid perhaps one number; None without weights.
 
     Raises:
         TypeError, ValueError: as :func:`mmseg_wce.class_weights.load_class_weight`.
     """
-    single = bool(getattr(loss, 'use_sigmoid', False))
-    return None if loss.class_weight is None else load_class_weight(loss.class_weight, single).to(device)
+    given = loss.class_weight
+    if given is None:
+        return None
+    state = _state(given)
+    kept = _class_weights.get(loss)
+    if kept is None or kept[1] != state or kept[2].device != torch.device(device):
+        single = bool(getattr(loss, 'use_sigmoid', False))
+        kept = _class_weights[loss] = given, state, load_class_weight(given, single).to(device)
+    return kept[2]
+
+
+def _state(class_weight: Any) -> Any:
+    """Return what changes whenever class weights do. That of a tensor is read without waiting for its device."""
+    if isinstance(class_weight, Tensor):
+        return id(class_weight), class_weight._version
+    return class_weight.tolist() if isinstance(class_weight, np.ndarray) else copy.copy(class_weight)
 
 
 def built_in_normalizer(loss: CrossEntropyLoss) -> Normalizer:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
-from mmengine.logging import print_log
-from mmseg_wce.functional import NORMALIZERS, REDUCTIONS, Normalizer
+from mmseg_wce.arguments import NORMALIZERS, REDUCTIONS, Normalizer
 
 __all__ = ['check_loss_options', 'resolve_binary_normalizer', 'resolve_normalizer']
 
@@ -127,4 +126,4 @@ def _check_normalizer(normalize_by: Normalizer | None) -> None:
 @lru_cache
 def _warn_once(message: str) -> None:
     """A model has a loss in every head."""
-    print_log(message, logger='current', level=logging.WARNING)
+    warnings.warn(message, stacklevel=4)

@@ -1,120 +1,30 @@
-"""The loss that mmseg configs name: arguments of mmseg's ``CrossEntropyLoss``, mathematics of :mod:`functional`."""
+"""The loss as a module: the arguments of mmseg's ``CrossEntropyLoss`` and more, for mmseg and for plain PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from mmseg.registry import MODELS
-from mmseg_wce.arguments import resolve_ignore_index
-from mmseg_wce.binary import summed_binary_loss, weights_of_labels
-from mmseg_wce.class_weights import ClassWeight, load_class_weight
-from mmseg_wce.functional import (
+from mmseg_wce.arguments import (
     Normalizer,
-    Pixels,
     Reduction,
-    binary_normalizer,
-    check_binary_inputs,
-    check_inputs,
-    normalizer,
-    smoothing_weight,
-    weighted_binary_cross_entropy,
-    weighted_cross_entropy,
+    broadcast_pixel_weight,
+    check_logits_and_target,
+    check_options,
+    check_sigmoid_weight,
+    check_softmax_weight,
+    resolve_ignore_index,
 )
-from mmseg_wce.kernels import pixel_bce, pixel_maps
+from mmseg_wce.class_weights import ClassWeight, load_class_weight
 from mmseg_wce.loss_options import check_loss_options, resolve_binary_normalizer, resolve_normalizer
+from mmseg_wce.observed_pixels import ObservedPixels, observe
+from mmseg_wce.pixel_batch import PixelBatch, SigmoidBatch, SoftmaxBatch
+from mmseg_wce.reduction import MeanOverRanks, averages_gradients, divide_or_zero
 from torch import Tensor, nn
 
 __all__ = ['ObservedPixels', 'WeightedCrossEntropyLoss']
 
 
-def _gradients_are_averaged(logits: Tensor) -> bool:
-    trains = torch.is_grad_enabled() and logits.requires_grad
-    return trains and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-class _MeanOfRanks:
-    """The mean of a number over all ranks, which travels while something else is computed."""
-
-    def __init__(self, number: Tensor) -> None:
-        self._number = number
-        self._travelling = dist.all_reduce(number, async_op=True)
-
-    def wait(self) -> Tensor:
-        self._travelling.wait()
-        return self._number / dist.get_world_size()
-
-
-@dataclass(frozen=True)
-class ObservedPixels:
-    """What an observer of :class:`WeightedCrossEntropyLoss` is shown of a call. No gradient flows; not to be changed.
-
-    With ``use_sigmoid=True`` one channel is shown as two classes. Of more channels, where a class weight belongs to the
-    label's channel and not to the pixel, ``nll`` is the weighted loss, summed over the channels.
-
-    Attributes:
-        label: (N, ...), any integer dtype.
-        nll: (N, ...), negative log-likelihood without any weight or smoothing; 0 where ignored.
-        correct: (N, ...), bool: the label has the greatest logit, or of one channel, the probability of label 1 is
-            above the threshold and the label is 1, or neither; False where ignored.
-        pixel_weight: broadcastable to (N, ...), or None.
-        class_weight: (C,) float32, (2,) for one channel; None without weights, and with a sigmoid for C >= 2.
-        num_classes: C, or 2 for one channel.
-        ignore_index: the label that does not count.
-
-    Example:
-        >>> import torch
-        >>> from mmseg_wce.losses import WeightedCrossEntropyLoss
-        >>> loss = WeightedCrossEntropyLoss()
-        >>> loss.observer = lambda pixels: print(pixels.label.tolist(), pixels.correct.tolist())
-        >>> logits = torch.tensor([[2.0, 0.0]]).expand(3, 2).requires_grad_()
-        >>> _ = loss(logits, torch.tensor([0, 1, 255]))
-        [0, 1, 255] [True, False, False]
-    """
-
-    label: Tensor
-    nll: Tensor
-    correct: Tensor
-    pixel_weight: Tensor | None
-    class_weight: Tensor | None
-    num_classes: int
-    ignore_index: int
-
-
-def _observed(
-    logits: Tensor,
-    label: Tensor,
-    class_weight: Tensor | None,
-    pixels: Pixels,
-    pixel_weight: Tensor | None,
-    ignore_index: int,
-) -> ObservedPixels:
-    nll, _, correct = pixels[:3]
-    return ObservedPixels(label, nll.detach(), correct, pixel_weight, class_weight, logits.shape[1], ignore_index)
-
-
-def _observed_binary(
-    logits: Tensor,
-    label: Tensor,
-    class_weight: Tensor | None,
-    pixels: Pixels,
-    pixel_weight: Tensor | None,
-    ignore_index: int,
-) -> ObservedPixels:
-    positive, negative, correct = (x.detach() for x in pixels[:3])
-    num_channels = logits.shape[1]
-    weights = weights_of_labels(class_weight, num_channels)
-    if num_channels == 1:
-        return ObservedPixels(label, positive + negative, correct, pixel_weight, weights, 2, ignore_index)
-    label_weight = None if weights is None else weights[label.long().clamp(0, num_channels - 1)]
-    loss = summed_binary_loss(positive, negative, label_weight, num_channels)
-    return ObservedPixels(label, loss, correct, pixel_weight, None, num_channels, ignore_index)
-
-
-@MODELS.register_module()
 class WeightedCrossEntropyLoss(nn.Module):
     """Cross-entropy that is exact with class weights and ignored pixels. Drop-in for mmseg's ``CrossEntropyLoss``.
 
@@ -239,9 +149,18 @@ class WeightedCrossEntropyLoss(nn.Module):
         assert self._class_weight_values is not None
         return self._class_weight_values.to(weights.device)
 
-    def _resolve_ignore_index(self, from_head: int | None, num_classes: int = 0) -> int:
+    def resolve_ignore_index(self, from_head: int | None, num_channels: int = 0) -> int:
+        """Return the label that does not count.
+
+        Args:
+            from_head: as the decode head passes it; None for that of the constructor, or 255.
+            num_channels: C, for the warning where the default is a class.
+
+        Raises:
+            ValueError: the head and the constructor name different labels.
+        """
         if from_head is None:
-            return resolve_ignore_index(self.ignore_index, num_classes)
+            return resolve_ignore_index(self.ignore_index, num_channels)
         if self.ignore_index not in (None, from_head):
             raise ValueError(
                 f'WeightedCrossEntropyLoss was built with ignore_index={self.ignore_index}, but the decode head '
@@ -257,73 +176,95 @@ class WeightedCrossEntropyLoss(nn.Module):
         avg_factor: float | Tensor | None = None,
         reduction_override: Reduction | None = None,
         ignore_index: int | None = None,
-        *,
-        pixels: Pixels | Callable[[], Pixels] | None = None,
     ) -> Tensor:
-        """Loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             cls_score: logits (N, C, H, W) or (N, C, ...), any floating dtype; (N, C, h, w) is upsampled bilinearly.
             label: (N, H, W) or (N, ...), any integer dtype.
-            weight: per-pixel weight of the label's shape, as mmseg's samplers pass it; enters the numerator only.
+            weight: weight of every pixel, of the label's shape, as mmseg's samplers pass it; not in the denominator.
             avg_factor: replaces the denominator of the mean.
-            reduction_override: instead of the constructor's ``reduction``.
-            ignore_index: what the decode head says; None for the constructor's.
-            pixels: what :func:`mmseg_wce.kernels.pixel_nll` gives, with :meth:`smoothing_weight`, or with a sigmoid
-                :func:`mmseg_wce.kernels.pixel_bce`, where somebody else computes it; or a callable, evaluated after the
-                all-reduce of the denominator has started.
+            reduction_override: replaces the ``reduction`` of the constructor.
+            ignore_index: as the decode head passes it; None for that of the constructor.
 
         Returns:
-            Scalar, or what reduction 'none' gives: the label's shape, with a sigmoid and C >= 2 that of the upsampled
-            logits. float32 (float64 for float64 logits).
+            Scalar. For reduction 'none' a tensor of the label's shape, or with a sigmoid and C >= 2 of the shape of the
+            upsampled logits. float32 (float64 for float64 logits).
 
         Raises:
             TypeError, ValueError: as :func:`mmseg_wce.functional.weighted_cross_entropy` or
                 :func:`mmseg_wce.functional.weighted_binary_cross_entropy`; also where the head and the constructor name
                 different labels to ignore.
         """
-        reduction, class_weight = reduction_override or self.reduction, self.float32_class_weight()
-        ignore_index = self._resolve_ignore_index(ignore_index, cls_score.shape[1])
-        inputs = cls_score, label, class_weight
-        options: dict[str, Any] = dict(ignore_index=ignore_index, normalize_by=self.normalize_by)
-        of_ranks = None
-        if reduction == 'mean' and avg_factor is None and self.sync_normalizer and _gradients_are_averaged(cls_score):
-            of_ranks = _MeanOfRanks((binary_normalizer if self.use_sigmoid else normalizer)(*inputs, **options))
-        if callable(pixels):
-            pixels = pixels()
-        observer = self.observer if self.training and torch.is_grad_enabled() else None
-        if observer is not None and pixels is None:  # the maps that the loss would make
-            pixels = self._maps(*inputs, ignore_index)
-        options.update(
-            pixel_weight=weight,
-            reduction=reduction if of_ranks is None else 'sum',
-            avg_factor=avg_factor,
-            pixels=pixels,
-        )
+        reduction = reduction_override or self.reduction
+        check_logits_and_target(cls_score, label)
+        ignore_index = self.resolve_ignore_index(ignore_index, cls_score.shape[1])
+        check_options(reduction, self.normalize_by, avg_factor, ignore_index)
+        if weight is not None:
+            weight = broadcast_pixel_weight(weight, label)
+        batch = self.make_batch(cls_score, label.long(), ignore_index)
+        normalizer = self.start_normalizer(batch, reduction, avg_factor)
+        return self.reduce(batch, reduction, weight, avg_factor, normalizer)
+
+    def make_batch(
+        self, logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool = False
+    ) -> SoftmaxBatch | SigmoidBatch:
+        """Make a batch of logits and labels that fit each other.
+
+        Args:
+            logits: (N, C, h, w) or (N, C, ...).
+            target: (N, H, W) or (N, ...), int64.
+            ignore_index: label of the pixels that do not count.
+            align_corners: of the upsampling.
+
+        Raises:
+            ValueError: the class weights do not fit the logits.
+        """
+        class_weight = self.float32_class_weight()
+        common = logits, target, class_weight, ignore_index, align_corners
         if self.use_sigmoid:
-            loss = weighted_binary_cross_entropy(*inputs, **options)
+            check_sigmoid_weight(class_weight, logits, self.normalize_by)
+            return SigmoidBatch(*common, threshold=self.threshold)
+        check_softmax_weight(class_weight, logits)
+        return SoftmaxBatch(*common, label_smoothing=self.label_smoothing)
+
+    def start_normalizer(
+        self, batch: PixelBatch, reduction: Reduction, avg_factor: float | Tensor | None = None
+    ) -> MeanOverRanks | None:
+        """Start to average the denominator of the mean over the ranks; None where there is nothing to average.
+
+        Call it before the logits are swept, so that the number travels meanwhile, and :meth:`reduce` afterwards.
+        """
+        if reduction != 'mean' or avg_factor is not None or not self.sync_normalizer:
+            return None
+        if not averages_gradients(batch.logits):
+            return None
+        return MeanOverRanks(batch.normalizer(self.normalize_by).to(batch.dtype, copy=True))
+
+    def reduce(
+        self,
+        batch: SoftmaxBatch | SigmoidBatch,
+        reduction: Reduction,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        normalizer: MeanOverRanks | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch, and show it to the observer.
+
+        Args:
+            batch: of :meth:`make_batch`.
+            reduction: 'mean', 'sum' or 'none'.
+            weight: weight of every pixel, (N, ...), or None.
+            avg_factor: replaces the denominator of the mean.
+            normalizer: of :meth:`start_normalizer`.
+        """
+        if normalizer is None:
+            loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor)
         else:
-            loss = weighted_cross_entropy(*inputs, label_smoothing=self.label_smoothing, **options)
-        if of_ranks is not None:
-            denominator = of_ranks.wait()
-            loss = loss / torch.where(denominator == 0, torch.inf, denominator)
-        if observer is not None and pixels is not None:
-            with torch.no_grad():
-                shown = _observed_binary if self.use_sigmoid else _observed
-                observer(shown(*inputs, pixels, weight, ignore_index))
+            loss = divide_or_zero(batch.reduce('sum', self.normalize_by, weight), normalizer.wait())
+        if self.observer is not None and self.training and torch.is_grad_enabled():
+            self.observer(observe(batch, weight))
         return self.loss_weight * loss
-
-    def _maps(self, cls_score: Tensor, label: Tensor, class_weight: Tensor | None, ignore_index: int) -> Pixels:
-        if self.use_sigmoid:
-            check_binary_inputs(cls_score, label, class_weight)
-            return pixel_bce(cls_score, label.long(), ignore_index=ignore_index, threshold=self.threshold)
-        check_inputs(cls_score, label, class_weight)
-        smoothing = self.smoothing_weight(cls_score)
-        return pixel_maps(cls_score, label.long(), class_weight, ignore_index=ignore_index, smoothing_weight=smoothing)
-
-    def smoothing_weight(self, cls_score: Tensor) -> Tensor | None:
-        """Weights (C,) of the smoothing term for these logits; None without label smoothing."""
-        return smoothing_weight(cls_score, self.float32_class_weight(), self.label_smoothing)
 
     @property
     def loss_name(self) -> str:

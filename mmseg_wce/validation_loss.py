@@ -15,16 +15,11 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy
 from mmseg.registry import METRICS
 from mmseg.structures import SegDataSample
+from mmseg_wce.arguments import Normalizer
 from mmseg_wce.built_in_losses import built_in_class_weight, built_in_normalizer
-from mmseg_wce.functional import (
-    Normalizer,
-    binary_normalizer,
-    normalizer,
-    smoothing_weight,
-    weighted_binary_cross_entropy,
-    weighted_cross_entropy,
-)
+from mmseg_wce.kernels import PixelMaps
 from mmseg_wce.losses import WeightedCrossEntropyLoss
+from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch, smoothing_weight
 from mmseg_wce.running_losses import RunningLoss, RunningSigmoidLoss, RunningSoftmaxLoss
 from mmseg_wce.targets import name_sources, valid_pixels
 from torch import Tensor, nn
@@ -71,7 +66,7 @@ class LossTerm:
         """
         if self.use_sigmoid:
             return RunningSigmoidLoss(label, num_channels)
-        logits = torch.empty(1, num_channels)  # of which only the shape and dtype are read
+        logits = torch.empty(1, num_channels)  # only the shape and dtype are read
         return RunningSoftmaxLoss(label, smoothing_weight(logits, self.class_weight, self.label_smoothing))
 
     def sums(self, running: RunningLoss, label: Tensor, num_channels: int) -> tuple[str, float, float | None]:
@@ -84,20 +79,19 @@ class LossTerm:
         """
         first, second = running.maps()
         ignored = label == self.ignore_index
-        pixels = first.masked_fill(ignored, 0), second.masked_fill(ignored, 0), torch.zeros_like(ignored)
-        logits = first.new_zeros(()).expand(1, num_channels, *label.shape[1:])  # of which only the shape is read
+        maps = first.masked_fill(ignored, 0), second.masked_fill(ignored, 0), torch.zeros_like(ignored)
+        logits = first.new_zeros(()).expand(1, num_channels, *label.shape[1:])  # only the shape and dtype are read
         weight = None if self.class_weight is None else self.class_weight.to(label.device)
-        inputs, options = (logits, label, weight), dict[str, Any](ignore_index=self.ignore_index)
-        summed = dict[str, Any](options, reduction='sum', pixels=pixels)
+        inputs = logits, label.long(), weight, self.ignore_index
+        batch: SigmoidBatch | SoftmaxBatch
         if self.use_sigmoid:
-            loss, divisor = weighted_binary_cross_entropy(*inputs, **summed), binary_normalizer
+            batch = SigmoidBatch(*inputs, maps=maps)
         else:
-            loss = weighted_cross_entropy(*inputs, label_smoothing=self.label_smoothing, **summed)
-            divisor = normalizer
-        numerator = self.loss_weight * loss.item()
+            batch = SoftmaxBatch(*inputs, label_smoothing=self.label_smoothing, maps=PixelMaps(*maps))
+        numerator = self.loss_weight * batch.reduce('sum', 'valid').item()
         if self.normalize_by is None:
             return self.name, numerator, None
-        return self.name, numerator, divisor(*inputs, **options, normalize_by=self.normalize_by).item()
+        return self.name, numerator, batch.normalizer(self.normalize_by).item()
 
 
 def loss_terms(head: Any) -> tuple[list[LossTerm], list[str]]:

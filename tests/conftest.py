@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ if not torch.cuda.is_available():
 
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 import pytest
+
+gc.freeze()
 
 ROOT = Path(__file__).resolve().parent.parent
 

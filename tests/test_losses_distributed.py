@@ -3,6 +3,7 @@
 All that a number of processes does is done in one start of them, because starting them is what takes the time.
 """
 
+import itertools
 from functools import partial
 from multiprocessing import set_forkserver_preload
 
@@ -164,7 +165,7 @@ def special_calls(normalize: bool, use_sigmoid: bool = False) -> Tensor:
 
 def number_of_collectives(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often a call of the loss sends something, and that it does so before the logits are read."""
-    from mmseg_wce import losses
+    from mmseg_wce import pixel_batch, reduction
     from mmseg_wce.fused_heads import head_losses
 
     sent, all_reduce = [], dist.all_reduce
@@ -188,11 +189,9 @@ def number_of_collectives(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return list(sent)
 
     with monkeypatch.context() as patch:
-        patch.setattr(losses.dist, 'all_reduce', counted)
-        patch.setattr(head_losses, 'pixel_maps', partial(swept, head_losses.pixel_maps))
-        patch.setattr('mmseg_wce.functional.pixel_maps', partial(swept, losses.pixel_maps))
-        patch.setattr(head_losses, 'pixel_bce', partial(swept, head_losses.pixel_bce))
-        patch.setattr('mmseg_wce.binary.pixel_bce', partial(swept, losses.pixel_bce))
+        patch.setattr(reduction.dist, 'all_reduce', counted)
+        for module, name in itertools.product((pixel_batch, head_losses), ('sweep_softmax', 'sweep_sigmoid')):
+            patch.setattr(module, name, partial(swept, getattr(module, name)))
         sigmoid = dict(weights, use_sigmoid=True)
         found = dict(
             mean=calls(logits, label),

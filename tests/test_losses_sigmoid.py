@@ -333,7 +333,7 @@ def test_an_observer_is_shown_two_classes_of_one_channel(class_weight):
     assert not shown.nll.requires_grad
     assert torch.equal(shown.correct, ((z.sigmoid() > 0.3).long() == label) & valid)
     assert shown.num_classes == 2
-    assert shown.pixel_weight is pixel_weight
+    assert torch.equal(shown.pixel_weight, pixel_weight)
     expected = {None: None, 3.0: [1.0, 3.0]}.get(
         class_weight if not isinstance(class_weight, list) else 0, class_weight
     )

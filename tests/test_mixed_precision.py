@@ -54,9 +54,12 @@ def test_under_autocast_only_the_gradient_is_rounded_and_only_once(device, dtype
     model, label = Segmentor(**options).to(device), labels().to(device)
     images = torch.randn(2, 3, 32, 40, generator=torch.Generator().manual_seed(1)).to(device)
     got = []
-    model.decode_head.loss_decode.register_forward_pre_hook(lambda _, arguments: got.append(arguments[0]))
+    head = model.decode_head
     if fused:
         fuse_decode_heads(model)
+        head.conv_seg.register_forward_hook(lambda _, arguments, logits: got.append(logits))
+    else:
+        head.loss_decode.register_forward_pre_hook(lambda _, arguments: got.append(arguments[0]))
 
     with torch.autocast(device, dtype):
         loss = model(images, label)

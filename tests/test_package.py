@@ -20,10 +20,12 @@ def test_works_without_openmmlab():
         "for name in ('mmseg', 'mmengine', 'mmcv'): sys.modules[name] = None\n"
         'import torch, mmseg_wce\n'
         'loss = mmseg_wce.functional.weighted_cross_entropy(torch.zeros(1, 4, 2, 2), torch.zeros(1, 8, 8).long())\n'
-        "print(round(loss.item(), 4), hasattr(mmseg_wce, 'losses'), 'mmseg_wce.losses' in sys.modules)"
+        'module = mmseg_wce.WeightedCrossEntropyLoss(class_weight=[1.0, 3.0])\n'
+        'weighted = module(torch.tensor([[2.0, 0.0]]).expand(3, 2), torch.tensor([0, 1, 255]))\n'
+        "print(round(loss.item(), 4), round(weighted.item(), 4), hasattr(mmseg_wce, 'hooks'))"
     )
 
-    assert output.split() == ['1.3863', 'False', 'False']
+    assert output.split() == ['1.3863', '1.6269', 'False']
 
 
 @pytest.mark.parametrize(
@@ -58,8 +60,10 @@ def test_importing_registers_with_mmseg():
 
 PACKAGE = Path(mmseg_wce.__file__).parent
 CORE = [
-    PACKAGE / f'{name}.py' for name in ('functional', 'binary', 'arguments', 'reduction', 'targets', 'label_causes')
+    PACKAGE / f'{name}.py'
+    for name in ('functional', 'losses', 'loss_options', 'observed_pixels', 'pixel_batch', 'arguments', 'reduction')
 ]
+CORE += [PACKAGE / f'{name}.py' for name in ('targets', 'label_causes', 'upsampling', 'running_losses')]
 CORE += sorted((PACKAGE / 'kernels').glob('*.py'))
 
 

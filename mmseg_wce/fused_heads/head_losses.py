@@ -16,10 +16,18 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import OhemCrossEntropy, accuracy
 from mmseg.models.utils import resize
 from mmseg.structures.sampler import OHEMPixelSampler
-from mmseg_wce.built_in_losses import built_in_value, is_hard, needs_full_size_built_in
-from mmseg_wce.functional import Pixels, check_binary_inputs
-from mmseg_wce.kernels import PixelMaps, pixel_bce, pixel_maps
+from mmseg_wce.arguments import check_logits_and_target
+from mmseg_wce.built_in_losses import (
+    built_in_batch,
+    built_in_class_weight,
+    built_in_value,
+    is_hard,
+    needs_full_size_built_in,
+)
+from mmseg_wce.kernels.binary import sweep_sigmoid
+from mmseg_wce.kernels.op import PixelMaps, sweep_softmax
 from mmseg_wce.losses import WeightedCrossEntropyLoss
+from mmseg_wce.pixel_batch import SigmoidBatch, SigmoidMaps, SoftmaxBatch, smoothing_weight
 from torch import Tensor, nn
 
 _FORWARD = WeightedCrossEntropyLoss.forward
@@ -28,7 +36,7 @@ _EPSILON = torch.finfo(torch.float32).eps  # as mmseg adds it to an accuracy
 
 def standard(head: BaseDecodeHead, built_in: bool, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
     """As ``BaseDecodeHead.loss_by_feat``."""
-    fused = _Fused(head, built_in, seg_logits, head._stack_batch_gt(batch_data_samples).squeeze(1))
+    fused = _SharedMaps(head, built_in, seg_logits, head._stack_batch_gt(batch_data_samples).squeeze(1))
     losses, options = pixel_losses(head), dict(ignore_index=head.ignore_index)
     weight = None
     if head.sampler is not None:
@@ -51,10 +59,10 @@ def of_pid_head(head: PIDHead, built_in: bool, seg_logits: tuple, batch_data_sam
     label, boundary = (y.squeeze(1) for y in head._stack_batch_gt(batch_data_samples))
     d_logits = resize(d_logits, boundary.shape[1:], mode='bilinear', align_corners=head.align_corners)
     near_boundary = torch.where(torch.sigmoid(d_logits[:, 0]) > 0.8, label, head.ignore_index)
-    p, i = (_Fused(head, built_in, logits, label) for logits in (p_logits, i_logits))
+    p, i = (_SharedMaps(head, built_in, logits, label) for logits in (p_logits, i_logits))
     of_p, of_i, of_boundary, of_near_boundary = head.loss_decode
-    shared = _own_ignore_index(of_near_boundary) == head.ignore_index
-    near = i if shared else _Fused(head, built_in, i_logits, near_boundary)
+    shared = _ignore_index(of_near_boundary, None) == head.ignore_index
+    near = i if shared else _SharedMaps(head, built_in, i_logits, near_boundary)
     return dict(
         loss_sem_p=p.value(of_p, ignore_index=head.ignore_index),
         loss_sem_i=i.value(of_i),
@@ -67,7 +75,7 @@ def of_pid_head(head: PIDHead, built_in: bool, seg_logits: tuple, batch_data_sam
 def of_ddr_head(head: BaseDecodeHead, built_in: bool, seg_logits: tuple, batch_data_samples: list) -> dict[str, Tensor]:
     """As ``DDRHead.loss_by_feat``: context and spatial branch."""
     label = head._stack_batch_gt(batch_data_samples).squeeze(1)
-    context, spatial = (_Fused(head, built_in, logits, label) for logits in seg_logits)
+    context, spatial = (_SharedMaps(head, built_in, logits, label) for logits in seg_logits)
     of_context, of_spatial = head.loss_decode
     return dict(
         loss_context=context.value(of_context), loss_spatial=spatial.value(of_spatial), acc_seg=context.accuracy()
@@ -93,18 +101,14 @@ def needs_full_size(loss: nn.Module, channels: int, built_in: bool) -> str:
     return ''
 
 
-def _is_binary(loss: nn.Module) -> bool:
-    return bool(getattr(loss, 'use_sigmoid', False))
-
-
-class _Fused:
-    """Logits (N, C, h, w) as a head made them, the labels (N, H, W) they are for, and the maps of both."""
+class _SharedMaps:
+    """Logits (N, C, h, w) as a head made them, their labels (N, H, W), and the maps that its losses share."""
 
     def __init__(self, head: BaseDecodeHead, built_in: bool, logits: Tensor, label: Tensor) -> None:
-        check_binary_inputs(logits, label, None)
-        self.head, self.built_in, self.logits, self.label = head, built_in, logits, label
-        self._swept: dict[tuple, PixelMaps] = {}
-        self._swept_binary: dict[int, Pixels] = {}
+        check_logits_and_target(logits, label)
+        self.head, self.built_in, self.logits, self.label = head, built_in, logits, label.long()
+        self._softmax: dict[tuple, PixelMaps] = {}
+        self._sigmoid: dict[int, SigmoidMaps] = {}
 
     @property
     def channels(self) -> int:
@@ -120,87 +124,111 @@ class _Fused:
         ours = (loss for loss in pixel_losses(self.head) if isinstance(loss, WeightedCrossEntropyLoss))
         return next((loss for loss in ours if loss.label_smoothing > 0), None)
 
-    def pixels(self, ignore_index: int, loss: nn.Module | None = None) -> PixelMaps:
-        """Maps for a loss, swept once for all that can share them."""
+    def softmax_maps(
+        self, ignore_index: int, loss: nn.Module | None = None, class_weight: Tensor | None = None
+    ) -> PixelMaps:
+        """Return the maps for a loss; the first loss that asks sweeps for all that can share them."""
         source = loss if isinstance(loss, WeightedCrossEntropyLoss) and loss.label_smoothing > 0 else self._smoothed
         key = ignore_index, id(source)
-        if key not in self._swept:
-            ours = loss if isinstance(loss, WeightedCrossEntropyLoss) else None
-            self._swept[key] = pixel_maps(
+        if key not in self._softmax:
+            smoothing = None
+            if source is not None:
+                smoothing = smoothing_weight(self.logits, source.float32_class_weight(), source.label_smoothing)
+            self._softmax[key] = sweep_softmax(
                 self.logits,
-                self.label.long(),
-                None if ours is None else ours.float32_class_weight(),
+                self.label,
+                class_weight,
                 ignore_index=ignore_index,
-                smoothing_weight=None if source is None else source.smoothing_weight(self.logits),
+                smoothing_weight=smoothing,
                 align_corners=self.head.align_corners,
             )
-        return self._swept[key]
+        return self._softmax[key]
 
-    def binary_pixels(self, ignore_index: int) -> Pixels:
-        """Maps of sigmoids, swept once; one channel is correct at the threshold of the head."""
-        if ignore_index not in self._swept_binary:
+    def sigmoid_maps(self, ignore_index: int) -> SigmoidMaps:
+        """Return the maps of sigmoids; a single channel is correct at the threshold of the head."""
+        if ignore_index not in self._sigmoid:
             threshold = self.head.threshold if self.channels == 1 else None
-            self._swept_binary[ignore_index] = pixel_bce(
-                self.logits,
-                self.label.long(),
-                ignore_index=ignore_index,
-                threshold=0.5 if threshold is None else threshold,
-                align_corners=self.head.align_corners,
+            self._sigmoid[ignore_index] = sweep_sigmoid(
+                self.logits, self.label, ignore_index, 0.5 if threshold is None else threshold, self.head.align_corners
             )
-        return self._swept_binary[ignore_index]
-
-    def _pixels_of(self, loss: nn.Module, ignore_index: int) -> Pixels:
-        return self.binary_pixels(ignore_index) if _is_binary(loss) else self.pixels(ignore_index, loss)
+        return self._sigmoid[ignore_index]
 
     def prepare(self, loss: nn.Module, ignore_index: int) -> None:
         """Make what a loss needs while gradients are still recorded."""
-        full_size = needs_full_size(loss, self.channels, self.built_in)
-        _ = self.full_size if full_size else self._pixels_of(loss, ignore_index)
+        if needs_full_size(loss, self.channels, self.built_in):
+            _ = self.full_size
+        elif getattr(loss, 'use_sigmoid', False):
+            self.sigmoid_maps(ignore_index)
+        else:
+            self.softmax_maps(ignore_index, loss, _class_weight(loss, self.logits.device))
 
     def value(self, loss: nn.Module, fewer: Tensor | None = None, **options: Any) -> Tensor:
-        """A loss as the head would call it, of the label or of ``fewer``, in which more of its pixels are ignored."""
-        label = self.label if fewer is None else fewer
+        """Compute a loss as the head would call it.
+
+        Args:
+            loss: of the head.
+            fewer: labels (N, H, W) instead of those of the batch, in which more pixels are ignored; or None.
+            options: ``weight``, ``ignore_index`` and ``reduction_override``, as the head passes them.
+        """
+        label = self.label if fewer is None else fewer.long()
         if needs_full_size(loss, self.channels, self.built_in):
             return loss(self.full_size, label, **options)
-        ignore_index = options.get('ignore_index', _own_ignore_index(loss))
+        weight, override = options.get('weight'), options.get('reduction_override')
+        ignore_index = _ignore_index(loss, options.get('ignore_index'), self.channels)
+        inputs = self.logits, label, ignore_index, self.head.align_corners
+        if not isinstance(loss, WeightedCrossEntropyLoss):
+            batch = built_in_batch(loss, *inputs)
+            self._fill_maps(batch, loss)
+            return built_in_value(loss, batch, weight, override)
+        batch, reduction = loss.make_batch(*inputs), override or loss.reduction
+        normalizer = loss.start_normalizer(batch, reduction)
+        self._fill_maps(batch, loss)
+        return loss.reduce(batch, reduction, weight, normalizer=normalizer)
 
-        def pixels() -> Pixels:
-            found = self._pixels_of(loss, ignore_index)
-            if fewer is None:
-                return found
-            first, second, correct = found[:3]
-            return torch.where(fewer == self.label, first, 0), torch.where(fewer == self.label, second, 0), correct
-
-        if isinstance(loss, WeightedCrossEntropyLoss):  # has something to send before the sweep
-            return loss(self.logits, label, pixels=pixels, **options)
-        return built_in_value(loss, self.logits, label, pixels=pixels(), **options)
+    def _fill_maps(self, batch: SoftmaxBatch | SigmoidBatch, loss: nn.Module) -> None:
+        """Give a batch the shared maps, with 0 where only its own labels ignore a pixel."""
+        if isinstance(batch, SigmoidBatch):
+            maps = PixelMaps(*self.sigmoid_maps(batch.ignore_index))
+        else:
+            maps = self.softmax_maps(batch.ignore_index, loss, batch.class_weight)
+        if batch.target is not self.label:
+            same = batch.target == self.label
+            maps = PixelMaps(torch.where(same, maps[0], 0), torch.where(same, maps[1], 0), maps[2])
+        batch.maps = maps if isinstance(batch, SoftmaxBatch) else maps[:3]
 
     def accuracy(self) -> Tensor:
-        """mmseg's ``accuracy``, (1,), in percent; without waiting for the device.
+        """Return mmseg's ``accuracy``, (1,), in percent; without waiting for the device.
 
-        Of one channel it is the share of pixels right at the head's threshold: mmseg's is the share of label 0.
+        For a single channel it is the share of pixels that are right at the head's threshold: mmseg's is the share of
+        label 0.
         """
         ignore_index = self.head.ignore_index
-        if self.channels == 1 or (self._swept_binary and not self._swept):
-            maps = PixelMaps(*self.binary_pixels(ignore_index))
-        elif self._swept:
-            maps = self.pixels(ignore_index)
+        if self.channels == 1 or (self._sigmoid and not self._softmax):
+            maps = PixelMaps(*self.sigmoid_maps(ignore_index))
+        elif self._softmax:
+            maps = self.softmax_maps(ignore_index)
         else:
             return accuracy(self.full_size, self.label, ignore_index=ignore_index)
         correct, valid = maps.count_pixels(self.label, ignore_index)
         return 100 * (correct + _EPSILON).reshape(1) / (valid + _EPSILON)
 
 
-def _own_ignore_index(loss: nn.Module) -> int:
-    """What a loss ignores where its head does not say."""
+def _class_weight(loss: nn.Module, device: torch.device) -> Tensor | None:
+    if isinstance(loss, WeightedCrossEntropyLoss):
+        return loss.float32_class_weight()
+    return built_in_class_weight(loss, device)
+
+
+def _ignore_index(loss: nn.Module, from_head: int | None, channels: int = 0) -> int:
+    """Return the label that a loss ignores, which some heads leave to the loss."""
+    if isinstance(loss, WeightedCrossEntropyLoss):
+        return loss.resolve_ignore_index(from_head, channels)
     if isinstance(loss, OhemCrossEntropy):
         return loss.ignore_label
-    if isinstance(loss, WeightedCrossEntropyLoss):
-        return loss._resolve_ignore_index(None)
-    return -100
+    return -100 if from_head is None else from_head
 
 
-def _hard_pixels(head: BaseDecodeHead, fused: _Fused, losses: list[nn.Module]) -> Tensor:
+def _hard_pixels(head: BaseDecodeHead, fused: _SharedMaps, losses: list[nn.Module]) -> Tensor:
     """What mmseg's ``OHEMPixelSampler.sample`` gives, (N, H, W), from maps instead of full-size logits."""
     sampler, label = head.sampler, fused.label
     if type(sampler) is not OHEMPixelSampler:  # somebody has put another one in its place
@@ -208,7 +236,7 @@ def _hard_pixels(head: BaseDecodeHead, fused: _Fused, losses: list[nn.Module]) -
     valid = label != head.ignore_index
     kept = sampler.min_kept * label.shape[0]
     if sampler.thresh is not None:
-        nll = fused.pixels(head.ignore_index)[0]
+        nll = fused.softmax_maps(head.ignore_index).nll
         return is_hard(nll, valid, kept, sampler.thresh).to(nll.dtype)
     zeros = fused.logits.new_zeros(label.shape, dtype=torch.promote_types(fused.logits.dtype, torch.float32))
     options = dict(weight=None, ignore_index=head.ignore_index, reduction_override='none')

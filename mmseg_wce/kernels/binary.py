@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmseg_wce.kernels.op import check_shapes, is_transformed, refuse_forward_mode
+from mmseg_wce.kernels.op import check_shapes, check_target_dtype, is_transformed, refuse_forward_mode
 from mmseg_wce.kernels.reference import resized
 from torch import Tensor
 
-__all__ = ['element_loss', 'pixel_bce', 'positive_elements']
+__all__ = ['element_loss', 'pixel_bce', 'positive_elements', 'sweep_sigmoid']
 
 # Bytes of one tensor of the channels in work: on CPU what runs fastest, on accelerators large enough to hide launches.
 _CHUNK_BYTES = 8 << 20
@@ -280,8 +280,28 @@ def pixel_bce(
         tensor([ True, False, False])
     """
     check_shapes(logits, target)
-    if target.dtype != torch.int64:
-        raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
+    check_target_dtype(target)
+    return sweep_sigmoid(logits, target, ignore_index, threshold, align_corners)
+
+
+def sweep_sigmoid(
+    logits: Tensor, target: Tensor, ignore_index: int, threshold: float = 0.5, align_corners: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute :func:`pixel_bce` without checking the arguments.
+
+    Args:
+        logits: as in :func:`pixel_bce`.
+        target: as in :func:`pixel_bce`.
+        ignore_index: as in :func:`pixel_bce`.
+        threshold: as in :func:`pixel_bce`.
+        align_corners: as in :func:`pixel_bce`.
+
+    Returns:
+        As :func:`pixel_bce`.
+
+    Raises:
+        NotImplementedError: forward-mode differentiation.
+    """
     if is_transformed():
         return _plain(logits, target, ignore_index, threshold, align_corners)
     refuse_forward_mode(logits, 'pixel_bce', 'use torch.func.jvp')

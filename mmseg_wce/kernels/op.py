@@ -19,8 +19,10 @@ __all__ = [
     'PixelMaps',
     'PixelSums',
     'check_shapes',
+    'check_target_dtype',
     'pixel_maps',
     'pixel_nll',
+    'sweep_softmax',
 ]
 
 # Images of fewer pixels are worked on together where nothing is resized, although logits may have to be copied for it.
@@ -292,8 +294,46 @@ def pixel_maps(
         tensor([2.1269, 0.0000])
     """
     check_shapes(logits, target, smoothing_weight=smoothing_weight, class_weight=class_weight)
-    if target.dtype != torch.int64:
-        raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
+    check_target_dtype(target)
+    return sweep_softmax(
+        logits,
+        target,
+        class_weight,
+        ignore_index=ignore_index,
+        smoothing_weight=smoothing_weight,
+        align_corners=align_corners,
+        backend=backend,
+    )
+
+
+def sweep_softmax(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None = None,
+    *,
+    ignore_index: int,
+    smoothing_weight: Tensor | None = None,
+    align_corners: bool = False,
+    backend: str | None = None,
+) -> PixelMaps:
+    """Compute :func:`pixel_maps` without checking the arguments.
+
+    Args:
+        logits: as in :func:`pixel_nll`.
+        target: as in :func:`pixel_nll`.
+        class_weight: as in :func:`pixel_maps`.
+        ignore_index: as in :func:`pixel_nll`.
+        smoothing_weight: as in :func:`pixel_nll`.
+        align_corners: as in :func:`pixel_nll`.
+        backend: as in :func:`pixel_nll`.
+
+    Returns:
+        As :func:`pixel_maps`.
+
+    Raises:
+        ValueError: a back end that is unknown or cannot work on these logits.
+        NotImplementedError: forward-mode differentiation.
+    """
     backend = chosen_backend(backend, logits.device, logits.dtype, logits.shape[1] * target.numel())
     if backend == 'reference' or is_transformed():
         return PixelMaps(
@@ -347,6 +387,12 @@ def check_shapes(logits: Tensor, target: Tensor, **weights: Tensor | None) -> No
     for name, weight in weights.items():
         if weight is not None and weight.shape != logits.shape[1:2]:
             raise ValueError(f'{name} {tuple(weight.shape)} has not one weight per class of {both}')
+
+
+def check_target_dtype(target: Tensor) -> None:
+    """Raise TypeError unless a target is int64."""
+    if target.dtype != torch.int64:
+        raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
 
 
 def is_transformed() -> bool:

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config, utils
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
-from mmseg_wce.fused_heads.head_losses import _Fused
+from mmseg_wce.fused_heads.head_losses import _SharedMaps
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 
 OURS = 'WeightedCrossEntropyLoss'
@@ -162,13 +162,13 @@ def test_a_sample_trains_converted_and_fused(tool, import_tool, tmp_path, monkey
     trial = import_tool('try_stack')
     file = trial.of_each_family()[family]
     assert ('ade20k' in file.name) == (family not in ('fastscnn', 'stdc'))
-    seen, value = [], _Fused.value
+    seen, value = [], _SharedMaps.value
 
     def watched(self, loss, *args, **options):
         seen.append((type(loss), tuple(self.logits.shape[2:])))
         return value(self, loss, *args, **options)
 
-    monkeypatch.setattr(_Fused, 'value', watched)
+    monkeypatch.setattr(_SharedMaps, 'value', watched)
     tool.convert(f'mmseg::{file.relative_to(SHIPPED)}', file, tmp_path / 'mine.py')
 
     trial.an_iteration(Config.fromfile(tmp_path / 'mine.py'), size=64, fuse=True)
@@ -184,9 +184,9 @@ def test_one_channel_trains_converted_and_fused(tool, import_tool, tmp_path, mon
         '    head.update(num_classes=2, out_channels=1, threshold=0.5)\n'
         'del head\n'
     )
-    seen, value = [], _Fused.value
+    seen, value = [], _SharedMaps.value
     monkeypatch.setattr(
-        _Fused, 'value', lambda self, *args, **options: seen.append(self.channels) or value(self, *args, **options)
+        _SharedMaps, 'value', lambda self, *args, **options: seen.append(self.channels) or value(self, *args, **options)
     )
 
     assert tool.main(['theirs.py', '--out', 'mine.py']) == 0

@@ -1,0 +1,328 @@
+"""Logits and labels of a batch, and what its loss is made of, each part computed once. Knows no mmseg.
+
+The arguments of a loss are checked where a user's call enters, in :mod:`mmseg_wce.functional`,
+:class:`mmseg_wce.losses.WeightedCrossEntropyLoss` or a fused head. There a batch is made, and everything below trusts
+it. Nothing is computed before it is asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmseg_wce.arguments import Normalizer, Reduction
+from mmseg_wce.kernels.binary import element_loss, positive_elements, sweep_sigmoid
+from mmseg_wce.kernels.op import PixelMaps, PixelSums, sweep_softmax
+from mmseg_wce.kernels.reference import resized
+from mmseg_wce.reduction import divide_or_zero
+from mmseg_wce.targets import valid_pixels
+from torch import Tensor
+
+__all__ = ['PixelBatch', 'SigmoidBatch', 'SigmoidMaps', 'SoftmaxBatch', 'smoothing_weight']
+
+SigmoidMaps = tuple[Tensor, Tensor, Tensor]  # positive, negative, correct
+_LARGEST_TABLE = 1 << 16
+_MMSEG_EPS = torch.finfo(torch.float32).eps  # what mmseg divides by for avg_factor=0
+
+
+def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothing: float) -> Tensor | None:
+    """Return the weights of the map ``smooth`` of :func:`mmseg_wce.kernels.pixel_nll`.
+
+    Args:
+        logits: (N, C, ...); only their shape, dtype and device matter.
+        class_weight: (C,), or None.
+        label_smoothing: in [0, 1].
+
+    Returns:
+        (C,): the class weights, or ones without them; None without smoothing.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.functional import smoothing_weight
+        >>> smoothing_weight(torch.zeros(2, 3, 4, 4), None, label_smoothing=0.1)
+        tensor([1., 1., 1.])
+    """
+    if label_smoothing == 0:
+        return None
+    return logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
+
+
+class PixelBatch:
+    """The pixels of a batch: their logits and labels, which of them count, and how much.
+
+    Args:
+        logits: (N, C, h, w), or (N, C, ...) of the target's size; floating point.
+        target: (N, H, W) or (N, ...), int64.
+        class_weight: as the function in :mod:`mmseg_wce.functional` takes it, or None.
+        ignore_index: label of the pixels that do not count.
+        align_corners: of the upsampling.
+
+    Attributes:
+        dtype: in which losses are computed: float32, or float64 for float64 logits.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        ignore_index: int,
+        align_corners: bool = False,
+    ) -> None:
+        self.logits, self.target, self.class_weight = logits, target, class_weight
+        self.ignore_index, self.align_corners = ignore_index, align_corners
+        self.num_channels, self.dtype = logits.shape[1], torch.promote_types(logits.dtype, torch.float32)
+        self._valid: Tensor | None = None
+        self._label_weight: Tensor | None = None
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels that count: a single channel has the labels 0 and 1."""
+        return max(self.num_channels, 2)
+
+    @property
+    def weights_of_labels(self) -> Tensor | None:
+        """Weight of each label, (number of labels,); None without class weights."""
+        return self.class_weight
+
+    @property
+    def valid(self) -> Tensor:
+        """Which pixels count, (N, ...) bool.
+
+        Raises:
+            ValueError: as :func:`mmseg_wce.targets.valid_pixels`: this is where labels are checked.
+        """
+        if self._valid is None:
+            self._valid = valid_pixels(self.target, self.num_labels, self.ignore_index)
+        return self._valid
+
+    @property
+    def label_weight(self) -> Tensor | None:
+        """Weight of every pixel's label, (N, ...), 0 where the pixel does not count; None without class weights."""
+        weights = self.weights_of_labels
+        if self._label_weight is None and weights is not None:
+            self._label_weight = self._look_up(weights.detach().to(self.dtype))
+        return self._label_weight
+
+    def _look_up(self, weights: Tensor) -> Tensor:
+        valid = self.valid
+        if self.target.device.type == 'cpu' and 0 <= self.ignore_index <= _LARGEST_TABLE:
+            # what passed valid_pixels on CPU is a class or ignore_index: one look-up, no index tensor of its own
+            weights, index = F.pad(weights, (0, max(self.ignore_index + 1 - self.num_labels, 0))), self.target
+        else:
+            weights, index = F.pad(weights, (0, 1)), torch.where(valid, self.target, self.num_labels)
+        label_weight = weights.index_select(0, index.flatten()).view(self.target.shape)
+        return label_weight * valid if 0 <= self.ignore_index < self.num_labels else label_weight
+
+    def normalizer(self, normalize_by: Normalizer) -> Tensor:
+        """Return the denominator of the mean, a scalar; reads no logit."""
+        raise NotImplementedError
+
+    def _count(self, normalize_by: Normalizer) -> Tensor:
+        """Count all pixels for 'all', otherwise those that count."""
+        if normalize_by == 'all':
+            return torch.full((), self.target.numel(), dtype=self.dtype, device=self.target.device)
+        return self.valid.count_nonzero().to(self.dtype)
+
+    def reduce(
+        self,
+        reduction: Reduction,
+        normalize_by: Normalizer,
+        pixel_weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss; a mean over nothing is 0 with zero gradient.
+
+        Args:
+            reduction: 'mean', 'sum' or 'none'.
+            normalize_by: denominator of the mean.
+            pixel_weight: (N, ...), factor of every pixel's loss; or None.
+            avg_factor: one number instead of the denominator of the mean; 0 counts as 1.2e-7, as in mmseg.
+
+        Returns:
+            Scalar; for reduction 'none' the losses of pixels or elements, 0 where a pixel does not count.
+        """
+        if reduction == 'none':
+            return self._weigh_pixels(self.pixel_losses(each_channel=True), pixel_weight)
+        loss = self._sum(pixel_weight)
+        if reduction == 'sum':
+            return loss
+        if avg_factor is None:
+            return divide_or_zero(loss, self.normalizer(normalize_by).to(loss.dtype))
+        divisor = torch.as_tensor(avg_factor, dtype=loss.dtype, device=loss.device).reshape(())
+        return loss / torch.where(divisor == 0, _MMSEG_EPS, divisor)
+
+    def _sum(self, pixel_weight: Tensor | None) -> Tensor:
+        """Add up the weighted losses of all pixels."""
+        return self._weigh_pixels(self.pixel_losses(), pixel_weight).sum()
+
+    def pixel_losses(self, each_channel: bool = False) -> Tensor:
+        """Return the losses of pixels (N, ...), or where asked for those of channels that have losses of their own."""
+        raise NotImplementedError
+
+    def _weigh_pixels(self, loss: Tensor, pixel_weight: Tensor | None) -> Tensor:
+        """Multiply losses of pixels (N, ...), or of elements (N, C, ...), by the weights of the pixels."""
+        if pixel_weight is None and not self.target.is_cuda:
+            return loss
+        by_element = loss.dim() > self.target.dim()
+        if pixel_weight is not None:
+            weight = pixel_weight.to(loss.dtype)
+            loss = loss * (weight.unsqueeze(1) if by_element else weight)
+        # selected, since 0 * NaN is NaN; on CUDA so are pixels with an invalid label, which a later call raises
+        return torch.where(self.valid.unsqueeze(1) if by_element else self.valid, loss, 0)
+
+
+class SoftmaxBatch(PixelBatch):
+    """The pixels of a weighted cross-entropy.
+
+    Args:
+        logits: as in :class:`PixelBatch`, C >= 2.
+        target: as in :class:`PixelBatch`.
+        class_weight: (C,), or None.
+        ignore_index: as in :class:`PixelBatch`.
+        align_corners: as in :class:`PixelBatch`.
+        label_smoothing: in [0, 1].
+        maps: of :func:`mmseg_wce.kernels.pixel_maps`, where they are known already.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        ignore_index: int,
+        align_corners: bool = False,
+        label_smoothing: float = 0.0,
+        maps: PixelMaps | None = None,
+    ) -> None:
+        super().__init__(logits, target, class_weight, ignore_index, align_corners)
+        self.label_smoothing, self._maps = label_smoothing, maps
+
+    @property
+    def maps(self) -> PixelMaps:
+        """Maps of :func:`mmseg_wce.kernels.pixel_maps`; the first access sweeps over the logits."""
+        if self._maps is None:
+            self._maps = sweep_softmax(
+                self.logits,
+                self.target,
+                self.class_weight,
+                ignore_index=self.ignore_index,
+                smoothing_weight=smoothing_weight(self.logits, self.class_weight, self.label_smoothing),
+                align_corners=self.align_corners,
+            )
+        return self._maps
+
+    @maps.setter
+    def maps(self, maps: PixelMaps) -> None:
+        self._maps = maps
+
+    def _swept_sums(self) -> PixelSums | None:
+        """Sums that a sweep made along with its maps; none while compiling, where their values cannot be read."""
+        if torch.compiler.is_compiling() or self._maps is None or self._maps.class_weight is not self.class_weight:
+            return None
+        return self._maps.sums
+
+    def normalizer(self, normalize_by: Normalizer) -> Tensor:
+        """Return the denominator of the mean, a scalar; reads no logit."""
+        sums = self._swept_sums()
+        if normalize_by != 'all' and sums is not None:
+            return sums.weight if normalize_by == 'class_weight' else sums.valid
+        if normalize_by == 'class_weight' and self.label_weight is not None:
+            return self.label_weight.sum()
+        return self._count(normalize_by)
+
+    def _sum(self, pixel_weight: Tensor | None) -> Tensor:
+        _ = self.maps
+        sums = self._swept_sums()
+        if sums is None or pixel_weight is not None:
+            return super()._sum(pixel_weight)
+        if sums.invalid > 0:
+            _ = self.valid  # raises
+        return self._smoothed(sums.loss, sums.smooth)
+
+    def pixel_losses(self, each_channel: bool = False) -> Tensor:
+        maps, weight = self.maps, self.label_weight
+        _ = self.valid
+        return self._smoothed(maps.nll if weight is None else weight * maps.nll, maps.smooth)
+
+    def _smoothed(self, weighted_nll: Tensor, smooth: Tensor) -> Tensor:
+        """Mix the losses of pixels, or sums of them."""
+        if self.label_smoothing == 0:
+            return weighted_nll
+        return (1 - self.label_smoothing) * weighted_nll + (self.label_smoothing / self.num_channels) * smooth
+
+
+class SigmoidBatch(PixelBatch):
+    """The pixels of a weighted binary cross-entropy of every channel.
+
+    Args:
+        logits: as in :class:`PixelBatch`, C >= 1.
+        target: as in :class:`PixelBatch`.
+        class_weight: (C,), one number for all channels, or (2,) for a single channel; or None.
+        ignore_index: as in :class:`PixelBatch`.
+        align_corners: as in :class:`PixelBatch`.
+        threshold: probability above which a single channel predicts label 1.
+        maps: of :func:`mmseg_wce.kernels.pixel_bce`, where they are known already.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        ignore_index: int,
+        align_corners: bool = False,
+        threshold: float = 0.5,
+        maps: SigmoidMaps | None = None,
+    ) -> None:
+        super().__init__(logits, target, class_weight, ignore_index, align_corners)
+        self.threshold, self._maps = threshold, maps
+
+    @property
+    def maps(self) -> SigmoidMaps:
+        """Maps of :func:`mmseg_wce.kernels.pixel_bce`; the first access sweeps over the logits."""
+        if self._maps is None:
+            self._maps = sweep_sigmoid(self.logits, self.target, self.ignore_index, self.threshold, self.align_corners)
+        return self._maps
+
+    @maps.setter
+    def maps(self, maps: SigmoidMaps) -> None:
+        self._maps = maps
+
+    @property
+    def weights_of_labels(self) -> Tensor | None:
+        """Weight of each label's own term, (C,), or (2,) for a single channel; None without class weights."""
+        weights = self.class_weight
+        if weights is None or weights.numel() > 1:
+            return weights
+        if self.num_channels > 1:
+            return weights.reshape(1).expand(self.num_channels)
+        return F.pad(weights.reshape(1), (1, 0), value=1.0)
+
+    def normalizer(self, normalize_by: Normalizer) -> Tensor:
+        """Return the denominator of the mean, a scalar: elements, or the two weights of one channel added up."""
+        if normalize_by == 'class_weight' and self.label_weight is not None:
+            return self.label_weight.sum()
+        return self.num_channels * self._count(normalize_by)
+
+    def pixel_losses(self, each_channel: bool = False) -> Tensor:
+        if each_channel and self.num_channels > 1:
+            return self._losses_of_elements()
+        positive, negative = self.maps[:2]
+        weight = self.label_weight
+        _ = self.valid
+        if weight is None:
+            return positive + negative
+        if self.num_channels == 1:  # label 0, which has no channel of its own, weights what is negative
+            return weight * (positive + negative)
+        return weight * positive + negative
+
+    def _losses_of_elements(self) -> Tensor:
+        """Compute the weighted loss of every element, (N, C, ...), with full-size logits."""
+        counted, weights = self.valid.unsqueeze(1), self.weights_of_labels
+        z = torch.where(counted, resized(self.logits, self.target.shape[1:], self.align_corners), 0)
+        positive = positive_elements(self.target, self.num_channels)
+        loss = element_loss(z, positive)
+        if weights is not None:
+            per_channel = weights.detach().to(loss.dtype).view(-1, *[1] * (self.target.dim() - 1))
+            loss = torch.where(positive, per_channel * loss, loss)
+        return torch.where(counted, loss, 0)
