@@ -5,8 +5,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from mmseg_wce import shipped
-from mmseg_wce.environment import collect_env
+from mmseg_wce import resources
+from mmseg_wce.collect_env import collect_env
 
 TOOLS = dict(
     train='train a segmentor',
@@ -55,10 +55,10 @@ def _configs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.name is None:
         if args.out is not None:
             parser.error('--out: which config? Give a NAME')
-        print(*shipped.configs(), sep='\n')
+        print(*resources.configs(), sep='\n')
         return 0
     try:
-        copied = shipped.copy_config(shipped.find_config(args.name), args.out or Path())
+        copied = resources.copy_config(resources.find_config(args.name), args.out or Path())
     except (LookupError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -68,7 +68,7 @@ def _configs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 def _run_tool(name: str, *arguments: str) -> int:
     """As if it had been started by its path: its own folder is where it imports from."""
-    tool = shipped.ROOT / 'tools' / f'{name}.py'
+    tool = resources.ROOT / 'tools' / f'{name}.py'
     sys.path.insert(0, str(tool.parent))
     sys.argv = [str(tool), *arguments]
     runpy.run_path(str(tool), run_name='__main__')

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
-from mmseg_wce.plain_arrays import SAFE_GLOBALS
+from mmseg_wce.safe_io.pickled_arrays import SAFE_GLOBALS
 from packaging.version import Version
 
 __all__ = ['apply']
@@ -78,8 +78,9 @@ def _let_mmengine_look_for_compiled_ops() -> None:
 def _let_checkpoints_load_safely() -> None:
     """Let ``torch.load(weights_only=True)`` read all that mmengine stores in its checkpoints, and execute none of them.
 
-    What is allowed can only hold numbers, see :mod:`mmseg_wce.plain_arrays`; every other class is refused. Files from
-    an address, and with the fork all files that are refused, would otherwise be loaded without ``weights_only``.
+    The allowed classes can only hold numbers, see :mod:`mmseg_wce.safe_io.pickled_arrays`; all others are refused.
+    Files from an address, and with the fork all files that are refused, would otherwise be loaded without
+    ``weights_only``.
 
     Condition: torch >= 2.6, where weights_only became the default.
     """

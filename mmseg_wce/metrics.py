@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
-from mmseg_wce.json_files import write_json
+from mmseg_wce.safe_io.json_files import write_json
 from mmseg_wce.targets import name_sources, valid_pixels
 from torch import Tensor
 

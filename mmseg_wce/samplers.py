@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from mmseg.registry import MODELS
 from mmseg.structures import OHEMPixelSampler
-from mmseg_wce.config_parts import class_of, type_name
-from mmseg_wce.errors import in_one_line
+from mmseg_wce.config_walk import class_of, type_name
+from mmseg_wce.safe_io.errors import in_one_line
 from torch import nn
 
 __all__ = ['check_built_sampler', 'check_sampler']

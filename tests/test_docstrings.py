@@ -11,7 +11,7 @@ import pytest
 
 # but the kernels of CUDA, which have no public names and cannot be imported everywhere
 MODULES = {module.name for module in pkgutil.walk_packages(mmseg_wce.__path__, 'mmseg_wce.')}
-MODULES -= {'mmseg_wce.kernels.triton', 'mmseg_wce.kernels.triton_programs'}
+MODULES -= {'mmseg_wce.kernels.triton', 'mmseg_wce.kernels.triton.kernels'}
 
 
 def public_names() -> dict[str, object]:
@@ -67,10 +67,10 @@ MAIN = [
     'dataset_checks.scanning.scan',
     'dataset_checks.statistics_checks.check_statistics',
     'dataset_checks.config_consistency.check_config',
-    'recovery.checkpoints_in',
-    'recovery.damage',
-    'preflight.load_config',
-    'shipped.find_config',
+    'training.checkpoints.checkpoints_in',
+    'training.checkpoints.damage',
+    'training.preflight.load_config',
+    'resources.find_config',
 ]
 
 

@@ -64,7 +64,7 @@ CORE = [
     for name in ('functional', 'losses', 'loss_options', 'observed_pixels', 'pixel_batch', 'arguments', 'reduction')
 ]
 CORE += [PACKAGE / f'{name}.py' for name in ('targets', 'label_causes', 'upsampling', 'running_losses')]
-CORE += sorted((PACKAGE / 'kernels').glob('*.py'))
+CORE += sorted((PACKAGE / 'kernels').rglob('*.py'))
 
 
 @pytest.mark.parametrize('module', CORE, ids=lambda path: path.stem)

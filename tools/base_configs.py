@@ -6,7 +6,7 @@ from pathlib import Path
 import mmseg
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 from mmengine.config import Config, ConfigDict
-from mmseg_wce.preflight import PreflightError
+from mmseg_wce.training.preflight import PreflightError
 
 SHIPPED = Path(mmseg.__file__).parent / '.mim/configs'
 

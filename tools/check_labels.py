@@ -17,7 +17,7 @@ from contact_sheet import draw_contact_sheet
 from label_arguments import NOT_RUN, Parser, check_output, config_of, labels_in_folder, name_of, scan_with_progress
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.config_parts import preprocessor_of_others
+from mmseg_wce.config_walk import preprocessor_of_others
 from mmseg_wce.dataset_checks import (
     Finding,
     LabelConflict,
@@ -31,7 +31,7 @@ from mmseg_wce.dataset_checks import (
     check_unused_labels,
     from_config,
 )
-from mmseg_wce.preflight import PreflightError, check_data
+from mmseg_wce.training.preflight import PreflightError, check_data
 from rich.console import Console
 
 MARKS = {Severity.ERROR: '[bold red]wrong[/]', Severity.WARNING: '[yellow]doubt[/]', Severity.NOTE: '[cyan]note [/]'}

@@ -35,7 +35,7 @@ from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, loa
 from mmseg_wce.class_weights.schemes import NORMALIZATIONS, check_options
 from mmseg_wce.class_weights.statistics_file import SHIPPED
 from mmseg_wce.dataset_checks import LabelFiles, Severity, check_joined_classes, from_config, sum_statistics
-from mmseg_wce.preflight import PreflightError, check_data
+from mmseg_wce.training.preflight import PreflightError, check_data
 from rich.console import Console
 
 WRITERS: dict[str, Callable[[list[float]], bytes]] = {

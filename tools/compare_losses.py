@@ -37,12 +37,12 @@ from label_arguments import print_failures, scan_with_progress
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import save_statistics
 from mmseg_wce.dataset_checks import cores, from_config, sum_statistics
-from mmseg_wce.errors import in_one_line
-from mmseg_wce.launch import ConfigOptions
-from mmseg_wce.preflight import PreflightError, check_data, check_work_dir, load_config
+from mmseg_wce.safe_io.errors import in_one_line
+from mmseg_wce.training.launch import ConfigOptions
+from mmseg_wce.training.preflight import PreflightError, check_data, check_work_dir, load_config
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from watched import Failed, stop_all
+from subprocess_runner import Failed, stop_all
 
 SCHEMES_SHOWN = ('sqrt_inverse_frequency', 'median_frequency', 'effective_number')
 DEFAULT = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES_SHOWN, HARD_PIXELS)

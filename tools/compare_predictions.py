@@ -26,8 +26,8 @@ from mmengine.runner import Runner, load_checkpoint
 from mmseg.registry import MODELS
 from mmseg_wce.fused_heads.predict_hook import add_validation_loss, fuse_predict
 from mmseg_wce.hooks.models import main_head
-from mmseg_wce.launch import ConfigOptions
-from mmseg_wce.preflight import PreflightError, check_checkpoint, check_data, check_losses, load_config
+from mmseg_wce.training.launch import ConfigOptions
+from mmseg_wce.training.preflight import PreflightError, check_checkpoint, check_data, check_losses, load_config
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table

@@ -8,7 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
-from mmseg_wce.config_parts import class_of, classifies_masks, has_one_channel, type_name
+from mmseg_wce.config_walk import class_of, classifies_masks, has_one_channel, type_name
 
 OURS, ALREADY_OURS = 'WeightedCrossEntropyLoss', 'already ours'
 SLOTS = ('decode_head', 'auxiliary_head')

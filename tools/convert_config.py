@@ -16,7 +16,7 @@ from base_configs import check_style, header, imported, named
 from config_losses import OURS, Loss, losses
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
-from mmseg_wce.preflight import PreflightError, load_config
+from mmseg_wce.training.preflight import PreflightError, load_config
 from rich.console import Console
 from rich.progress import track
 

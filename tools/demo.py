@@ -18,7 +18,7 @@ from mmseg_wce.dataset_checks import LabelFiles, from_config, sum_statistics
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
-from watched import Failed, watch
+from subprocess_runner import Failed, watch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_ROOT = Path('data/demo_scenes')  # where the configs look

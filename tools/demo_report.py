@@ -10,9 +10,9 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
+from drawing import IGNORED, STYLE, colors_of, frame, patches, show_labels
 from matplotlib.patches import Patch
 from mmseg_wce.dataset_checks import LabelFiles
-from painting import IGNORED, STYLE, colors_of, frame, patches, show_labels
 from rich.console import Console
 from rich.table import Table
 

@@ -27,11 +27,11 @@ import mmseg_wce  # noqa: F401  (its fixes let checkpoints load)
 import torch
 from marked_tables import markdown, replace_table
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
-from mmseg_wce.recovery import checkpoints_in
+from mmseg_wce.training.checkpoints import checkpoints_in
 from rich.console import Console
 from rich.progress import Progress
 from semantics_table import built_in_name
-from watched import free_port
+from subprocess_runner import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / 'docs' / 'reliability.md'

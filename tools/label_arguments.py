@@ -8,8 +8,8 @@ from pathlib import Path
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.dataset_checks import LabelFiles, cores, from_folder, scan_parts
-from mmseg_wce.launch import ConfigOptions
-from mmseg_wce.preflight import load_config
+from mmseg_wce.training.launch import ConfigOptions
+from mmseg_wce.training.preflight import load_config
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmseg_wce.config_parts import heads_of
+from mmseg_wce.config_walk import heads_of
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,8 +8,8 @@ import sys
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
 from mmengine.config import Config
 from mmseg.registry import METRICS
-from mmseg_wce.launch import add_run_arguments, build_runner, config_from
-from mmseg_wce.preflight import PreflightError, check_checkpoint, check_data
+from mmseg_wce.training.launch import add_run_arguments, build_runner, config_from
+from mmseg_wce.training.preflight import PreflightError, check_checkpoint, check_data
 
 
 def parse_args() -> argparse.Namespace:

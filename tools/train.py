@@ -9,11 +9,11 @@ import time
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmseg_wce.launch import add_run_arguments, build_runner, config_from
-from mmseg_wce.preflight import PreflightError, check_amp, check_checkpoint, check_data, check_model
-from mmseg_wce.recovery import checkpoints_in
-from mmseg_wce.resuming import check_can_go_on, check_parameters
 from mmseg_wce.targets import raise_pending
+from mmseg_wce.training.checkpoints import checkpoints_in
+from mmseg_wce.training.launch import add_run_arguments, build_runner, config_from
+from mmseg_wce.training.preflight import PreflightError, check_amp, check_checkpoint, check_data, check_model
+from mmseg_wce.training.resuming import check_can_go_on, check_parameters
 
 
 def parse_args() -> argparse.Namespace:

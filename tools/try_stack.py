@@ -26,10 +26,10 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from mmseg_wce.config_parts import nodes
+from mmseg_wce.config_walk import nodes
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.fused_heads import fuse_decode_heads
-from mmseg_wce.preflight import load_config
+from mmseg_wce.training.preflight import load_config
 from rich.console import Console
 from rich.progress import track
 from semantics_table import built_in_name, installed

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmseg_wce.class_weights.reading import read_file
 from mmseg_wce.class_weights.statistics import Convention, LabelStatistics, Tally
-from mmseg_wce.json_files import write_json
+from mmseg_wce.safe_io.files import read_file
+from mmseg_wce.safe_io.json_files import write_json
 
 __all__ = ['SHIPPED', 'from_json', 'load_statistics', 'save_statistics', 'to_json']
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmseg_wce.class_weights.reading import read_file
 from mmseg_wce.class_weights.schemes import class_weights
 from mmseg_wce.class_weights.statistics_file import load_statistics
-from mmseg_wce.plain_arrays import STAND_INS
+from mmseg_wce.safe_io.files import read_file
+from mmseg_wce.safe_io.pickled_arrays import STAND_INS
 from torch import Tensor
 
 __all__ = ['ClassWeight', 'check_class_weight', 'load_class_weight']

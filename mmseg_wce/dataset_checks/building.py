@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmseg.registry import DATASETS, TRANSFORMS
-from mmseg_wce.config_parts import class_of, type_name
+from mmseg_wce.config_walk import class_of, type_name
 from mmseg_wce.dataset_checks.pipeline_steps import UnbuiltTransform
-from mmseg_wce.errors import in_one_line
+from mmseg_wce.safe_io.errors import in_one_line
 
 __all__ = ['build_dataset']
 

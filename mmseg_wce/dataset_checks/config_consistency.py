@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import LabelStatistics, load_statistics
-from mmseg_wce.config_parts import class_of, has_one_channel, heads_of, leaf_datasets, main_head, nodes, type_name
+from mmseg_wce.config_walk import class_of, has_one_channel, heads_of, leaf_datasets, main_head, nodes, type_name
 from mmseg_wce.dataset_checks.findings import Finding, Severity
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, reads_as_load_annotations
 from mmseg_wce.dataset_checks.label_files import LabelFiles

@@ -19,7 +19,7 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations, LoadBiomedicalAnnotation
 from mmseg_wce.class_weights import Convention
-from mmseg_wce.config_parts import has_one_channel, main_head, one_string
+from mmseg_wce.config_walk import has_one_channel, main_head, one_string
 from mmseg_wce.dataset_checks.building import build_dataset
 from mmseg_wce.dataset_checks.isolation import copy_of_dataset, isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import reads_as_load_annotations
@@ -30,7 +30,7 @@ from mmseg_wce.dataset_checks.label_values import VolumeError
 from mmseg_wce.dataset_checks.loaded_labels import NoLabelsError, NoLoaderError
 from mmseg_wce.dataset_checks.pipeline_steps import flatten
 from mmseg_wce.dataset_checks.wrappers import Leaf, inherits_items, leaves, prepares_as_mmseg
-from mmseg_wce.errors import in_one_line
+from mmseg_wce.safe_io.errors import in_one_line
 from PIL import Image
 
 __all__ = ['LabelConflict', 'UnreadableDataset', 'from_config', 'from_dataset', 'from_folder']

@@ -30,7 +30,7 @@ from mmseg_wce.dataset_checks.pipeline_steps import (
     notes_on,
 )
 from mmseg_wce.dataset_checks.wrappers import prepares_as_mmseg
-from mmseg_wce.errors import in_one_line
+from mmseg_wce.safe_io.errors import in_one_line
 
 __all__ = ['LabelPipeline']
 

@@ -30,7 +30,7 @@ from mmseg_wce.dataset_checks.label_values import (
     two_dimensional,
 )
 from mmseg_wce.dataset_checks.loaded_labels import SampleDroppedError, labels_in
-from mmseg_wce.errors import in_one_line
+from mmseg_wce.safe_io.errors import in_one_line
 from PIL import Image
 
 __all__ = ['AnnotationReader', 'ItemReader', 'PipelineReader', 'Sample']

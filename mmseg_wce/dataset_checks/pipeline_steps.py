@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, is_loader
-from mmseg_wce.errors import in_one_line
+from mmseg_wce.safe_io.errors import in_one_line
 
 __all__ = [
     'Step',

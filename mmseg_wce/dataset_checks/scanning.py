@@ -18,7 +18,7 @@ from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.class_weights.statistics_file import from_json, to_json
 from mmseg_wce.dataset_checks.label_files import LabelFiles
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader
-from mmseg_wce.json_files import write_json
+from mmseg_wce.safe_io.json_files import write_json
 from torch.utils.data import DataLoader, Dataset, Subset
 
 __all__ = ['cores', 'scan', 'scan_parts', 'sum_statistics']

@@ -9,7 +9,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
-from mmseg_wce.config_parts import has_one_channel, preprocessor_of_others
+from mmseg_wce.config_walk import has_one_channel, preprocessor_of_others
 from mmseg_wce.dataset_checks import (
     Finding,
     LabelConflict,

@@ -15,8 +15,8 @@ from mmseg.registry import HOOKS
 from mmseg_wce.hooks.batches import paths
 from mmseg_wce.hooks.class_report import ClassReport
 from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
-from mmseg_wce.hooks.finite_watch import FiniteWatch, explain, finite_flags
 from mmseg_wce.hooks.models import main_head, unwrapped
+from mmseg_wce.hooks.nan_guard import FiniteWatch, explain, finite_flags
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from torch import Tensor, nn
 

@@ -21,7 +21,7 @@ from mmseg_wce.dataset_checks import (
     from_config,
 )
 from mmseg_wce.functional import weighted_cross_entropy
-from mmseg_wce.preflight import PreflightError, check_data
+from mmseg_wce.training.preflight import PreflightError, check_data
 from PIL import Image
 from three_classes import make_masks
 

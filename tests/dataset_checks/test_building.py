@@ -9,7 +9,7 @@ from mmseg_wce.dataset_checks import check_config, from_config
 from mmseg_wce.dataset_checks.building import build_dataset
 from mmseg_wce.dataset_checks.pipeline_steps import UnbuiltTransform
 from mmseg_wce.losses import WeightedCrossEntropyLoss
-from mmseg_wce.preflight import check_data, check_model
+from mmseg_wce.training.preflight import check_data, check_model
 from three_classes import ThreeClasses, dataset_config, make_masks, write_data
 
 

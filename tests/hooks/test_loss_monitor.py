@@ -23,8 +23,8 @@ from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.hooks import class_tally
 from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
-from mmseg_wce.hooks.finite_watch import FiniteWatch, finite_flags
 from mmseg_wce.hooks.loss_monitor import LossMonitorHook
+from mmseg_wce.hooks.nan_guard import FiniteWatch, finite_flags
 from mmseg_wce.losses import ObservedPixels, WeightedCrossEntropyLoss
 from photos import StridedBackbone  # noqa: F401  (registers it)
 

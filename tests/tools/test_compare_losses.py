@@ -458,7 +458,7 @@ def checkpoint(run, step: int) -> Path:
 
 
 def test_only_the_last_weights_are_tested(a_run):
-    from watched import Failed
+    from subprocess_runner import Failed
 
     run = a_run('built_in', 0)
     checkpoint(run, 1)
@@ -481,7 +481,7 @@ def test_a_line_that_was_cut_costs_no_training(tool):
 
 
 def test_two_do_not_train_the_same(a_run):
-    from watched import Failed
+    from subprocess_runner import Failed
 
     run = a_run('built_in', 0)
     run.work_dir.mkdir(parents=True)

@@ -128,7 +128,7 @@ def test_a_training_goes_back_to_a_checkpoint_before_its_weights_were_nan(root, 
 def test_two_processes_on_cpu(root, demo_folder, import_tool, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip('a machine with CUDA devices trains on them')
-    monkeypatch.setenv('PORT', str(import_tool('watched').free_port()))
+    monkeypatch.setenv('PORT', str(import_tool('subprocess_runner').free_port()))
     monkeypatch.setenv('PYTHON', sys.executable)
     options = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3']
     config, tools = str(root / WEIGHTED), root / 'tools'

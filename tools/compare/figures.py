@@ -9,7 +9,7 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
-from painting import plain
+from drawing import plain
 
 from compare.results import MOST_NAMED, ConfigResults, shared_seeds
 from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from drawing import shrink
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from marked_tables import markdown
-from painting import shrink
 
 from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
 from compare.results import ConfigResults, load_results, shared_seeds

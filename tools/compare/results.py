@@ -8,7 +8,7 @@ from math import comb
 from pathlib import Path
 
 import numpy as np
-from mmseg_wce.json_files import read_json
+from mmseg_wce.safe_io.json_files import read_json
 
 from compare.runs import BUILT_IN, NAMES, NON_IGNORE, UNWEIGHTED, Run
 

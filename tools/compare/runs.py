@@ -22,11 +22,11 @@ from mmengine.runner import CheckpointLoader
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg_wce.class_weights import SCHEMES, load_statistics
-from mmseg_wce.config_parts import nodes
-from mmseg_wce.json_files import read_json, write_json
-from mmseg_wce.preflight import PreflightError
-from mmseg_wce.recovery import checkpoints_in
-from watched import Failed, free_port, watch
+from mmseg_wce.config_walk import nodes
+from mmseg_wce.safe_io.json_files import read_json, write_json
+from mmseg_wce.training.checkpoints import checkpoints_in
+from mmseg_wce.training.preflight import PreflightError
+from subprocess_runner import Failed, free_port, watch
 
 TOOLS = Path(__file__).resolve().parent.parent
 BUILT_IN, NON_IGNORE, UNWEIGHTED, HARD_PIXELS = 'built_in', 'built_in_avg_non_ignore', 'unweighted', 'hard_pixels'

@@ -12,9 +12,9 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
+from drawing import IGNORED, STYLE, colors_of, frame, patches, plain, show_labels
 from matplotlib.patches import Rectangle
 from mmseg_wce.dataset_checks import from_config
-from painting import IGNORED, STYLE, colors_of, frame, patches, plain, show_labels
 
 from compare.results import ConfigResults
 from compare.runs import Comparison, Run

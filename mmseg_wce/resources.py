@@ -27,7 +27,7 @@ def find_config(name: str) -> str:
         LookupError: none has, or several have.
 
     Example:
-        >>> from mmseg_wce.shipped import find_config
+        >>> from mmseg_wce.resources import find_config
         >>> find_config('segnext')
         'ade20k/segnext_mscan-t_1xb16-adamw-wce-160k_ade20k-512x512.py'
     """

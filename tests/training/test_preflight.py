@@ -9,8 +9,8 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import DATASETS, TRANSFORMS
-from mmseg_wce import preflight
-from mmseg_wce.preflight import (
+from mmseg_wce.training import preflight
+from mmseg_wce.training.preflight import (
     PreflightError,
     check_amp,
     check_checkpoint,

@@ -18,8 +18,8 @@ from mmengine.runner import Runner, checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmseg_wce.class_weights import load_class_weight, load_statistics, statistics_file
 from mmseg_wce.class_weights.statistics_file import SHIPPED
-from mmseg_wce.preflight import PreflightError, check_checkpoint
-from mmseg_wce.recovery import checkpoints_in
+from mmseg_wce.training.checkpoints import checkpoints_in
+from mmseg_wce.training.preflight import PreflightError, check_checkpoint
 
 
 class Hostile:

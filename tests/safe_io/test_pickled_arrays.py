@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmseg_wce.class_weights import load_class_weight
-from mmseg_wce.plain_arrays import SAFE_GLOBALS
+from mmseg_wce.safe_io.pickled_arrays import SAFE_GLOBALS
 
 
 @pytest.fixture(autouse=True)

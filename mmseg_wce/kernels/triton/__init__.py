@@ -1,4 +1,4 @@
-"""The op on CUDA: launches the programs of :mod:`mmseg_wce.kernels.triton_programs`.
+"""The op on CUDA: launches the programs of :mod:`mmseg_wce.kernels.triton.kernels`.
 
 Sizes of tiles depend on shapes alone, nothing is tuned at run time: bits stay the same from process to process.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import triton
 from mmseg_wce.kernels.bilinear import Axis, axis
-from mmseg_wce.kernels.triton_programs import (
+from mmseg_wce.kernels.triton.kernels import (
     differentiate_resized,
     differentiate_same_size,
     measure,

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from mmengine.config import Config
-from mmseg_wce import resuming
-from mmseg_wce.preflight import PreflightError
-from mmseg_wce.resuming import check_can_go_on, check_parameters
+from mmseg_wce.training import resuming
+from mmseg_wce.training.preflight import PreflightError
+from mmseg_wce.training.resuming import check_can_go_on, check_parameters
 from torch import nn
 
 CONFIG = Config(dict(train_cfg=dict(max_iters=10), param_scheduler=[dict(type='PolyLR')]))

@@ -13,8 +13,8 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmseg_wce.config_parts import nodes
-from mmseg_wce.preflight import PreflightError, check_losses, check_work_dir, load_config
+from mmseg_wce.config_walk import nodes
+from mmseg_wce.training.preflight import PreflightError, check_losses, check_work_dir, load_config
 
 __all__ = ['ConfigOptions', 'add_run_arguments', 'build_runner', 'config_from']
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmseg_wce import __main__ as command
-from mmseg_wce import shipped
+from mmseg_wce import resources
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 
 
@@ -27,7 +27,7 @@ def test_lists_every_config(capsys, root):
     assert listed == sorted(str(p.relative_to(root / 'configs')) for p in (root / 'configs').glob('[!_]*/*.py'))
 
 
-@pytest.mark.parametrize('name', shipped.configs())
+@pytest.mark.parametrize('name', resources.configs())
 def test_a_copy_is_the_same_config(tmp_path, capsys, root, monkeypatch, name):
     assert command.main(['configs', name, '--out', str(tmp_path / 'mine')]) == 0
 

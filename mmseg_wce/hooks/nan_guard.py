@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shlex import quote
 
 import torch
-from mmseg_wce.recovery import checkpoint_before, is_whole_and_finite
+from mmseg_wce.training.checkpoints import checkpoint_before, is_whole_and_finite
 from torch import Tensor, nn
 
 __all__ = ['Findings', 'FiniteWatch', 'explain', 'finite_flags']

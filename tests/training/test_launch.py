@@ -1,8 +1,8 @@
 import pytest
 import torch
 from mmengine.config import Config
-from mmseg_wce import launch
-from mmseg_wce.preflight import PreflightError
+from mmseg_wce.training import launch
+from mmseg_wce.training.preflight import PreflightError
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmseg_wce.errors import in_one_line
-from mmseg_wce.preflight import PreflightError, check_checkpoint
+from mmseg_wce.safe_io.errors import in_one_line
+from mmseg_wce.training.preflight import PreflightError, check_checkpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -18,7 +18,7 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
-from mmseg_wce.config_parts import (
+from mmseg_wce.config_walk import (
     class_of,
     classifies_masks,
     has_one_channel,
@@ -33,9 +33,9 @@ from mmseg_wce.dataset_checks.building import build_dataset
 from mmseg_wce.dataset_checks.isolation import isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, reads_as_load_annotations
 from mmseg_wce.dataset_checks.wrappers import inherits_items, prepares_as_mmseg
-from mmseg_wce.errors import in_one_line
-from mmseg_wce.recovery import damage
+from mmseg_wce.safe_io.errors import in_one_line
 from mmseg_wce.samplers import check_sampler
+from mmseg_wce.training.checkpoints import damage
 
 __all__ = [
     'PreflightError',
@@ -72,7 +72,7 @@ def load_config(path: str, options: dict[str, Any] | None = None, import_custom_
 
     Example:
         >>> import tempfile
-        >>> from mmseg_wce.preflight import load_config
+        >>> from mmseg_wce.training.preflight import load_config
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = open(f'{folder}/mine.py', 'w').write('train_cfg = dict(max_iters=100)')
         ...     load_config(f'{folder}/mine.py', {'train_cfg.max_iters': 3}).train_cfg

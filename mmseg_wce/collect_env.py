@@ -10,8 +10,8 @@ from importlib import import_module, metadata
 
 import mmseg_wce
 import torch
-from mmseg_wce.errors import in_one_line
 from mmseg_wce.kernels.backends import ENVIRONMENT_VARIABLE, chosen_backend
+from mmseg_wce.safe_io.errors import in_one_line
 
 __all__ = ['collect_env']
 
@@ -35,7 +35,7 @@ def collect_env() -> dict[str, str]:
 
     Example:
         >>> import mmseg_wce
-        >>> from mmseg_wce.environment import collect_env
+        >>> from mmseg_wce.collect_env import collect_env
         >>> collect_env()['mmseg_wce'] == mmseg_wce.__version__
         True
     """

@@ -55,7 +55,7 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
 
     Example:
         >>> import os, tempfile, torch
-        >>> from mmseg_wce.recovery import checkpoints_in
+        >>> from mmseg_wce.training.checkpoints import checkpoints_in
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save(dict(meta={}), f'{folder}/iter_100.pth')
         ...     _ = open(f'{folder}/iter_200.pth', 'wb').write(b'cut off')
@@ -108,7 +108,7 @@ def checkpoint_before(path: str) -> str | None:
 
     Example:
         >>> import os, tempfile, torch
-        >>> from mmseg_wce.recovery import checkpoint_before
+        >>> from mmseg_wce.training.checkpoints import checkpoint_before
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for step, weight in ((100, 1.0), (200, float('nan')), (300, float('nan'))):
         ...         torch.save(dict(state_dict=dict(weight=torch.tensor(weight))), f'{folder}/iter_{step}.pth')
@@ -132,7 +132,7 @@ def is_whole_and_finite(path: str) -> bool:
         path: of a local file or folder.
 
     Example:
-        >>> from mmseg_wce.recovery import is_whole_and_finite
+        >>> from mmseg_wce.training.checkpoints import is_whole_and_finite
         >>> is_whole_and_finite('iter_100.pth')
         False
     """
@@ -193,7 +193,7 @@ def damage(path: str) -> str | None:
     PyTorch itself does not compare the checksums that it writes: a flipped bit would be a wrong weight.
 
     Example:
-        >>> from mmseg_wce.recovery import damage
+        >>> from mmseg_wce.training.checkpoints import damage
         >>> damage('iter_100.pth')
         'it does not exist'
     """

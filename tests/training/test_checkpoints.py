@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 import torch
-from mmseg_wce.recovery import checkpoint_before, checkpoints_in, damage
+from mmseg_wce.training.checkpoints import checkpoint_before, checkpoints_in, damage
 
 
 def write(path, step: int, seconds: int) -> str:
