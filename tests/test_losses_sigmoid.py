@@ -92,12 +92,15 @@ def has_a_meant_value(logits, arguments, label, ignore_index) -> bool:
     return weighted_along_channels and not (logits.shape[1] == 1 and all_ignored)
 
 
-@pytest.mark.heavy
+# a step that divides no number of values of an argument, so that all of them occur
 @pytest.mark.filterwarnings('ignore')
-def test_every_combination_of_arguments():
+@pytest.mark.parametrize(
+    ('step', 'expected_numbers'), [pytest.param(1, [1728, 2160, 6480], marks=pytest.mark.slow), (13, [132, 166, 500])]
+)
+def test_every_combination_of_arguments(step, expected_numbers):
     """Value and gradient of the built-in where it has a meant value, of PyTorch's formula elsewhere."""
     seen = Counter()
-    for logits, label, arguments, call in every_combination():
+    for logits, label, arguments, call in itertools.islice(every_combination(), 0, None, step):
         reduction, ignore_index = call['reduction_override'] or arguments['reduction'], call['ignore_index']
         meant = has_a_meant_value(logits, arguments, label, ignore_index)
         built_in, loss = CrossEntropyLoss(use_sigmoid=True, **arguments), ours(**arguments)
@@ -122,7 +125,7 @@ def test_every_combination_of_arguments():
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
         seen["equal to PyTorch's formula: the built-in has no meant value"] += 1
     print(f'mmseg {mmseg.__version__}: {sum(seen.values())} combinations, {dict(seen)}')
-    assert list(seen.values()) == [6480, 1728, 2160]
+    assert sorted(seen.values()) == expected_numbers
 
 
 def test_built_in_still_weights_columns():

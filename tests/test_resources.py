@@ -144,6 +144,7 @@ def test_the_environment_of_what_is_broken(breakage, words):
     assert f'mmseg_wce: {mmseg_wce.__version__}' in process.stdout
 
 
+@pytest.mark.slow
 def test_a_wheel_trains_in_an_empty_environment(root, tmp_path):
     """The sdist holds all that the wheel is built from; the wheel holds all that a training needs."""
     checkout = tmp_path / 'checkout'

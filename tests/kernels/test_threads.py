@@ -109,36 +109,32 @@ def run_code(code: str, **environment: str) -> None:
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=environment, check=True, timeout=300)
 
 
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
-def test_works_in_a_forked_child_and_afterwards_in_the_parent():
-    run_code(
-        LOSS + 'import os\n'
-        'before = value()\n'
-        'child = os.fork()\n'
-        'if child == 0: os._exit(0 if value() == before else 1)\n'
-        'assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n'
-        'assert value() == before\n'
-    )
+FORKED = (
+    'import os\n'
+    'if hasattr(os, "fork"):\n'
+    '    child = os.fork()\n'
+    '    if child == 0: os._exit(0 if value() == expected else 1)\n'
+    '    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "in a forked child"\n'
+    '    assert value() == expected, "in its parent, afterwards"\n'
+)
+TWO_THREADS = (
+    'from concurrent.futures import ThreadPoolExecutor\n'
+    'with ThreadPoolExecutor(2) as pool:\n'
+    '    found = [f.result() for f in [pool.submit(value) for _ in range(8)]]\n'
+    'assert found == [expected] * 8, "in two threads at once"\n'
+)
+WHILE_THE_INTERPRETER_ENDS = (
+    'import atexit\n'
+    'def last():\n'
+    '    try: os._exit(0 if value() == expected else 1)\n'
+    '    finally: os._exit(2)\n'
+    'atexit.register(last)\n'
+)
 
 
-def test_works_while_the_interpreter_ends():
-    run_code(
-        LOSS + 'import atexit, os\n'
-        'expected = value()\n'
-        'def last():\n'
-        '    try: os._exit(0 if value() == expected else 1)\n'
-        '    finally: os._exit(2)\n'
-        'atexit.register(last)\n'
-    )
-
-
-def test_works_in_two_threads_at_once():
-    run_code(
-        LOSS + 'from concurrent.futures import ThreadPoolExecutor\n'
-        'with ThreadPoolExecutor(2) as pool:\n'
-        '    found = [f.result() for f in [pool.submit(value) for _ in range(8)]]\n'
-        'assert found == [value()] * 8\n'
-    )
+def test_works_in_a_forked_child_in_two_threads_and_while_the_interpreter_ends():
+    """In one process, in this order: that of a data loader, of a server, and of an exit handler."""
+    run_code(LOSS + 'expected = value()\n' + FORKED + TWO_THREADS + WHILE_THE_INTERPRETER_ENDS)
 
 
 def test_works_in_spawned_workers(tmp_path):
@@ -152,7 +148,7 @@ def test_works_in_spawned_workers(tmp_path):
     )
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_ranks_that_compile_at_once(tmp_path):
     """With an empty cache, as in the first training on a machine."""
     environment = {**os.environ, 'NUMBA_CACHE_DIR': str(tmp_path), 'OMP_NUM_THREADS': '1'}

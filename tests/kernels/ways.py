@@ -58,6 +58,7 @@ def _ways(*names, slow_without_gpu=()):
 
 NUMBA, SLABS = Way('cpu', 'cpu'), Way('slabs', 'cpu')
 fused, every_way = _ways('cpu', 'slabs', 'triton'), _ways('cpu', 'slabs', 'triton', 'reference')
+all_but_triton, only_triton = _ways('cpu', 'slabs', 'reference'), _ways('triton')
 # Triton's interpreter takes half a minute for what the others do in a second
 every_way_or_slowly = _ways('cpu', 'slabs', 'triton', 'reference', slow_without_gpu=('triton',))
 fused_or_slowly = _ways('cpu', 'slabs', 'triton', slow_without_gpu=('triton',))

@@ -48,81 +48,101 @@ def losses(work_dir) -> dict[int, float]:
     return {line['step']: line['loss'] for line in lines if 'loss' in line}
 
 
+ITERATIONS, INTERVAL = 12, 3
+TRAINING = [
+    f'train_cfg.max_iters={ITERATIONS}',
+    f'train_cfg.val_interval={ITERATIONS}',
+    f'default_hooks.checkpoint.interval={INTERVAL}',
+    'default_hooks.checkpoint.max_keep_ckpts=-1',
+]
+
+
+@pytest.fixture
+def trained(root, demo_folder, import_tool):
+    """A folder with a config and its finished training, 'unbroken'; and the options it was started with."""
+    options = [*TRAINING, *(import_tool('faults').WITHOUT_RANDOM_PIXELS if FORK else [])]
+    hooks = "[dict(type='FusedLossHook'), dict(type='LossMonitorHook', interval=1)]"
+    evaluator = "[_base_.test_evaluator, dict(type='ValidationLoss')]"
+    (demo_folder / 'config.py').write_text(
+        f"_base_ = '{root / WEIGHTED}'\ncustom_hooks = {hooks}\ntest_evaluator = {evaluator}\n"
+    )
+    run(command(root, 'train.py', 'config.py', '--work-dir', 'unbroken', options=options))
+    return demo_folder, options
+
+
 @pytest.mark.heavy
-def test_killed_training_resumes_where_it_was(root, demo_folder, import_tool):
-    options = ['train_cfg.max_iters=30', 'train_cfg.val_interval=30', 'default_hooks.checkpoint.interval=5']
-    options += import_tool('faults').WITHOUT_RANDOM_PIXELS if FORK else []
-    config = str(root / WEIGHTED)
-    run(command(root, 'train.py', config, '--work-dir', 'unbroken', options=options))
+def test_a_training_is_killed_resumed_tested_and_goes_back_to_finite_weights(root, trained):
+    """One training, since each of these takes some: every command is one that a user types, or that a message names."""
+    folder, options = trained
+    check_killed_training_resumes_where_it_was(root, folder, options)
+    check_test_writes_predictions_and_pictures(root, folder)
+    check_advice_after_nan_weights_works(root, folder, options)
+
+
+def check_killed_training_resumes_where_it_was(root, folder, options):
     killed = subprocess.Popen(
-        command(root, 'train.py', config, '--work-dir', 'killed', options=options),
+        command(root, 'train.py', 'config.py', '--work-dir', 'killed', options=options),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    pointer = demo_folder / 'killed/last_checkpoint'
+    pointer = folder / 'killed/last_checkpoint'
     while not pointer.exists() or not pointer.read_text():
         assert killed.poll() is None, 'the training ended before it could be killed'
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     last = int(pointer.read_text().rsplit('_', 1)[1].removesuffix('.pth'))
-    assert last < 30
+    assert last < ITERATIONS
 
-    output = run(command(root, 'train.py', config, '--work-dir', 'killed', '--resume', options=options))
+    output = run(command(root, 'train.py', 'config.py', '--work-dir', 'killed', '--resume', options=options))
 
     assert f'resumed epoch: 0, iter: {last}' in output
-    resumed, unbroken = losses(demo_folder / 'killed'), losses(demo_folder / 'unbroken')
-    assert sorted(resumed) == list(range(last + 1, 31))
+    resumed, unbroken = losses(folder / 'killed'), losses(folder / 'unbroken')
+    assert sorted(resumed) == list(range(last + 1, ITERATIONS + 1))
     assert resumed == {step: unbroken[step] for step in resumed}
 
-    two_metrics = demo_folder / 'two_metrics.py'
-    two_metrics.write_text(f"""
-_base_ = {config!r}
-test_evaluator = [_base_.test_evaluator, dict(type='ValidationLoss')]
-""")
-    arguments = [str(two_metrics), pointer.read_text(), '--work-dir', 'tested', '--out', 'predictions']
+
+def check_test_writes_predictions_and_pictures(root, folder):
+    arguments = ['config.py', f'killed/iter_{ITERATIONS}.pth', '--work-dir', 'tested', '--out', 'predictions']
     arguments += ['--show-dir', 'painted']
     output = run(command(root, 'test.py', *arguments, options=['default_hooks.visualization.interval=1']))
 
     assert 'mIoU' in output
     assert 'val/loss_ce' in output
-    assert len(list((demo_folder / 'painted').rglob('*.png'))) == 2
-    predictions = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (demo_folder / 'predictions').glob('*.png')]
+    assert len(list((folder / 'painted').rglob('*.png'))) == 2
+    predictions = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (folder / 'predictions').glob('*.png')]
     assert len(predictions) == 2
     assert set(np.unique(predictions)) <= set(range(1, 11))  # the files' convention: classes start at 1
 
 
-@pytest.mark.heavy
-def test_a_training_goes_back_to_a_checkpoint_before_its_weights_were_nan(root, demo_folder):
+def check_advice_after_nan_weights_works(root, folder, options):
     """The message of LossMonitorHook names the command, and the command works."""
-    options = ['train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'default_hooks.checkpoint.interval=2']
-    options += ['default_hooks.checkpoint.max_keep_ckpts=-1']
-    config = demo_folder / 'config.py'
-    hooks = "[dict(type='FusedLossHook'), dict(type='LossMonitorHook', interval=1)]"
-    config.write_text(f"_base_ = '{root / WEIGHTED}'\ncustom_hooks = {hooks}\n")
-    run(command(root, 'train.py', str(config), '--work-dir', 'wd', options=options))
-    last = torch.load('wd/iter_6.pth', weights_only=True)
+    last = torch.load(folder / f'unbroken/iter_{ITERATIONS}.pth', weights_only=True)
     for tensor in last['state_dict'].values():
         if tensor.is_floating_point():
             tensor.fill_(torch.nan)
-    torch.save(last, 'wd/iter_6.pth')
-    options[0] = 'train_cfg.max_iters=8'
+    torch.save(last, folder / f'unbroken/iter_{ITERATIONS}.pth')
+    longer = [f'train_cfg.max_iters={ITERATIONS + 2}', *options[1:]]
 
     failed = subprocess.run(
-        command(root, 'train.py', str(config), '--work-dir', 'wd', '--resume', options=options),
+        command(root, 'train.py', 'config.py', '--work-dir', 'unbroken', '--resume', options=longer),
         capture_output=True,
         text=True,
         check=False,
     )
     assert failed.returncode == 1
     (advice,) = {line.split('Go on from it: ')[1] for line in failed.stderr.splitlines() if 'Go on from it: ' in line}
-    assert advice == 'python tools/train.py wd/config.py --resume-from wd/iter_4.pth'  # which has all options in it
+    good = ITERATIONS - INTERVAL
+    # the config that was written down has all options in it
+    assert advice == f'python tools/train.py unbroken/config.py --resume-from unbroken/iter_{good}.pth'
 
     _, tool, *arguments = shlex.split(advice)
     output = run([sys.executable, str(root / tool), *arguments])
 
-    assert 'resumed epoch: 0, iter: 4' in output
-    assert torch.load('wd/iter_8.pth', weights_only=True)['meta']['iter'] == 8
+    assert f'resumed epoch: 0, iter: {good}' in output
+    assert (
+        torch.load(folder / f'unbroken/iter_{ITERATIONS + 2}.pth', weights_only=True)['meta']['iter'] == ITERATIONS + 2
+    )
 
 
 def test_two_processes_on_cpu(root, demo_folder, import_tool, monkeypatch):
