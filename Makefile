@@ -63,7 +63,7 @@ faults: $(STAMP)  ## break short trainings in every way that long ones meet, res
 soak: $(STAMP)  ## train for 2,000 iterations and report whether memory stays flat
 	$(BIN)/python tools/soak.py $(ARGS)
 
-bench: $(STAMP)  ## time and memory of the loss step against the built-in one; some 20 minutes
+bench: $(STAMP)  ## time and memory of loss steps and predictions against the built-in ones; some 20 minutes
 	$(BIN)/python tools/benchmark.py $(ARGS)
 
 docs: $(DOCS_VENV)/.complete  ## build the documentation site: site/index.html, which needs no server

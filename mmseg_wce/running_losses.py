@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ['RunningLoss', 'RunningSigmoidLoss', 'RunningSoftmaxLoss']
 
+ALL_ROWS = slice(None)
+
 
 class RunningSoftmaxLoss:
     """The maps of :func:`mmseg_wce.kernels.pixel_nll`, by a running log-sum-exp.
@@ -33,8 +35,8 @@ class RunningSoftmaxLoss:
 
     def __init__(self, label: Tensor, smoothing_weight: Tensor | None = None) -> None:
         # a quarter of the memory that int64 has to read for every class; no class has a number beyond
-        self._label = label.long().clamp(-1, torch.iinfo(torch.int16).max).short()
-        self._present = set(self._label.unique().tolist())
+        self._label = label.long().clamp(-1, torch.iinfo(torch.int16).max - 1).short()
+        self._present = set((self._label + 1).flatten().bincount().nonzero().sub(1).flatten().tolist())
         # a class of weight 0 counts nothing, not even where its logit is -inf
         weights = [] if smoothing_weight is None else smoothing_weight.tolist()
         self._smoothing_weight: dict[int, float] = {i: weight for i, weight in enumerate(weights) if weight > 0}
@@ -63,15 +65,22 @@ class RunningSoftmaxLoss:
                 self._weighted_logits.add_(channel, alpha=self._smoothing_weight[i])
         self._greatest = greatest
 
-    def maps(self) -> tuple[Tensor, Tensor]:
-        """Return the negative log-likelihood and the smoothing map, (N, H, W), float64; 0 without smoothing."""
+    def maps(self, rows: slice = ALL_ROWS) -> tuple[Tensor, Tensor]:
+        """Return the negative log-likelihood and the smoothing map, float64; 0 without smoothing.
+
+        Args:
+            rows: of the images, so that maps of a large one need not be held whole.
+
+        Returns:
+            Each (N, number of rows, W).
+        """
         assert self._greatest is not None, 'no channel has come yet'
         assert self._label_logit is not None
-        log_sum, greatest = self._sum.log(), self._greatest.double()
-        nll = log_sum + (greatest - self._label_logit.double())
+        log_sum, greatest = self._sum[:, rows].log(), self._greatest[:, rows].double()
+        nll = log_sum + (greatest - self._label_logit[:, rows].double())
         if not self._smoothing_weight:
             return nll, torch.zeros_like(nll)
-        return nll, sum(self._smoothing_weight.values()) * (log_sum + greatest) - self._weighted_logits
+        return nll, sum(self._smoothing_weight.values()) * (log_sum + greatest) - self._weighted_logits[:, rows]
 
 
 class RunningSigmoidLoss:
@@ -105,9 +114,16 @@ class RunningSigmoidLoss:
         self._positive += torch.where(positive, loss, 0).sum(1, dtype=torch.float64)
         self._negative += torch.where(positive, 0, loss).sum(1, dtype=torch.float64)
 
-    def maps(self) -> tuple[Tensor, Tensor]:
-        """Return the loss of the label's own channel and that of all others, (N, H, W), float64."""
-        return self._positive, self._negative
+    def maps(self, rows: slice = ALL_ROWS) -> tuple[Tensor, Tensor]:
+        """Return the loss of the label's own channel and that of all others, float64.
+
+        Args:
+            rows: of the images.
+
+        Returns:
+            Each (N, number of rows, W).
+        """
+        return self._positive[:, rows], self._negative[:, rows]
 
 
 RunningLoss = RunningSoftmaxLoss | RunningSigmoidLoss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy
 from mmseg.registry import METRICS
 from mmseg.structures import SegDataSample
-from mmseg_wce.arguments import Normalizer
+from mmseg_wce.arguments import Normalizer, check_sigmoid_weight, check_softmax_weight
 from mmseg_wce.built_in_losses import built_in_class_weight, built_in_normalizer
 from mmseg_wce.kernels import PixelMaps
 from mmseg_wce.losses import WeightedCrossEntropyLoss
@@ -24,10 +25,11 @@ from mmseg_wce.running_losses import RunningLoss, RunningSigmoidLoss, RunningSof
 from mmseg_wce.targets import name_sources, valid_pixels
 from torch import Tensor, nn
 
-__all__ = ['LossTerm', 'RunningSums', 'ValidationLoss', 'loss_terms']
+__all__ = ['SUMS', 'LossTerm', 'RunningSums', 'ValidationLoss', 'loss_terms']
 
 SUMS = 'validation_loss_sums'  # field of a sample: name, numerator and denominator of every term, or why not
 _MOST_WARNINGS = 10  # in one validation
+_PIXELS_AT_ONCE = 1 << 18  # the maps of some rows take a few megabytes
 
 # Index of the loss on the logits that PIDNet and DDRNet predict from; the others are of branches of the training.
 _OF_PREDICTED_LOGITS: dict[type, int] = {PIDHead: 1, DDRHead: 0}
@@ -57,6 +59,14 @@ class LossTerm:
     label_smoothing: float = 0.0
     normalize_by: Normalizer | None = 'class_weight'
 
+    def check(self, num_channels: int) -> None:
+        """Raise ValueError where the class weights do not fit the channels, or the denominator."""
+        logits = torch.empty(0, num_channels)
+        if self.use_sigmoid:
+            check_sigmoid_weight(self.class_weight, logits, self.normalize_by or 'valid')
+        else:
+            check_softmax_weight(self.class_weight, logits)
+
     def start(self, label: Tensor, num_channels: int) -> RunningLoss:
         """Begin with an image.
 
@@ -77,21 +87,28 @@ class LossTerm:
             label: (1, H, W), integer, each a class or ignored.
             num_channels: C.
         """
-        first, second = running.maps()
+        numerator = denominator = 0.0
+        height, width = label.shape[1:]
+        step = max(1, _PIXELS_AT_ONCE // max(width, 1))
+        for first in range(0, height, step):
+            rows = slice(first, first + step)
+            sums = self._sums_of_rows(running.maps(rows), label[:, rows].long(), num_channels)
+            numerator, denominator = numerator + sums[0], denominator + sums[1]
+        return self.name, numerator, None if self.normalize_by is None else denominator
+
+    def _sums_of_rows(self, maps: tuple[Tensor, Tensor], label: Tensor, num_channels: int) -> tuple[float, float]:
         ignored = label == self.ignore_index
-        maps = first.masked_fill(ignored, 0), second.masked_fill(ignored, 0), torch.zeros_like(ignored)
+        first, second = (one.masked_fill(ignored, 0) for one in maps)
         logits = first.new_zeros(()).expand(1, num_channels, *label.shape[1:])  # only the shape and dtype are read
         weight = None if self.class_weight is None else self.class_weight.to(label.device)
-        inputs = logits, label.long(), weight, self.ignore_index
+        inputs = logits, label, weight, self.ignore_index
         batch: SigmoidBatch | SoftmaxBatch
         if self.use_sigmoid:
-            batch = SigmoidBatch(*inputs, maps=maps)
+            batch = SigmoidBatch(*inputs, maps=(first, second, ignored))
         else:
-            batch = SoftmaxBatch(*inputs, label_smoothing=self.label_smoothing, maps=PixelMaps(*maps))
+            batch = SoftmaxBatch(*inputs, label_smoothing=self.label_smoothing, maps=PixelMaps(first, second, ignored))
         numerator = self.loss_weight * batch.reduce('sum', 'valid').item()
-        if self.normalize_by is None:
-            return self.name, numerator, None
-        return self.name, numerator, batch.normalizer(self.normalize_by).item()
+        return numerator, 0.0 if self.normalize_by is None else batch.normalizer(self.normalize_by).item()
 
 
 def loss_terms(head: Any) -> tuple[list[LossTerm], list[str]]:
@@ -112,12 +129,14 @@ def loss_terms(head: Any) -> tuple[list[LossTerm], list[str]]:
     terms, left_out = [], []
     for i, loss in enumerate(losses):
         if predicted not in (None, i):
-            left_out.append(f'{loss.loss_name} (loss_decode[{i}] is of a branch that only training has)')
+            left_out.append(f'{loss.loss_name} (loss_decode[{i}] is of a branch, or of labels, that only training has)')
         elif reason := _not_a_cross_entropy(loss, head.out_channels):
             left_out.append(f'{loss.loss_name} ({reason})')
         else:
             try:
-                terms.append(_term(loss, head))
+                term = _term(loss, head)
+                term.check(head.out_channels)
+                terms.append(term)
             except (TypeError, ValueError) as error:  # class weights that mmseg does not check
                 left_out.append(f'{loss.loss_name} ({error})')
     left_out += [what for kind, what in _OTHER_BRANCHES.items() if isinstance(head, kind)]
@@ -183,7 +202,6 @@ class RunningSums:
 
     def finish(self) -> None:
         """Leave the sums in the sample, or why there are none; nothing without labels."""
-        self._sample.pop(SUMS, None)  # of an earlier prediction
         if self._label is not None:
             sums = [term.sums(loss, self._label, self._num_channels) for term, loss in self._losses]
             self._sample.set_field(sums, SUMS)
@@ -229,9 +247,11 @@ class ValidationLoss(BaseMetric):
     ``custom_hooks = [dict(type='FusedPredictHook')]``, which computes it beside the predictions.
 
     It is the cross-entropy of the last decode head, of the logits that the prediction is made from: those of the
-    photo's size. The hook logs which losses of the head it is made of, and which not. Images whose labels are not of
-    the photo's size, or hold one that cannot be right, are left out, with a warning. Where no image has labels nothing
-    is logged. Usable for ``save_best='val/loss_ce'`` with ``rule='less'``, and for early stopping.
+    photo's size. Each loss has its ``loss_name`` after ``val/``, an ``OhemCrossEntropy`` ``val/loss_ohem``. The hook
+    logs which losses of the head these are, and which are left out. Images whose labels are not of the photo's size, or
+    hold one that cannot be right, are left out, with a warning. Where no pixel of any image counts the value is NaN;
+    where no image has labels nothing is logged. Usable for ``save_best='val/loss_ce'`` with ``rule='less'``, and for
+    early stopping.
 
     Args:
         **kwargs: of mmengine's ``BaseMetric``: ``collect_device``, ``prefix``, ``collect_dir``.
@@ -249,14 +269,21 @@ class ValidationLoss(BaseMetric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._names: list[str] | None = None
+        self._warned: set[str] = set()
 
     def expect(self, names: Sequence[str]) -> None:
-        """Learn from FusedPredictHook which losses it lets the model compute.
+        """Learn from FusedPredictHook which losses it lets the model compute; called before every validation.
 
         Args:
             names: of the terms; none where there is no loss to compute.
         """
-        self._names = list(names)
+        self._names = list(dict.fromkeys(names))
+        self._forget_earlier()
+
+    @property
+    def expected_keys(self) -> list[str]:
+        """Keys of the losses in the log."""
+        return [f'{self.prefix}/{name}' for name in self._names or ()]
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Take of each image the sums, or the reason for which it is left out, or None where it has no labels."""
@@ -266,24 +293,32 @@ class ValidationLoss(BaseMetric):
         """Divide once, and warn of what is left out: here, since only the first of several ranks writes a log."""
         found = [sums for sums in results if isinstance(sums, list)]
         left_out = [reason for reason in results if isinstance(reason, str)]
-        for reason in left_out[:_MOST_WARNINGS]:
-            _warn(reason)
-        if len(left_out) > _MOST_WARNINGS:
-            _warn(f'{len(left_out) - _MOST_WARNINGS} more images are left out')
+        self._warn_of(left_out)
         if self._names is None and not found and not left_out:
             _warn("there is nothing to log: add dict(type='FusedPredictHook') to custom_hooks, which computes it")
         metrics: dict[str, float] = {}
         for terms in zip(*found, strict=True):  # the same of every image
             names, numerators, denominators = zip(*terms, strict=True)
             denominator = 1.0 if None in denominators else sum(denominators)
-            if denominator > 0:
-                metrics[names[0]] = metrics.get(names[0], 0.0) + sum(numerators) / denominator
+            value = sum(numerators) / denominator if denominator > 0 else math.nan
+            metrics[names[0]] = metrics.get(names[0], 0.0) + value
+        if left_out and not found:
+            metrics = dict.fromkeys(self._names or (), math.nan)
         self._forget_earlier()
         return metrics
 
+    def _warn_of(self, left_out: Sequence[str]) -> None:
+        """Warn of images that are left out, of each once in a training."""
+        new = [reason for reason in dict.fromkeys(left_out) if reason not in self._warned]
+        self._warned.update(new)
+        for reason in new[:_MOST_WARNINGS]:
+            _warn(reason)
+        if len(left_out) > min(len(new), _MOST_WARNINGS):
+            _warn(f'{len(left_out)} images are left out of this validation')
+
     def _forget_earlier(self) -> None:
-        """Let mmengine log this value: of what is called a loss it logs the mean of the last ten validations."""
+        """Let mmengine log this value alone: of every loss it logs the mean of the last ten values."""
         history = MessageHub.get_current_instance().log_scalars
-        for name in self._names or ():
+        for key in self.expected_keys:
             for mode in ('val', 'test'):
-                history.pop(f'{mode}/{self.prefix}/{name}' if self.prefix else f'{mode}/{name}', None)
+                history.pop(f'{mode}/{key}', None)

@@ -1,6 +1,7 @@
 """The loss of the full-size logits that mmseg keeps, in float64 and over all pixels at once, is the oracle."""
 
 import copy
+import math
 import os
 import re
 from multiprocessing import set_forkserver_preload
@@ -181,9 +182,9 @@ OHEM, BOUNDARY = dict(type='OhemCrossEntropy'), dict(type='BoundaryLoss')
             dict(),
             ['loss_ohem'],
             [
-                'loss_ce (loss_decode[0] is of a branch that only training has)',
-                'loss_boundary (loss_decode[2] is of a branch that only training has)',
-                'loss_ohem (loss_decode[3] is of a branch that only training has)',
+                'loss_ce (loss_decode[0] is of a branch, or of labels, that only training has)',
+                'loss_boundary (loss_decode[2] is of a branch, or of labels, that only training has)',
+                'loss_ohem (loss_decode[3] is of a branch, or of labels, that only training has)',
             ],
         ),
         (
@@ -191,7 +192,7 @@ OHEM, BOUNDARY = dict(type='OhemCrossEntropy'), dict(type='BoundaryLoss')
             [OURS, OHEM],
             dict(),
             ['loss_ce'],
-            ['loss_ohem (loss_decode[1] is of a branch that only training has)'],
+            ['loss_ohem (loss_decode[1] is of a branch, or of labels, that only training has)'],
         ),
         ('FCNHead', DICE, dict(), [], ['loss_dice (a DiceLoss)']),
         (
@@ -285,14 +286,14 @@ def test_labels_that_are_no_integers_leave_the_image_out(warnings, dtype):
     assert warnings == [f'ValidationLoss: labels/1.png is left out: its labels are {dtype}, not integers']
 
 
-def test_nothing_is_logged_without_labels_or_without_a_pixel_that_counts():
+def test_nothing_is_logged_without_labels_and_nan_without_a_pixel_that_counts():
     model, data = segmentor(OURS), validation_set()
     unlabelled = [(image, SegDataSample(metainfo=sample.metainfo)) for image, sample in data]
     assert validation_loss(model, unlabelled) == {}
 
     for _, sample in data:
         sample.gt_sem_seg.data.fill_(255)
-    assert validation_loss(model, data) == {}
+    assert validation_loss(model, data) == {'val/loss_ce': pytest.approx(math.nan, nan_ok=True)}
 
 
 def test_ignored_pixels_count_nothing_where_logits_are_nan():
@@ -337,7 +338,7 @@ def test_in_tensorboard_and_for_the_best_checkpoint(tmp_path):
     assert list(tmp_path.glob('best_val_loss_ce_iter_*.pth'))
     text = next(tmp_path.glob('*/*.log')).read_text()
     assert 'FusedPredictHook: full-size logits are not built' in text
-    assert text.count('ValidationLoss: the loss on the validation set is made of loss_ce') == 1
+    assert text.count('ValidationLoss: logs val/loss_ce, the loss on the validation set') == 1
 
 
 def logged(folder) -> list[float]:
@@ -360,15 +361,63 @@ def test_every_validation_computes_and_logs_its_own_value(tmp_path):
     assert logged(tmp_path)[3] != logged(tmp_path)[4]
 
 
-def test_a_validation_without_a_value_logs_none(tmp_path):
-    runner = runner_of(tmp_path, val_evaluator=EVALUATOR)
-    runner.val()
+def test_labels_that_are_all_wrong_do_not_stop_a_training_that_saves_the_best(tmp_path):
+    checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2, save_best='val/loss_ce', rule='less')
+    runner = runner_of(tmp_path, val_evaluator=EVALUATOR, default_hooks=dict(checkpoint=checkpoint))
     for i in range(5):
         runner.val_dataloader.dataset.bad.add(i)
 
-    assert 'val/loss_ce' not in runner.val()
+    runner.train()
 
-    assert len(logged(tmp_path)) == 1
+    assert math.isnan(runner.message_hub.get_scalar('val/val/loss_ce').current())
+    text = next(tmp_path.glob('*/*.log')).read_text()
+    assert text.count('0.jpg is left out') == 1  # in two validations
+    assert text.count('5 images are left out of this validation') == 1
+    assert not list(tmp_path.glob('best_*'))
+
+
+LOGGER = dict(type='LoggerHook', interval=2)
+
+
+def test_progress_of_a_later_validation_shows_no_earlier_value(tmp_path):
+    runner = runner_of(tmp_path, val_evaluator=EVALUATOR, default_hooks=dict(logger=LOGGER))
+    runner.val()
+    runner.val()
+
+    lines = next(tmp_path.glob('*/*.log')).read_text().splitlines()
+    assert [line for line in lines if re.search(r'\[[24]/5\]', line)]
+    assert not [line for line in lines if re.search(r'\[[24]/5\]', line) and 'val/loss_ce' in line]
+
+
+@pytest.mark.parametrize(('loss', 'logs'), [(DICE, 'nothing'), (dict(type='OhemCrossEntropy'), 'val/loss_ohem')])
+def test_a_best_checkpoint_by_a_loss_that_is_not_logged_is_refused_before_the_training(tmp_path, loss, logs):
+    model = model_config()
+    model.decode_head.loss_decode = loss
+    checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2, save_best='val/loss_ce', rule='less')
+    runner = runner_of(tmp_path, model=model, val_evaluator=EVALUATOR, default_hooks=dict(checkpoint=checkpoint))
+
+    with pytest.raises(ValueError, match=f"save_best='val/loss_ce' of CheckpointHook .* logs {logs} for this model"):
+        runner.train()
+
+    assert runner.iter == 0
+
+
+@pytest.mark.parametrize(
+    ('loss', 'words'),
+    [
+        (dict(BUILT_IN, class_weight=[1.0, 2.0, 3.0]), 'class_weight must hold one weight for each of the 4 channels'),
+        (dict(OURS, class_weight=[1.0, 2.0, 3.0]), 'class_weight must hold one weight for each of the 4 channels'),
+        (
+            dict(OURS, use_sigmoid=True, normalize_by='class_weight', class_weight=[1.0, 2.0]),
+            'class_weight must hold one number for all channels',
+        ),
+    ],
+)
+def test_class_weights_that_do_not_fit_the_head_leave_the_loss_out(loss, words):
+    terms, (left_out,) = loss_terms(head_of('FCNHead', loss))
+
+    assert terms == []
+    assert words in left_out
 
 
 def test_the_log_names_what_is_left_out(tmp_path):
@@ -379,7 +428,7 @@ def test_the_log_names_what_is_left_out(tmp_path):
     runner_of(tmp_path, model=model, val_evaluator=EVALUATOR).val()
 
     assert (
-        'ValidationLoss: the loss on the validation set is made of loss_ce; left out: loss_dice (a DiceLoss); '
+        'ValidationLoss: logs val/loss_ce, the loss on the validation set; left out: loss_dice (a DiceLoss); '
         'left out: auxiliary heads'
     ) in next(tmp_path.glob('*/*.log')).read_text()
 

@@ -2,6 +2,8 @@
 
 python tools/compare_predictions.py configs/camvid/segformer_mit-b0_1xb8-4k_camvid-352x480.py
 python tools/compare_predictions.py my_config.py --checkpoint work_dirs/mine/iter_160000.pth --images 20
+python tools/compare_predictions.py mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py \\
+    --cfg-options val_dataloader.dataset.data_root=data/ade/ADEChallengeData2016
 
 Without a checkpoint the weights are random, and scaled so that the first image shows many classes.
 Each way runs in a process of its own, one after the other.
@@ -17,6 +19,7 @@ import time
 
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 import torch
+from base_configs import named
 from memory import HAS_HIGH_WATER_MARK, reset_high_water_mark, resident
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
@@ -141,14 +144,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 1 where a prediction differs."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help="config file, or one of mmseg's: mmseg::...")
     parser.add_argument('--checkpoint', help='weights')
     parser.add_argument('--images', type=int, help='number of images [all]')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, help='settings that override the config')
     parser.add_argument('--way', choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
+    if args.images is not None and args.images < 1:
+        parser.error(f'--images must be at least 1, got {args.images}')
     try:
-        config = load_config(args.config, args.cfg_options)
+        (_, file), *others = named(args.config)
+        if others:
+            raise PreflightError(f'{args.config!r} is the name of {1 + len(others)} configs: choose one')
+        config = load_config(str(file), args.cfg_options)
         check_losses(config)
         check_data(config, 'val')
         if args.checkpoint is not None:

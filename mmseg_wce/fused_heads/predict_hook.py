@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmseg.models.decode_heads import DAHead, EncHead
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -29,6 +29,12 @@ _SEGMENTOR_METHODS: dict[str, tuple[Any, ...]] = {
     'slide_inference': (EncoderDecoder.slide_inference,),
     'encode_decode': (EncoderDecoder.encode_decode, CascadeEncoderDecoder.encode_decode),
     'postprocess_result': (EncoderDecoder.postprocess_result,),
+}
+# Methods that lead to them. One that is replaced in an instance, as torch.compile does, still leads to them.
+_STEPS: dict[str, tuple[Any, ...]] = {
+    'forward': (EncoderDecoder.forward,),
+    'val_step': (EncoderDecoder.val_step,),
+    'test_step': (EncoderDecoder.test_step,),
 }
 _HEAD_METHODS: dict[str, tuple[Any, ...]] = {
     'predict': (BaseDecodeHead.predict, BaseCascadeDecodeHead.predict, EncHead.predict, DAHead.predict),
@@ -62,7 +68,8 @@ class FusedPredictHook(Hook):
         self._said: set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
-        self._prepare(runner, None)
+        loop = runner._val_loop  # built by now where a training validates; else a config, or None
+        self._prepare(runner, loop if isinstance(loop, BaseLoop) else None)
 
     def before_val(self, runner: Runner) -> None:
         self._prepare(runner, runner.val_loop)
@@ -78,14 +85,16 @@ class FusedPredictHook(Hook):
         metrics = [metric for metric in metrics if isinstance(metric, ValidationLoss)]
         if not metrics:
             return
-        if not _is_ours(vars(model).get('predict')):
-            self._say(runner, 'ValidationLoss: nothing is logged, since FusedPredictHook left the model alone')
-            terms: list[LossTerm] = []
-        else:
-            terms, left_out = add_validation_loss(model)
-            self._say(runner, f'ValidationLoss: {_composition(model, terms, left_out)}')
+        is_fused = _is_ours(vars(model).get('predict'))
+        terms, left_out = add_validation_loss(model) if is_fused else ([], [])
         for metric in metrics:
             metric.expect([term.name for term in terms])
+        if is_fused:
+            keys = [key for metric in metrics for key in metric.expected_keys]
+            self._say(runner, f'ValidationLoss: {_composition(model, keys, left_out)}')
+        else:
+            self._say(runner, 'ValidationLoss: nothing is logged, since FusedPredictHook left the model alone')
+        _check_saved(runner, metrics)
 
     def _say(self, runner: Runner, line: str) -> None:
         """Log a line once."""
@@ -94,14 +103,26 @@ class FusedPredictHook(Hook):
             runner.logger.info(line)
 
 
-def _composition(model: Any, terms: list[LossTerm], left_out: list[str]) -> str:
-    """Say which losses of a model the loss on the validation set is made of, and which not."""
+def _check_saved(runner: Runner, metrics: Sequence[ValidationLoss]) -> None:
+    """Raise ValueError for a best checkpoint by a loss that is not logged, before the first validation ends with it."""
+    logged = [key for metric in metrics for key in metric.expected_keys]
+    saved = [key for hook in runner.hooks if isinstance(hook, CheckpointHook) for key in hook.save_best or ()]
+    for key in saved:
+        is_a_loss = any(key.startswith(f'{metric.prefix}/loss') for metric in metrics)
+        if is_a_loss and key not in logged:
+            raise ValueError(
+                f'save_best={key!r} of CheckpointHook is not logged: ValidationLoss logs '
+                f'{", ".join(logged) or "nothing"} for this model. Choose another metric'
+            )
+
+
+def _composition(model: Any, keys: Sequence[str], left_out: Sequence[str]) -> str:
+    """Say which losses of a model are logged, and which not."""
     if isinstance(model.decode_head, nn.ModuleList):
         left_out = [*left_out, 'decode heads before the last']
     if getattr(model, 'with_auxiliary_head', False):
         left_out = [*left_out, 'auxiliary heads']
-    names = ', '.join(term.name for term in terms)
-    lines = [f'the loss on the validation set is made of {names}' if terms else 'no loss on the validation set']
+    lines = [f'logs {", ".join(dict.fromkeys(keys))}, the loss on the validation set' if keys else 'logs nothing']
     return '; '.join(lines + [f'left out: {line}' for line in left_out])
 
 
@@ -123,8 +144,8 @@ def fuse_predict(model: Any, keep_logits: bool = False) -> str:
         >>> from mmseg_wce.fused_heads import fuse_predict
         >>> init_default_scope('mmseg')
         >>> model = MODELS.build(get_config('mmseg::_base_/models/fast_scnn.py').model).eval()
-        >>> fuse_predict(model)
-        'full-size logits are not built; samples have no seg_logits (FusedPredictHook(keep_logits=True) keeps them)'
+        >>> print(fuse_predict(model).partition(';')[0])
+        full-size logits are not built
         >>> (sample,) = model.predict(torch.zeros(1, 3, 64, 96))
         >>> sample.pred_sem_seg.shape
         (64, 96)
@@ -140,7 +161,10 @@ def fuse_predict(model: Any, keep_logits: bool = False) -> str:
     head.predict_by_feat = partial(predict_by_feat, head)
     if keep_logits:
         return 'predicts from low-resolution logits; seg_logits are still built and kept (keep_logits=True)'
-    return 'full-size logits are not built; samples have no seg_logits (FusedPredictHook(keep_logits=True) keeps them)'
+    return (
+        "full-size logits are not built; samples have no seg_logits (dict(type='FusedPredictHook', keep_logits=True) "
+        'keeps them)'
+    )
 
 
 def add_validation_loss(model: Any) -> tuple[list[LossTerm], list[str]]:
@@ -174,15 +198,23 @@ def _why_not(model: nn.Module, head: nn.Module | None) -> str:
         return f'{type(model).__name__} reads the seg_logits of every augmented image'
     if not isinstance(model, EncoderDecoder) or head is None:
         return f'{type(model).__name__} is no EncoderDecoder'
-    return _own_method(model, _SEGMENTOR_METHODS) or _own_method(head, _HEAD_METHODS)
+    replaced = (
+        f'{name} of its {type(module).__name__} has been replaced'
+        for module, names in ((model, _SEGMENTOR_METHODS), (head, _HEAD_METHODS))
+        for name in names
+        if name in vars(module)
+    )
+    return (
+        next(replaced, '')
+        or _own_method(type(model), _SEGMENTOR_METHODS | _STEPS)
+        or _own_method(type(head), _HEAD_METHODS)
+    )
 
 
-def _own_method(module: nn.Module, known: Mapping[str, tuple[Any, ...]]) -> str:
+def _own_method(kind: type, known: Mapping[str, tuple[Any, ...]]) -> str:
     """Name the first method that is not one of mmseg's that are known here."""
     for name, methods in known.items():
-        own = getattr(type(module), name, None)
-        if name in vars(module):
-            return f'{name} of its {type(module).__name__} has been replaced'
+        own = getattr(kind, name, None)
         if own not in methods:
             return f'it predicts in a way of its own ({getattr(own, "__qualname__", name)})'
     return ''

@@ -7,6 +7,7 @@ calls them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads.deferred_logits import DeferredLogits, SlidingWindows
 from mmseg_wce.hooks.models import main_head
 from mmseg_wce.upsampling import RunningArgmax
-from mmseg_wce.validation_loss import LossTerm, RunningSums
+from mmseg_wce.validation_loss import SUMS, LossTerm, RunningSums
 from torch import Tensor
 
 __all__ = ['predict', 'predict_by_feat', 'slide_inference']
@@ -105,20 +106,19 @@ def slide_inference(model: Any, inputs: Tensor, batch_img_metas: list[dict]) -> 
     if not isinstance(batch_img_metas, _ImageMetas):
         return type(model).slide_inference(model, inputs, batch_img_metas)
     (stride_y, stride_x), (crop_height, crop_width) = model.test_cfg.stride, model.test_cfg.crop_size
-    batch_size, _, height, width = inputs.shape
-    windows, count = [], inputs.new_zeros((batch_size, 1, height, width))
-    for top in _window_starts(height, crop_height, stride_y):
-        for left in _window_starts(width, crop_width, stride_x):
-            window = inputs[:, :, top : top + crop_height, left : left + crop_width]
-            batch_img_metas[0]['img_shape'] = window.shape[2:]
-            windows.append((model.encode_decode(window, batch_img_metas), top, left))
-            count[:, :, top : top + window.shape[2], left : left + window.shape[3]] += 1
-    if (count == 0).any():
+    tops = _window_starts(inputs.shape[2], crop_height, stride_y)
+    lefts = _window_starts(inputs.shape[3], crop_width, stride_x)
+    windows = SlidingWindows(inputs, len(tops) * len(lefts))
+    for top, left in product(tops, lefts):
+        window = inputs[:, :, top : top + crop_height, left : left + crop_width]
+        batch_img_metas[0]['img_shape'] = window.shape[2:]
+        windows.add(model.encode_decode(window, batch_img_metas), top, left)
+    if (windows.count == 0).any():
         raise AssertionError(
             f'test_cfg: windows of crop_size={(crop_height, crop_width)} at stride={(stride_y, stride_x)} leave pixels '
             'out: no stride may exceed its side of the window'
         )
-    return SlidingWindows(windows, count)
+    return windows
 
 
 def _window_starts(length: int, crop: int, stride: int) -> list[int]:
@@ -132,7 +132,8 @@ class _WithoutLogits(SegDataSample):
     def _get_logits(self) -> PixelData:
         if '_seg_logits' not in self:
             raise AttributeError(
-                'predicted without full-size logits, so there are no seg_logits: FusedPredictHook(keep_logits=True), '
+                "predicted without full-size logits, so there are no seg_logits: dict(type='FusedPredictHook', "
+                'keep_logits=True) in a config, '
                 'or fuse_predict(model, keep_logits=True), keeps them'
             )
         return self._seg_logits
@@ -200,6 +201,7 @@ class _Image:
         else:
             prediction = self._argmax.index
         self._sample.set_data(dict(pred_sem_seg=PixelData(data=prediction)))
+        self._sample.pop(SUMS, None)  # of an earlier prediction
         if self._losses is not None:
             self._losses.finish()
         if self._keep_logits:

@@ -195,11 +195,20 @@ def check_model(config: Config) -> None:
         config: of a segmentor that is to be trained.
 
     Raises:
-        PreflightError: a head cannot learn, or its pixel sampler fails with its losses.
+        PreflightError: a head cannot learn, its pixel sampler fails with its losses, or a metric lacks its hook.
     """
     for _, head in heads_of(config):
         if problem := check_sampler(head):
             raise PreflightError(problem)
+    hooks = [*(config.get('custom_hooks') or []), *(config.get('default_hooks') or {}).values()]
+    names = {type_name(hook) for hook in hooks if isinstance(hook, dict)}
+    for split in ('val', 'test'):
+        metrics = (type_name(node) for node in nodes(config.get(f'{split}_evaluator') or {}))
+        if 'ValidationLoss' in metrics and 'FusedPredictHook' not in names:
+            raise PreflightError(
+                f"{split}_evaluator has ValidationLoss, which needs a hook: add dict(type='FusedPredictHook') to "
+                'custom_hooks'
+            )
     for finding in check_heads(config):
         if finding.severity == Severity.ERROR:
             raise PreflightError(str(finding))

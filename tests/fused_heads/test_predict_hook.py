@@ -11,20 +11,26 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hub import get_config
 from mmengine.registry import LOOPS, init_default_scope
 from mmengine.runner import ValLoop
+from mmengine.structures import PixelData
 from mmseg.apis import MMSegInferencer
 from mmseg.models.decode_heads import PointHead
 from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads import fuse_predict
+from mmseg_wce.fused_heads.predict_hook import add_validation_loss
 from photos import Photos, runner_of
 from tiny_segmentor import tiny_segmentor
 from torch import nn
 
-FUSED = 'full-size logits are not built; samples have no seg_logits (FusedPredictHook(keep_logits=True) keeps them)'
+FUSED = (
+    "full-size logits are not built; samples have no seg_logits (dict(type='FusedPredictHook', keep_logits=True) keeps "
+    'them)'
+)
 LOSS = dict(type='WeightedCrossEntropyLoss')
 BINARY = dict(LOSS, use_sigmoid=True)
 SLIDE = dict(mode='slide', crop_size=(32, 40), stride=(20, 27))
+MANY_WINDOWS = dict(mode='slide', crop_size=(32, 40), stride=(4, 5))  # whose logits take more than full-size ones
 
 
 def segmentor(one_channel=False, align_corners=False, **test_cfg):
@@ -63,7 +69,7 @@ def assert_same(expected, found):
         assert b.unique().numel() > 1, 'a prediction of one class would show little'
 
 
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('one_channel', [False, True])
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_same_predictions(test_cfg, align_corners, one_channel, metas):
     assert_same(expected, found)
 
 
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
 @pytest.mark.parametrize('one_channel', [False, True])
 def test_same_predictions_without_samples(test_cfg, one_channel):
     expected, found, _ = both(segmentor(one_channel, **test_cfg), images(2), data_samples=False)
@@ -95,7 +101,7 @@ def test_same_predictions_without_samples(test_cfg, one_channel):
     assert_same(expected, found)
 
 
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
 def test_same_predictions_in_other_precisions(test_cfg, dtype):
     model = segmentor(**test_cfg).to(dtype)
@@ -105,7 +111,7 @@ def test_same_predictions_in_other_precisions(test_cfg, dtype):
     assert_same(expected, found)
 
 
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
 def test_same_predictions_under_autocast(test_cfg):
     with torch.autocast('cpu', torch.bfloat16):
         expected, found, _ = both(segmentor(**test_cfg), images(), dict(ori_shape=(133, 97)))
@@ -113,7 +119,7 @@ def test_same_predictions_under_autocast(test_cfg):
     assert_same(expected, found)
 
 
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
 def test_same_predictions_in_channels_last(test_cfg):
     model = segmentor(**test_cfg).to(memory_format=torch.channels_last)
 
@@ -196,7 +202,7 @@ def test_heads_of_official_models(name):
 
 
 @pytest.mark.parametrize('one_channel', [False, True])
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
 def test_kept_logits_have_the_same_bits(one_channel, test_cfg):
     model, inputs, meta = segmentor(one_channel, **test_cfg), images(), dict(ori_shape=(133, 97))
     fused = copy.deepcopy(model)
@@ -213,7 +219,7 @@ def test_kept_logits_have_the_same_bits(one_channel, test_cfg):
 def test_logits_that_are_missed_say_where_they_are():
     _, _, (sample,) = both(segmentor(), images())
 
-    with pytest.raises(AttributeError, match=r'no seg_logits: FusedPredictHook\(keep_logits=True\)'):
+    with pytest.raises(AttributeError, match=r"no seg_logits: dict\(type='FusedPredictHook', keep_logits=True\)"):
         _ = sample.seg_logits
     assert not hasattr(sample, 'seg_logits')
     assert 'seg_logits' not in sample
@@ -443,3 +449,33 @@ def test_a_loop_that_evaluates_nothing(tmp_path):
         LOOPS.register_module(module=LoopWithoutEvaluator)
 
     runner_of(tmp_path, val_cfg=dict(type='LoopWithoutEvaluator')).val()
+
+
+class PredictsInForward(EncoderDecoder):
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.postprocess_result(self.inference(inputs, [{}]), data_samples)
+
+
+def test_a_segmentor_whose_forward_may_not_lead_to_predict_is_left_alone():
+    model = segmentor()
+    model.__class__ = PredictsInForward
+
+    assert fuse_predict(model) == 'left alone: it predicts in a way of its own (PredictsInForward.forward)'
+    model.__class__ = EncoderDecoder
+    model.forward = torch.compile(model.forward)
+    assert fuse_predict(model) == FUSED
+
+
+def test_sums_of_an_earlier_prediction_are_not_left_in_a_sample():
+    model, inputs = segmentor(), images()
+    (sample,) = samples_of(inputs)
+    sample.gt_sem_seg = PixelData(data=torch.zeros(1, 48, 64, dtype=torch.long))
+    fuse_predict(model)
+    add_validation_loss(model)
+    model.predict(inputs, [sample])
+    assert 'validation_loss_sums' in sample
+
+    fuse_predict(model)
+    model.predict(inputs, [sample])
+
+    assert 'validation_loss_sums' not in sample

@@ -6,7 +6,6 @@ import pytest
 import torch
 from cases import Case, cases, examples
 from hypothesis import given
-from hypothesis import strategies as st
 from mmseg_wce.kernels import pixel_nll
 from ways import (
     SLABS,

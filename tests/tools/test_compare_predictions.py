@@ -52,3 +52,16 @@ def test_a_process_for_each_way(tool, root, monkeypatch, capsys):
 def test_a_missing_checkpoint(tool, root):
     with pytest.raises(SystemExit, match=r"error: .*'nowhere\.pth'"):
         tool.main([str(root / CONFIG), '--checkpoint', 'nowhere.pth'])
+
+
+def test_a_config_of_mmseg_by_its_name_and_one_name_of_several(tool, shared_data, capsys):
+    data = f'val_dataloader.dataset.data_root={shared_data / "ade20k_sample"}'
+
+    with pytest.raises(SystemExit, match=r"error: 'mmseg::fcn/\*ade20k\*' is the name of \d configs: choose one"):
+        tool.main(['mmseg::fcn/*ade20k*', '--cfg-options', data])
+    with pytest.raises(SystemExit, match='2'):
+        tool.main(['mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512', '--images', '0', '--cfg-options', data])
+    assert '--images must be at least 1, got 0' in capsys.readouterr().err
+    arguments = ['--checkpoint', 'nowhere.pth', '--cfg-options', data]
+    with pytest.raises(SystemExit, match=r"error: checkpoint 'nowhere\.pth'"):
+        tool.main(['mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512', *arguments])

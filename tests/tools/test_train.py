@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -382,3 +383,58 @@ def test_amp_on_cpu_is_said_in_one_line(root, demo_folder, import_tool, monkeypa
 
     with pytest.raises(SystemExit, match='error: --amp needs an accelerator'):
         import_tool('train').main()
+
+
+@pytest.mark.slow
+def test_a_killed_training_on_camvid_validates_as_without_the_predict_hook(root, shared_data, tmp_path, monkeypatch):
+    """Both hooks, killed after the first of three validations and resumed; the oracle has FusedLossHook alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MMSEG_WCE_DATA', str(shared_data))
+    text = f"""
+_base_ = '{root}/configs/camvid/fast_scnn_1xb8-2k_camvid-176x240.py'
+model = _base_.model
+for head in (model.decode_head, *model.auxiliary_head):
+    head.loss_decode = dict(type='WeightedCrossEntropyLoss', loss_weight=head.loss_decode.get('loss_weight', 1.0))
+    head.dropout_ratio = 0
+del head
+custom_hooks = [dict(type='FusedLossHook')]
+default_hooks = dict(
+    _delete_=True,  # the base's has the other hook
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', log_metric_by_epoch=False),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=10),
+)
+randomness = dict(seed=0)
+param_scheduler = []
+train_cfg = dict(max_iters=60, val_interval=20)
+train_dataloader = dict(num_workers=0, persistent_workers=False)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=12))
+"""
+    (tmp_path / 'without.py').write_text(text)
+    (tmp_path / 'with.py').write_text(
+        text.replace('custom_hooks = [', "custom_hooks = [dict(type='FusedPredictHook'), ")
+    )
+    train = [sys.executable, str(root / 'tools/train.py')]
+    run([*train, 'without.py', '--work-dir', 'without'])
+    silent = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*train, 'with.py', '--work-dir', 'with'], **silent)
+    pointer = tmp_path / 'with/last_checkpoint'
+    while not (pointer.exists() and 'iter_30' in pointer.read_text()):
+        assert process.poll() is None, 'the training ended before it could be killed'
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    output = run([*train, 'with.py', '--work-dir', 'with', '--resume'])
+
+    assert 'full-size logits are not built' in output
+    expected, found = validations('without'), validations('with')
+    assert list(expected) == [20, 40, 60]
+    assert found == expected
+    assert expected[60] > 1.5 * expected[20]
+
+
+def validations(work_dir: str) -> dict[int, float]:
+    """Mean IoU of every validation, of all parts of a training."""
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return {line['step']: line['mIoU'] for line in lines if 'mIoU' in line}

@@ -542,3 +542,16 @@ def test_missing_checkpoint(tmp_path):
         check_checkpoint(str(tmp_path / 'epoch_1.pth'))
 
     check_checkpoint('https://example.org/epoch_1.pth')
+
+
+def test_a_loss_on_the_validation_set_needs_its_hook():
+    """Under any of the places where a config has hooks."""
+    evaluator = [dict(type='IoUMetric'), dict(type='mmseg.ValidationLoss')]
+    hook = dict(type='FusedPredictHook')
+
+    with pytest.raises(
+        PreflightError, match=r"val_evaluator has ValidationLoss, .* add dict\(type='FusedPredictHook'\)"
+    ):
+        check_model(Config(dict(val_evaluator=evaluator, custom_hooks=[dict(type='FusedLossHook')])))
+    check_model(Config(dict(val_evaluator=evaluator, custom_hooks=[hook])))
+    check_model(Config(dict(test_evaluator=evaluator, default_hooks=dict(fused_predict=hook, logger=None))))
