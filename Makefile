@@ -16,6 +16,10 @@ DOCS_VENV := .venv-docs
 PLAIN_VENV := .venv-plain
 PINS := $(patsubst %,requirements/%.txt,common numba tests torch triton uv $(STACK)) setup.py pyproject.toml tools/install_torch.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A worker for each core, one thread each; a file stays on one worker, since its tests share what is slow to make.
+PARALLEL := -n auto --dist loadfile
+# pytest would compile every test anew in every run.
+unexport PYTHONDONTWRITEBYTECODE
 export TORCH_INDEX_URL
 
 # The machine's own python3 where it will do, else the newest there is.
@@ -38,8 +42,8 @@ install: $(STAMP)  ## make .venv (or .venv-STACK) with everything pinned in requ
 demo: $(STAMP)  ## train on generated scenes with the built-in loss and with ours, draw work_dirs/demo/report.png
 	$(BIN)/python tools/demo.py
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+test: $(STAMP)  ## run the tests, side by side; with ARGS in one process, which starts sooner
+	$(if $(ARGS),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -m 'not slow' $(or $(ARGS),$(PARALLEL))
 
 test-plain: $(PLAIN_VENV)/.complete  ## run what works without mmseg, and a recipe for transformers
 	$(PLAIN_VENV)/bin/python -m pytest -m 'not slow' tests/test_functional.py tests/test_functional_sigmoid.py \

@@ -18,7 +18,7 @@ EXTRAS = {
     'full': [*MMSEG, *CPU, 'mmcv>=2.1.0,<2.2'],
     'onedl': ['onedl-mmsegmentation[mminstall]>=1.4.2', *CPU, 'ftfy', 'regex', 'packaging', 'setuptools<81'],
     'triton': ['triton>=3.3'],
-    'tests': [*CPU, 'pytest>=8', 'hypothesis>=6.100', 'ruff>=0.8', 'mypy>=2', 'tensorboard>=2.14'],
+    'tests': [*CPU, 'pytest>=8', 'pytest-xdist>=3', 'hypothesis>=6.100', 'ruff>=0.8', 'mypy>=2', 'tensorboard>=2.14'],
 }
 
 

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 import pytest
 
-gc.freeze()
+gc.freeze()  # torch and mmseg stay: without, every full collection walks over a million objects of theirs
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -63,8 +63,8 @@ class Malicious:
 @pytest.mark.parametrize(
     ('name', 'content', 'words'),
     [
-        ('weights.pkl', pickle.dumps(Malicious()), ['builtins.exec']),
-        ('weights.pkl', pickle.dumps(torch.ones(3)), ['torch']),
+        pytest.param('weights.pkl', pickle.dumps(Malicious()), ['builtins.exec'], id='code'),
+        pytest.param('weights.pkl', pickle.dumps(torch.ones(3)), ['torch'], id='tensor'),  # another pickle every time
         ('weights.yaml', b'!!python/object/apply:os.system ["true"]', ['not a valid .yaml']),
         ('weights.json', b'{"wall": 1.0}', ['dict']),
         ('weights.json', b'[1.0, ', ['not a valid .json']),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import triton
 from mmseg_wce.kernels import triton as kernels
-from mmseg_wce.kernels import triton_programs as programs
+from mmseg_wce.kernels.triton import kernels as programs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
