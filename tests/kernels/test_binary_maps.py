@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import BinaryCase, Recipe, binary_cases, examples
+from fresh_process import WITHOUT_MMSEG
 from hypothesis import given
 from mmseg_wce.kernels import binary, pixel_bce
 from torch.autograd import forward_ad
@@ -339,7 +340,9 @@ print(json.dumps([step(150, 128, 512)]))
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_neither_sweep_holds_full_size_logits():
     """A process of its own, whose peak is not that of other tests. Full-size logits are 157 MB, the gradient 10 MB."""
-    process = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEMORY], capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', WITHOUT_MMSEG + MEMORY], capture_output=True, text=True, check=True
+    )
 
     (extra,) = json.loads(process.stdout.splitlines()[-1])
     print(f'{extra:.0f} MB')

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from fresh_process import WITHOUT_MMSEG
 from mmseg_wce.functional import weighted_cross_entropy
 from mmseg_wce.kernels.backends import _HAS_TRITON
 from ways import CUDA, Way, every_way, fused, resize
@@ -107,8 +108,9 @@ def hashes() -> dict[str, str]:
 
 def test_same_bits_in_another_process(tmp_path):
     answer = tmp_path / 'hashes.json'  # a file: the fork prints a line of its own while it is imported
-    code = 'import json, sys, test_bits; json.dump(test_bits.hashes(), open(sys.argv[1], "w"))'
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])])
+    code = WITHOUT_MMSEG + 'import json, sys, test_bits; json.dump(test_bits.hashes(), open(sys.argv[1], "w"))'
+    folders = map(str, Path(__file__).parents[:2])
+    path = os.pathsep.join([*folders, *filter(None, [os.environ.get('PYTHONPATH')])])
     environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': str(torch.get_num_threads())}
 
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(answer)], env=environment, check=True)

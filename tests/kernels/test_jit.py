@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from fresh_process import WITHOUT_MMSEG
 
 numba = pytest.importorskip('numba')
 
@@ -50,7 +51,11 @@ def run(folder: Path, code: str = CALL, **environment: str) -> subprocess.Comple
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get('PYTHONPATH')])])
     environment = {**os.environ, 'PYTHONPATH': path, 'NUMBA_CACHE_DIR': str(folder / 'cache'), **environment}
     return subprocess.run(
-        [sys.executable, '-W', 'ignore', '-B', '-c', code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, '-W', 'ignore', '-B', '-c', WITHOUT_MMSEG + code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
 

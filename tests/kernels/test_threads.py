@@ -10,6 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip('numba')
+from fresh_process import WITHOUT_MMSEG
 from mmseg_wce.kernels.cpu.threads import _pool, run
 
 MANY = 1 << 30  # exponentials: worth any number of threads
@@ -93,7 +94,7 @@ def test_nothing_of_pytorch_is_changed():
 
 
 # Worth two threads of ours, and too small for those of PyTorch, whose OpenMP hangs in a forked child.
-LOSS = (
+LOSS = WITHOUT_MMSEG + (
     'import torch\n'
     'from mmseg_wce.kernels import pixel_nll\n'
     'torch.manual_seed(0)\n'

@@ -1,16 +1,25 @@
 import importlib.util
 import json
+import shutil
 import sys
 
 import pytest
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 
 
+@pytest.fixture(scope='session')
+def demo_scenes(tmp_path_factory):
+    """A small demo data set and class weights for it; not to be changed."""
+    folder = tmp_path_factory.mktemp('demo_scenes')
+    generate_demo_scenes(folder, num_training=8, num_validation=2)
+    (folder / 'class_weight.json').write_text(json.dumps([0.5 + c for c in range(10)]))
+    return folder
+
+
 @pytest.fixture
-def demo_folder(tmp_path, monkeypatch):
-    """A working folder with a small demo data set, where the demo configs look for it."""
-    generate_demo_scenes(tmp_path / 'data/demo_scenes', num_training=8, num_validation=2)
-    (tmp_path / 'data/demo_scenes/class_weight.json').write_text(json.dumps([0.5 + c for c in range(10)]))
+def demo_folder(demo_scenes, tmp_path, monkeypatch):
+    """A working folder with a copy of the demo data set where the demo configs look for it."""
+    shutil.copytree(demo_scenes, tmp_path / 'data/demo_scenes')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,9 +1,11 @@
 """A comparison on generated scenes, from configs to page; its figures against those that mmseg printed."""
 
+import copy
 import html
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -44,6 +46,11 @@ def compare(tool, root):
     return run
 
 
+@cache
+def read_config(file: Path) -> Config:
+    return Config.fromfile(file)
+
+
 @pytest.fixture
 def a_run(tool, root):
     """Of the same comparison, as the tool would make it."""
@@ -51,7 +58,7 @@ def a_run(tool, root):
     def run(loss: str, seed: int, name: str = CONFIG, options=OPTIONS):
         from compare.runs import Comparison, Run
 
-        config = Config.fromfile(root / name)
+        config = copy.deepcopy(read_config(root / name))
         config.merge_from_dict({key: int(value) for key, value in (word.split('=') for word in options)})
         folders = Path('work_dirs/compare'), Path('work_dirs/compare/report')
         return Run(Comparison(str(root / name), root / name, config, *folders, tuple(options)), loss, seed)

@@ -466,7 +466,7 @@ def test_number_of_class_weights(head, words):
 SHIPPED = Path(mmseg.__file__).parent / '.mim/configs'
 
 
-@pytest.mark.parametrize('pattern', ['san/*.py', pytest.param('*/*.py', marks=pytest.mark.heavy)])
+@pytest.mark.parametrize('pattern', ['san/*.py', 'pidnet/*.py', pytest.param('*/*.py', marks=pytest.mark.slow)])
 def test_configs_of_mmseg_pass(pattern, monkeypatch):
     monkeypatch.setattr(utils, 'load', cache(utils.load))  # mmengine reads every index of models for every config
     files = [file for file in sorted(SHIPPED.glob(pattern)) if not file.parent.name.startswith('_')]
