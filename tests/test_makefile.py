@@ -57,7 +57,7 @@ def test_says_which_versions_will_do_where_there_is_none(make, tmp_path):
 
 
 def test_setup_names_the_same_versions(root):
-    assert re.findall(r'Python :: (3\.\d+)', (root / 'setup.py').read_text()) == VERSIONS
+    assert re.findall(r'Python :: (3\.\d+)', (root / 'pyproject.toml').read_text()) == VERSIONS
 
 
 def test_says_what_to_do_about_a_python_that_cannot_make_environments(make, tmp_path):

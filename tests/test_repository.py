@@ -59,7 +59,7 @@ def test_ci_runs_targets_of_the_makefile(root, jobs):
 
 
 def test_ci_tests_the_versions_of_python_that_setup_names(root, jobs):
-    classified = re.findall(r'Python :: (3\.\d+)', (root / 'setup.py').read_text())
+    classified = re.findall(r'Python :: (3\.\d+)', (root / 'pyproject.toml').read_text())
     setups = [step for job in jobs.values() for step in job['steps'] if 'setup-python' in step.get('uses', '')]
     fixed = {step['with']['python-version'] for step in setups if '${{' not in step['with']['python-version']}
 
@@ -97,7 +97,7 @@ def test_citation_has_this_version(root):
 
     assert citation['version'] == mmseg_wce.__version__
     assert citation['cff-version'] == '1.2.0'
-    assert f"license='{citation['license']}'" in (root / 'setup.py').read_text()
+    assert f'license = "{citation["license"]}"' in (root / 'pyproject.toml').read_text()
 
 
 @pytest.fixture
