@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import python_blocks
+from mmseg_wce.class_weights import class_weights, load_statistics
 
 
 def recipe(root, title: str, names: dict) -> None:
@@ -34,6 +35,18 @@ def test_plain_loop(root):
         recipe(root, 'A plain PyTorch loop', names)
 
     check(names, before['logits'])
+
+
+def test_module(root):
+    torch.manual_seed(0)
+    names = {}
+
+    recipe(root, 'As a module', names)
+
+    z = F.interpolate(names['model'](names['images']), size=(64, 64), mode='bilinear')
+    weight = torch.from_numpy(class_weights(load_statistics('ade20k'), 'sqrt_inverse_frequency')).float()
+    torch.testing.assert_close(names['loss'], F.cross_entropy(z, names['labels'], weight, ignore_index=255))
+    assert all(p.grad is not None for p in names['model'].parameters())
 
 
 def test_segformer_of_transformers(root):
