@@ -14,15 +14,16 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+from mmseg_wce.deprecated import renamed_attribute
 
-__all__ = ['Convention', 'FileLabels', 'LabelStatistics', 'Tally']
+__all__ = ['FileLabels', 'LabelEncoding', 'LabelStatistics', 'Tally']
 
 _FINGERPRINTS = 1 << 64  # they add up modulo this
 _MOST_UNEXPECTED = 4096  # instance ids may have millions of values
 
 
 @dataclass(frozen=True)
-class Convention:
+class LabelEncoding:
     """How raw values of the label files become labels: ``reduce_zero_label``, then ``label_map``.
 
     Attributes:
@@ -31,8 +32,8 @@ class Convention:
         label_map: what each of the labels becomes; None for itself.
 
     Example:
-        >>> from mmseg_wce.class_weights import Convention
-        >>> print(Convention(reduce_zero_label=True))
+        >>> from mmseg_wce.class_weights import LabelEncoding
+        >>> print(LabelEncoding(reduce_zero_label=True))
         reduce_zero_label=True, ignore_index=255
     """
 
@@ -151,7 +152,7 @@ class LabelStatistics:
 
     dataset: str
     classes: tuple[str, ...]
-    conventions: tuple[Convention, ...]
+    conventions: tuple[LabelEncoding, ...]
     pixels: np.ndarray
     images: np.ndarray
     pixels_in_images: np.ndarray | None
@@ -174,14 +175,14 @@ class LabelStatistics:
     folders: tuple[str, ...] = ()
 
     @classmethod
-    def empty(cls, dataset: str, classes: Sequence[str], convention: Convention) -> LabelStatistics:
+    def empty(cls, dataset: str, classes: Sequence[str], convention: LabelEncoding) -> LabelStatistics:
         """Of no image."""
         zeros = np.zeros(len(classes), np.int64)
         return cls(dataset, tuple(classes), (convention,), zeros, zeros.copy(), zeros.copy())
 
     @classmethod
     def from_files(
-        cls, dataset: str, classes: Sequence[str], convention: Convention, files: Iterable[FileLabels]
+        cls, dataset: str, classes: Sequence[str], convention: LabelEncoding, files: Iterable[FileLabels]
     ) -> LabelStatistics:
         """Statistics of some files.
 
@@ -385,3 +386,7 @@ def _merged(*parts: dict[Any, Tally]) -> dict[Any, Tally]:
         for key, tally in part.items():
             _add(total, key, tally)
     return total
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(__name__, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmseg_wce.class_weights.statistics import Convention, LabelStatistics, Tally
+from mmseg_wce.class_weights.statistics import LabelEncoding, LabelStatistics, Tally
 from mmseg_wce.safe_io.files import read_file
 from mmseg_wce.safe_io.json_files import write_json
 
@@ -53,7 +53,7 @@ def from_json(content: dict[str, Any]) -> LabelStatistics:
         values[name] = None if values[name] is None else Tally(**values[name])
     for name in ('classes', 'folders'):
         values[name] = tuple(values[name])
-    values['conventions'] = tuple(_convention(c) for c in values['conventions'])
+    values['conventions'] = tuple(_label_encoding(c) for c in values['conventions'])
     values['fingerprint'] = int(values['fingerprint'], 16)
     statistics = LabelStatistics(**values)
     counts = [c for c in (statistics.pixels, statistics.images, statistics.pixels_in_images) if c is not None]
@@ -117,10 +117,10 @@ def load_statistics(source: str | os.PathLike) -> LabelStatistics:
         raise ValueError(f'statistics {path!r}: {error}') from error
 
 
-def _convention(content: dict[str, Any]) -> Convention:
+def _label_encoding(content: dict[str, Any]) -> LabelEncoding:
     label_map = content['label_map']
     mapped = None if label_map is None else {int(old): new for old, new in label_map.items()}
-    return Convention(content['reduce_zero_label'], content['ignore_index'], mapped)
+    return LabelEncoding(content['reduce_zero_label'], content['ignore_index'], mapped)
 
 
 def _checksum(content: dict[str, Any]) -> str:

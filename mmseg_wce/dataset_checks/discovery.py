@@ -18,7 +18,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations, LoadBiomedicalAnnotation
-from mmseg_wce.class_weights import Convention
+from mmseg_wce.class_weights import LabelEncoding
 from mmseg_wce.config_walk import has_one_channel, main_head, one_string
 from mmseg_wce.dataset_checks.building import build_dataset
 from mmseg_wce.dataset_checks.isolation import copy_of_dataset, isolated_random_state
@@ -146,7 +146,7 @@ def _from_leaf(
             f'{name}: none of its {len(infos)} samples in {prefix!r} has a label: data_prefix needs seg_map_path'
         )
     first = next(iter(labelled.values()))
-    convention = Convention(bool(first.get('reduce_zero_label')), ignore_index, first.get('label_map'))
+    convention = LabelEncoding(bool(first.get('reduce_zero_label')), ignore_index, first.get('label_map'))
     for load in loads:
         if getattr(load, 'reduce_zero_label', None) not in (None, convention.reduce_zero_label):
             raise LabelConflict(
@@ -209,7 +209,7 @@ def _from_items(
         dataset=name,
         classes=_labels_of(named, num_classes, one_channel, name),
         palette=_palette(described),
-        convention=Convention(bool(info.get('reduce_zero_label')), ignore_index, info.get('label_map')),
+        convention=LabelEncoding(bool(info.get('reduce_zero_label')), ignore_index, info.get('label_map')),
         reader=ItemReader(items, copy.deepcopy(loads[0]) if loads else None),
         samples=[Sample(offset + i, f'sample {i} of {name}') for i in _chosen(len(dataset), most)],
         times=leaf.times,
@@ -262,7 +262,7 @@ def _labels_of(named: tuple[str, ...], num_classes: int | None, one_channel: boo
 
 
 def _reader(
-    dataset: Any, pipeline: LabelPipeline, convention: Convention, infos: list[dict], samples: list[Sample]
+    dataset: Any, pipeline: LabelPipeline, convention: LabelEncoding, infos: list[dict], samples: list[Sample]
 ) -> AnnotationReader | PipelineReader:
     """Read files directly where nothing but plain ``LoadAnnotations`` makes labels of them."""
     probed = [samples[i].index for i in sorted({0, len(samples) // 2, len(samples) - 1})]
@@ -349,7 +349,7 @@ def from_folder(
         of_images = [name for name in _names(images) if _is_image(name, image_suffix, suffix if beside else None)]
         image_of = {name.removesuffix(image_suffix or osp.splitext(name)[1]): name for name in of_images}
     ordered = sorted(stems | set(image_of))
-    convention = Convention(reduce_zero_label, ignore_index)
+    convention = LabelEncoding(reduce_zero_label, ignore_index)
     return LabelFiles(
         dataset=osp.normpath(folder),
         classes=tuple(str(c) for c in range(num_classes)),

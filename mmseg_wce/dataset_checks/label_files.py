@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from mmseg_wce.class_weights import Convention, LabelStatistics, Tally
+from mmseg_wce.class_weights import LabelEncoding, LabelStatistics, Tally
 from mmseg_wce.class_weights.statistics import FileLabels
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader, PipelineReader, Sample
 from mmseg_wce.dataset_checks.label_values import LabelFileError
@@ -42,7 +42,7 @@ class LabelFiles:
     dataset: str
     classes: tuple[str, ...]
     palette: list[list[int]]
-    convention: Convention
+    convention: LabelEncoding
     reader: AnnotationReader | PipelineReader | ItemReader
     samples: list[Sample]
     times: int = 1

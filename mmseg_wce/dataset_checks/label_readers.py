@@ -15,7 +15,7 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg_wce.class_weights import Convention
+from mmseg_wce.class_weights import LabelEncoding
 from mmseg_wce.class_weights.statistics import FileLabels
 from mmseg_wce.dataset_checks.isolation import isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import is_resize
@@ -66,7 +66,7 @@ class AnnotationReader:
     """
 
     load: Any
-    convention: Convention
+    convention: LabelEncoding
     pipeline: LabelPipeline | None = None
 
     @cached_property
@@ -234,7 +234,7 @@ def _altered_before(load: Any, path: str | None, changes_later: bool) -> dict[st
     if path is None or load is None or _has_bytes(path, load.backend_args):
         return {}
     try:
-        raw = AnnotationReader(load, Convention()).raw(path)[0]
+        raw = AnnotationReader(load, LabelEncoding()).raw(path)[0]
     except Exception:  # colours, say, of which a later transform has made labels already
         return {}
     kept = as_bytes(raw)

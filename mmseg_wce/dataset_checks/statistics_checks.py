@@ -30,9 +30,9 @@ def check_statistics(statistics: LabelStatistics, changed_later_by: str = '') ->
 
     Example:
         >>> from dataclasses import replace
-        >>> from mmseg_wce.class_weights import Convention, LabelStatistics
+        >>> from mmseg_wce.class_weights import LabelEncoding, LabelStatistics
         >>> from mmseg_wce.dataset_checks import check_statistics
-        >>> nothing = LabelStatistics.empty('mine', ['sky', 'road'], Convention())
+        >>> nothing = LabelStatistics.empty('mine', ['sky', 'road'], LabelEncoding())
         >>> (finding,) = check_statistics(replace(nothing, failed={'a.png': 'it is empty, or no image'}))
         >>> finding.what
         'label files cannot be read: it is empty, or no image'
