@@ -1,4 +1,4 @@
-"""Class weights: from lists and files, or from statistics of a data set's labels by a weighting scheme."""
+"""Class weights from lists, from files, or from label statistics by a weighting scheme."""
 
 from typing import Any
 

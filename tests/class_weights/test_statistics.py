@@ -146,7 +146,7 @@ def test_labels_beyond_a_byte(ignore_index, cut):
 
 @pytest.mark.parametrize('cut', [1, 4, 7])
 def test_of_many_unexpected_values_the_smallest_are_kept(monkeypatch, cut):
-    monkeypatch.setattr(statistics, '_MOST_UNEXPECTED', 5)
+    monkeypatch.setattr(statistics, '_MAX_UNEXPECTED', 5)
     rng = np.random.default_rng(1)
     masks = [rng.integers(3, 60, (4, 5)) for _ in range(8)]
     files = [FileLabels(f'{i}', mask.shape, *np.unique(mask, return_counts=True)) for i, mask in enumerate(masks)]

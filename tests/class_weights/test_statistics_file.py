@@ -23,8 +23,8 @@ def test_saved_and_read_again(tmp_path):
     [
         (lambda text: text.replace('"num_images": 7', '"num_images": 8'), 'changed by hand'),
         (lambda text: text[: len(text) // 2], 'cannot be read'),
-        (lambda text: '[1.0, 2.0]', 'not a file that tools/class_weights.py wrote'),
-        (lambda text: text.replace('statistics 1', 'statistics 9'), 'not a file that tools/class_weights.py wrote'),
+        (lambda text: '[1.0, 2.0]', 'not a statistics file of tools/class_weights.py'),
+        (lambda text: text.replace('statistics 1', 'statistics 9'), 'not a statistics file of tools/class_weights.py'),
     ],
 )
 def test_bad_files(tmp_path, change, words):
