@@ -1,4 +1,4 @@
-"""Read and check class weights, given as a list, a file or a scheme, before a model is built."""
+"""Class weights given as a list, a file or a scheme, read safely and checked before a model is built."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def _from_leaf(
     if not inherits_items(dataset, BaseDataset):
         return _from_items(leaf, num_classes, ignore_index, one_channel, most)
     name = type(dataset).__name__
-    pipeline = LabelPipeline(dataset, leaf.more_transforms, leaf.whole)
+    pipeline = LabelPipeline(dataset, leaf.more_transforms, leaf.get_sample)
     if len(dataset) == 0:
         raise ValueError(f'{name} has no samples: {_where_samples_come_from(dataset)}')
     described = copy_of_dataset(dataset)

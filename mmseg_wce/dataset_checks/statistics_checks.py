@@ -33,9 +33,9 @@ def check_statistics(statistics: LabelStatistics, changed_later_by: str = '') ->
         >>> from mmseg_wce.class_weights import LabelEncoding, LabelStatistics
         >>> from mmseg_wce.dataset_checks import check_statistics
         >>> nothing = LabelStatistics.empty('mine', ['sky', 'road'], LabelEncoding())
-        >>> (finding,) = check_statistics(replace(nothing, failed={'a.png': 'it is empty, or no image'}))
+        >>> (finding,) = check_statistics(replace(nothing, failed={'a.png': 'it is empty or not an image'}))
         >>> finding.what
-        'label files cannot be read: it is empty, or no image'
+        'label files cannot be read: it is empty or not an image'
     """
     s = statistics
     checks = (

@@ -110,7 +110,7 @@ def test_files_that_cannot_be_read_are_named_at_the_end(tool, tmp_path, capsys):
 
     output = capsys.readouterr().out
     for file in broken:
-        assert f'{file}: it is empty, or no image' in output
+        assert f'{file}: it is empty or not an image' in output
     assert (tmp_path / 'weights.json').exists()
     assert load_statistics('work_dirs/class_weights/config.json').num_images == 18
 
