@@ -93,8 +93,9 @@ def _interpolated(e: LabelEvidence) -> str | None:
     fills_gap = any(low + 0.8 * (high - low) <= value < high for value in rare)
     if 2 * len(between) < len(rare) or not fills_gap:
         return None
+    values = ', '.join(f'{value:.0f}' for value in rare[:3])
     cause = (
-        f'masks were resized with interpolation or saved as JPEG, which makes values such as {_listed(rare[:3])}: '
+        f'masks were resized with interpolation or saved as JPEG, which makes values such as {values}: '
         'resize masks with nearest neighbour (cv2.INTER_NEAREST, PIL.Image.NEAREST) and save them as PNG'
     )
     classes = sorted(value for value in peaks if value != e.ignore_index or len(peaks) == e.num_classes)
@@ -113,7 +114,7 @@ def _peaks(e: LabelEvidence) -> list[float]:
 
 
 def _is_next_to_peak(e: LabelEvidence, value: float) -> bool:
-    """Return True next to a value more frequent (5 times for a class), as JPEG makes such values around peaks."""
+    """Return True if a value at most 3 away is more frequent, as beside JPEG's peaks; for a class 5 times as frequent."""
     factor = 5 if 0 <= value < e.num_classes else 1
     return any(e.counts.get(value + step, 0) > factor * e.counts[value] for step in (-3, -2, -1, 1, 2, 3))
 
@@ -342,10 +343,6 @@ def _looks_shifted(e: LabelEvidence) -> bool:
     """Return True if 255 is more frequent than 0, as after a shift, and ``reduce_zero_label`` is unknown."""
     may_shift = e.reduce_zero_label is None and e.ignore_index == 255
     return may_shift and e.counts.get(255, 0) > e.counts.get(0, 0)
-
-
-def _listed(values: list[float]) -> str:
-    return ', '.join(f'{value:.0f}' for value in values)
 
 
 # Each rule returns a cause with advice, or None; causes of earlier rules are likelier.

@@ -1,4 +1,4 @@
-"""Findings of a check, one line for each problem."""
+"""Findings of a check: one line for each problem."""
 
 from __future__ import annotations
 

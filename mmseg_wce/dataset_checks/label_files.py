@@ -79,7 +79,7 @@ class LabelFiles:
 
     @cached_property
     def common_folder(self) -> str:
-        """The deepest folder that holds all files."""
+        """Deepest folder that holds all files."""
         folders = {osp.dirname(file) for file in self.files}
         if len({osp.isabs(folder) for folder in folders}) > 1:  # some samples have no file
             return ''
