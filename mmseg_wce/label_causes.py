@@ -114,7 +114,7 @@ def _peaks(e: LabelEvidence) -> list[float]:
 
 
 def _is_next_to_peak(e: LabelEvidence, value: float) -> bool:
-    """Return True if a value at most 3 away is more frequent, as beside JPEG's peaks; for a class 5 times as frequent."""
+    """Return True if a value up to 3 away is more frequent (5 times for a class), as beside peaks in JPEG files."""
     factor = 5 if 0 <= value < e.num_classes else 1
     return any(e.counts.get(value + step, 0) > factor * e.counts[value] for step in (-3, -2, -1, 1, 2, 3))
 
