@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ['install']
+__all__ = ['install', 'renamed_attribute']
 
 _MODULES = {
     'mmseg_wce.fusion': 'mmseg_wce.fused_heads',
@@ -36,6 +36,7 @@ _NAMES = {
     'of_config': 'from_config',
     'of_dataset': 'from_dataset',
 }
+_ATTRIBUTES = {'Convention': 'LabelEncoding'}
 
 
 class _Alias(ModuleType):
@@ -66,3 +67,23 @@ def install() -> None:
     """Make the old names importable."""
     if not any(isinstance(finder, _AliasFinder) for finder in sys.meta_path):
         sys.meta_path.append(_AliasFinder())
+
+
+def renamed_attribute(module: str, name: str) -> Any:
+    """Return the attribute that replaced an old name, with a DeprecationWarning.
+
+    Args:
+        module: name of the module whose ``__getattr__`` calls this.
+        name: the attribute that the module lacks.
+
+    Returns:
+        The attribute of that module under its new name.
+
+    Raises:
+        AttributeError: the name is not a renamed one.
+    """
+    if name not in _ATTRIBUTES:
+        raise AttributeError(f'module {module!r} has no attribute {name!r}')
+    new = _ATTRIBUTES[name]
+    warnings.warn(f'{module}.{name} is now {module}.{new}', DeprecationWarning, stacklevel=3)
+    return getattr(import_module(module), new)

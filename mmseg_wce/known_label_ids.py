@@ -1,4 +1,4 @@
-"""Ids of known data sets that are often taken for class indices."""
+"""Ids of known data sets that are often mistaken for class indices."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ['KNOWN_IDS', 'KnownIds']
 
 
 class KnownIds(NamedTuple):
-    """Ids of a data set that are often taken for class indices.
+    """Ids of a data set that are often mistaken for class indices.
 
     Attributes:
-        name: of the ids.
-        num_classes: of the benchmark.
-        matches: tells from the smallest and the largest label, and all of them, if they may be these ids.
-        advice: which files have class indices.
+        name: name of the ids.
+        num_classes: number of classes of the benchmark.
+        matches: takes the smallest label, the largest label and all labels; True if they may be these ids.
+        advice: files that hold class indices.
     """
 
     name: str
@@ -24,23 +24,15 @@ class KnownIds(NamedTuple):
     advice: str
 
 
-def _follow_each_other(labels: set[float]) -> bool:
-    return labels == set(range(len(labels)))
-
-
-def _listed(values: set[int]) -> str:
-    return ', '.join(map(str, sorted(values)))
-
-
 _ABSENT_FROM_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 _ABSENT_FROM_COCO_STUFF = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
-# The files are those that mmsegmentation's converters (tools/dataset_converters) write.
+# The file names are those of mmsegmentation's converters (tools/dataset_converters).
 KNOWN_IDS = (
     KnownIds(
         'Cityscapes labelIds (0..33)',
         19,
         lambda smallest, largest, labels: (
-            smallest >= -1 and 24 <= largest <= 34 and (largest >= 33 or not _follow_each_other(labels))
+            smallest >= -1 and 24 <= largest <= 34 and (largest >= 33 or labels != set(range(len(labels))))
         ),
         "read the train ids: seg_map_suffix='_gtFine_labelTrainIds.png', files that mmseg's "
         'tools/dataset_converters/cityscapes.py writes',
@@ -60,7 +52,7 @@ KNOWN_IDS = (
         lambda smallest, largest, labels: smallest >= 0 and 80 < largest <= 90 and not _ABSENT_FROM_COCO & labels,
         'map them to 0..79 in every pipeline, directly after the transform that loads labels: '
         "dict(type='MapLabels', mapping={0: 255, **{k: i for i, k in enumerate(sorted({*range(1, 91)} - "
-        f'{{{_listed(_ABSENT_FROM_COCO)}}}))}}}}), where 0 is taken for no class',
+        f'{{{", ".join(map(str, sorted(_ABSENT_FROM_COCO)))}}}))}}}}), where 0 is taken for no class',
     ),
     KnownIds(
         'ids of the full ADE20K (up to 3,687)',

@@ -1,4 +1,4 @@
-"""The values of labels, and how many pixels have each: all that the likely causes are told from."""
+"""Label values with their pixel counts, from which the likely causes are derived."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class LabelEvidence:
     """Label values of a batch or of a data set.
 
     Attributes:
-        counts: pixels of every value, legal ones included. -inf stands for all values below 0, inf for all above 255
-            that are no class, where they were counted together.
-        num_classes: C, labels go from 0 to C - 1.
-        ignore_index: the label that does not count.
-        reduce_zero_label: how the labels were made of the values in files; None where that is not known.
+        counts: pixels of every value, legal ones included. -inf stands for all values below 0, and inf for all
+            values above 255 that are not a class, if these were counted together.
+        num_classes: C; labels go from 0 to C - 1.
+        ignore_index: the label that the loss ignores.
+        reduce_zero_label: the setting with which the files were read; None if unknown.
     """
 
     counts: Mapping[float, int]
@@ -46,10 +46,10 @@ class LabelEvidence:
         return sum(self.counts.values())
 
     def share(self, value: float) -> float:
-        """Share of all pixels that have a value."""
+        """Return the share of all pixels that have a value."""
         return self.counts.get(value, 0) / max(self.num_pixels, 1)
 
     @cached_property
     def continues_classes(self) -> bool:
-        """True if the values that are no class follow the classes without a gap: C, C + 1, ..."""
+        """True if the values that are not a class follow the classes without a gap: C, C + 1, ..."""
         return self.bad == list(range(self.num_classes, self.num_classes + len(self.bad)))

@@ -1,9 +1,9 @@
-"""Valid label values: the guard that every loss passes through, and the explanation of an invalid label.
+"""Validation of label values, which every loss runs before it computes, and error messages for invalid labels.
 
-A label outside [0, C) that is not ``ignore_index`` would be read out of bounds by the loss (on CUDA a device-side
-assert that ends the process). :func:`valid_pixels` looks before anything is indexed. On CPU it raises at once. On CUDA
-looking at the result would stall the queue at every iteration, so the finding travels to pinned memory and a later
-call raises it; until then the bad pixels are simply not valid, and enter no sum.
+A label outside [0, C) that is not ``ignore_index`` would make the loss read out of bounds (on CUDA a device-side assert
+that ends the process). :func:`valid_pixels` checks labels before they are used as indices. On CPU it raises at once. On
+CUDA, reading the result would synchronize in every iteration, so the result is copied to pinned memory and a later call
+raises the error. Until then invalid pixels are ignored.
 """
 
 from __future__ import annotations
@@ -22,38 +22,37 @@ from torch import Tensor
 
 __all__ = ['LabelFindings', 'explain', 'name_sources', 'raise_pending', 'valid_pixels']
 
-# Bins: values below 0, the values 0..255 that a mask file can hold, values above that are no class, and that are one.
+# Bins: values below 0, each value 0..255 of a mask file, larger values that are not a class, larger ones that are.
 _NUM_BINS = 259
-# Each bin has copies, so that not all pixels of a class queue for the same atomic.
+# Each bin has copies, so that fewer pixels of a class contend for the same atomic.
 _NUM_COPIES = 64
-_ALL_ONES = (2**16 - 1, 2**32 - 1)  # of 16 and 32 bits: no class is meant
-
+_ALL_ONES = (2**16 - 1, 2**32 - 1)  # in 16 and 32 bits: a mark for pixels without a class
 
 _sources: ContextVar[tuple[str, ...]] = ContextVar('mmseg_wce.targets.sources', default=())
 
 
 def name_sources(names: Sequence[str]) -> None:
-    """Say which files the labels of the coming calls were read from, so that a refusal names the file.
+    """Set the files that the labels of the next calls were read from, so that an error names the file.
 
     Args:
-        names: one for each image of a batch; empty where they are not known. Batches of another size ignore them.
+        names: one file for each image of a batch; empty if unknown. Batches of another size ignore them.
     """
     _sources.set(tuple(names))
 
 
 @dataclass(frozen=True)
 class LabelFindings:
-    """Labels of a target, some of which are invalid, and where the first of those is.
+    """Label counts of a target with invalid labels, and the position of the first invalid label.
 
     Attributes:
-        counts: pixels of every value, valid ones included. Counted on a CUDA device, -inf stands for all invalid values
-            below 0, inf for those above 255.
+        counts: pixels of every value, valid ones included. In counts from a CUDA device, -inf stands for all invalid
+            values below 0, and inf for those above 255.
         first_value: the first invalid value in memory order, exact.
-        first_index: its index in the target.
-        shape: of the target.
+        first_index: index of the first invalid value in the target.
+        shape: shape of the target.
         num_classes: C.
-        ignore_index: the label that does not count.
-        source: file that the first invalid value was read from, where that is known.
+        ignore_index: the label that the loss ignores.
+        source: file that the first invalid value was read from; None if unknown.
     """
 
     counts: Mapping[float, int]
@@ -66,7 +65,7 @@ class LabelFindings:
 
     @property
     def evidence(self) -> LabelEvidence:
-        """The counts for the likely causes; of values that a device counted together the first is known."""
+        """Label counts for the likely causes; the first invalid value stands for all that a device counted with it."""
         stands_for: dict[float, float] = {}
         if self.first_value < 0:
             stands_for[-math.inf] = self.first_value
@@ -89,14 +88,14 @@ class LabelFindings:
 
 def _find_valid(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     in_range = target >= 0
-    in_range &= target < num_classes  # no tensor of the target's eight bytes a pixel in between
-    counted = target != ignore_index
-    valid = in_range & counted if 0 <= ignore_index < num_classes else in_range
+    in_range &= target < num_classes  # in place, without a temporary of the target's 8 bytes a pixel
+    not_ignored = target != ignore_index
+    valid = in_range & not_ignored if 0 <= ignore_index < num_classes else in_range
     if target.numel() == 0:
         return valid
-    bad = valid != counted
+    bad = valid != not_ignored
     if target.is_cuda:
-        if not torch.cuda.is_current_stream_capturing():  # asking an event would end the capture
+        if not torch.cuda.is_current_stream_capturing():  # querying an event would end the capture
             raise_pending(wait=False)
             _pending.append(
                 _InFlight.send(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)
@@ -130,9 +129,10 @@ def _(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 
 
 def _measure(target: Tensor, bad: Tensor, ignore_index: int) -> Tensor:
-    """Return what :class:`LabelFindings` needs as one int64 vector, without a synchronisation.
+    """Return the data of :class:`LabelFindings` as one int64 vector, without synchronization.
 
-    Returns: (_NUM_BINS + 3,): pixels per bin, ignored pixels, first bad flat index (numel if none), its value.
+    Returns:
+        (_NUM_BINS + 3,): pixels per bin, ignored pixels, first invalid flat index (numel if none), its value.
     """
     target, bad = target.flatten(), bad.flatten()
     position = torch.arange(target.numel(), device=target.device)
@@ -148,7 +148,7 @@ def _measure(target: Tensor, bad: Tensor, ignore_index: int) -> Tensor:
 def _read(
     measured: Tensor, shape: torch.Size, num_classes: int, ignore_index: int, sources: tuple[str, ...]
 ) -> LabelFindings | None:
-    """Read a measurement; None where no label is invalid."""
+    """Return the findings in a measurement; None if all labels are valid."""
     values = measured.tolist()
     num_ignored, first, first_value = values[_NUM_BINS:]
     if first == shape.numel():
@@ -157,7 +157,7 @@ def _read(
     counts: dict[float, int] = dict(enumerate(bytes_))
     counts[-math.inf] = below - num_ignored * (ignore_index < 0)
     counts[math.inf] = above
-    counts[256] = large_classes - num_ignored * (ignore_index > 255)  # any of the classes from 256 on
+    counts[256] = large_classes - num_ignored * (ignore_index > 255)  # stands for all classes from 256 on
     counts[ignore_index] = num_ignored
     counts = {value: n for value, n in counts.items() if n}
     findings = LabelFindings(counts, first_value, _unravel(first, shape), tuple(shape), num_classes, ignore_index)
@@ -181,7 +181,7 @@ def _with_source(findings: LabelFindings, sources: tuple[str, ...]) -> LabelFind
 
 @dataclass(frozen=True)
 class _InFlight:
-    """A measurement on its way from the device to pinned memory."""
+    """A measurement that is being copied from the device to pinned memory."""
 
     measured: Tensor
     arrived: torch.cuda.Event
@@ -206,17 +206,17 @@ _pending: deque[_InFlight] = deque()
 
 
 def raise_pending(wait: bool = True) -> None:
-    """Raise what earlier calls on CUDA found. Every loss call does so for what has arrived; call it after the last one.
+    """Raise the errors of earlier calls on CUDA. Every loss call raises those that have arrived.
 
     Args:
-        wait: wait for the findings still under way.
+        wait: wait for results that are still being copied, as is needed after the last loss call.
 
     Raises:
         ValueError: a target of an earlier call held a label outside [0, C) that was not ignored.
 
     Example:
         >>> from mmseg_wce.targets import raise_pending
-        >>> raise_pending()  # at the end of a training loop of one's own
+        >>> raise_pending()  # at the end of a custom training loop
     """
     while _pending:
         oldest = _pending[0]
@@ -232,48 +232,46 @@ def raise_pending(wait: bool = True) -> None:
 
 
 def explain(findings: LabelFindings) -> str:
-    """Message for an invalid target: which values, how many pixels of each, where the first is, the likely causes.
+    """Return the error message for an invalid target: values, pixel counts, first position and likely causes.
 
     Example:
         >>> from mmseg_wce.targets import LabelFindings, explain
         >>> counts = {5: 37, 254: 7, 255: 20}
-        >>> found = LabelFindings(counts, 254, (0, 3, 1), (1, 8, 8), num_classes=150, ignore_index=255)
-        >>> print(explain(found).split('. ')[1])
+        >>> findings = LabelFindings(counts, 254, (0, 3, 1), (1, 8, 8), num_classes=150, ignore_index=255)
+        >>> print(explain(findings).split('. ')[1])
         The first is 254 at index (0, 3, 1)
     """
     f = findings
     num_pixels = math.prod(f.shape)
     shown = sorted(f.bad_counts.items(), key=lambda item: -item[1])[:8]
-    rest = f.num_bad - sum(n for _, n in shown)
-    listed = ', '.join(f'{_bin_name(value)} ({n} px)' for value, n in shown) + (f', others ({rest} px)' * (rest > 0))
-    place = '' if f.source is None else f', of {f.source!r}'
+    num_others = f.num_bad - sum(n for _, n in shown)
+    names = {-math.inf: 'below 0', math.inf: 'above 255'}
+    listed = ', '.join(f'{names.get(value, value)} ({n} px)' for value, n in shown)
+    listed += f', others ({num_others} px)' * (num_others > 0)
+    source = '' if f.source is None else f', of {f.source!r}'
     return (
         f'{f.num_bad} of {num_pixels} pixels of the target {f.shape} have a label that is neither in '
         f'[0, {f.num_classes}) nor ignore_index={f.ignore_index}: {listed}. '
-        f'The first is {f.first_value} at index {f.first_index}{place}. '
+        f'The first is {f.first_value} at index {f.first_index}{source}. '
         f'Likely cause: {"; or ".join(likely_causes(f.evidence))}.'
     )
 
 
-def _bin_name(value: float) -> str:
-    return {-math.inf: 'below 0', math.inf: 'above 255'}.get(value, str(value))
-
-
 def valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Return a mask of the pixels that count: the label is in [0, num_classes) and not ``ignore_index``.
+    """Return a mask of the pixels whose label is in [0, num_classes) and is not ``ignore_index``.
 
     Args:
         target: int64, any shape.
         num_classes: C.
-        ignore_index: the label that does not count.
+        ignore_index: the label that the loss ignores.
 
     Returns:
         bool, of the target's shape. Works inside ``torch.compile(fullgraph=True)``.
 
     Raises:
-        ValueError: a label is neither. On CPU (and any device but CUDA) at once; on CUDA by a later call, or by
-            :func:`raise_pending`, and until then the pixel is not valid. Nothing is reported from within the capture
-            of a CUDA graph.
+        ValueError: a label is neither a class nor ignored. On CUDA a later call or :func:`raise_pending` raises the
+            error, and until then the pixel is not valid; on other devices this call raises it. Labels are not reported
+            during the capture of a CUDA graph.
 
     Example:
         >>> import torch
@@ -282,5 +280,5 @@ def valid_pixels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
         tensor([ True,  True, False])
     """
     if is_transformed() and not torch._C._functorch.is_batchedtensor(target):
-        return _find_valid(target, num_classes, ignore_index)  # PyTorch 2.4 cannot call the operation there
+        return _find_valid(target, num_classes, ignore_index)  # PyTorch 2.4 cannot call the custom operator there
     return _valid_pixels(target, num_classes, ignore_index)

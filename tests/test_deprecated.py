@@ -54,6 +54,16 @@ IMPORTS = [
         'assert weighted_binary_cross_entropy is mmseg_wce.functional.weighted_binary_cross_entropy',
         'mmseg_wce.binary is now mmseg_wce.functional',
     ),
+    (
+        'from mmseg_wce.class_weights.statistics import Convention',
+        'assert Convention is mmseg_wce.class_weights.LabelEncoding',
+        'mmseg_wce.class_weights.statistics.Convention is now mmseg_wce.class_weights.statistics.LabelEncoding',
+    ),
+    (
+        'import mmseg_wce.class_weights',
+        'assert mmseg_wce.class_weights.Convention is mmseg_wce.class_weights.LabelEncoding',
+        'mmseg_wce.class_weights.Convention is now mmseg_wce.class_weights.LabelEncoding',
+    ),
 ]
 
 

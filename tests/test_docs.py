@@ -20,7 +20,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmseg_wce.class_weights import (
     SCHEMES,
-    Convention,
+    LabelEncoding,
     LabelStatistics,
     class_weights,
     load_statistics,
@@ -72,7 +72,7 @@ def checkout(root, tmp_path, monkeypatch) -> Path:
 
 
 def write_statistics_of_camvid() -> None:
-    statistics = LabelStatistics.empty('CamVid', CamVidDataset.METAINFO['classes'], Convention(True))
+    statistics = LabelStatistics.empty('CamVid', CamVidDataset.METAINFO['classes'], LabelEncoding(True))
     counts = np.arange(1, 12)
     statistics = replace(statistics, pixels=100 * counts, images=counts, pixels_in_images=1000 * counts, num_images=11)
     save_statistics(statistics, 'work_dirs/class_weights/fast_scnn_1xb8-2k_camvid-176x240.json')

@@ -55,7 +55,7 @@ MAIN = [
     'class_weights.weights.load_class_weight',
     'class_weights.weights.check_class_weight',
     'class_weights.statistics.LabelStatistics',
-    'class_weights.statistics.Convention',
+    'class_weights.statistics.LabelEncoding',
     'class_weights.statistics_file.load_statistics',
     'class_weights.statistics_file.save_statistics',
     'datasets.camvid.CamVidDataset',

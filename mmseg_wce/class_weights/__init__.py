@@ -1,14 +1,17 @@
-"""Class weights: from lists and files, or from statistics of a data set's labels by a weighting scheme."""
+"""Class weights from lists, from files, or from label statistics by a weighting scheme."""
+
+from typing import Any
 
 from mmseg_wce.class_weights.schemes import SCHEMES, class_weights
-from mmseg_wce.class_weights.statistics import Convention, LabelStatistics, Tally
+from mmseg_wce.class_weights.statistics import LabelEncoding, LabelStatistics, Tally
 from mmseg_wce.class_weights.statistics_file import load_statistics, save_statistics
 from mmseg_wce.class_weights.weights import ClassWeight, check_class_weight, load_class_weight
+from mmseg_wce.deprecated import renamed_attribute
 
 __all__ = [
     'SCHEMES',
     'ClassWeight',
-    'Convention',
+    'LabelEncoding',
     'LabelStatistics',
     'Tally',
     'check_class_weight',
@@ -17,3 +20,7 @@ __all__ = [
     'load_statistics',
     'save_statistics',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(__name__, name)

@@ -1,4 +1,4 @@
-"""Weighting schemes: from statistics of the labels to one weight per class.
+"""Weighting schemes, which turn label statistics into one weight per class.
 
 n_c are a class's pixels, m_c the images that contain it, N all images, p_c = n_c / sum_k n_k:
 
@@ -13,7 +13,7 @@ scheme                   weight                                    ratio source
 'inverse_frequency'      1 / p_c                                     788 folklore
 ======================== ========================================= ===== ==========================================
 
-The ratio is that of the largest to the smallest weight on ADE20K. When to take which: ``docs/class_weights.md``.
+The ratio is the largest weight divided by the smallest on ADE20K. ``docs/class_weights.md`` says when to use which.
 """
 
 from __future__ import annotations
@@ -82,25 +82,25 @@ def class_weights(
     absent: float = 0.0,
     **options: Any,
 ) -> np.ndarray:
-    """Weights of the classes: the scheme's formula, then exponent, max_ratio, normalize and absent, in this order.
+    """Return class weights: the scheme's formula, then exponent, max_ratio, normalize and absent, in this order.
 
     Args:
-        statistics: of the training labels.
+        statistics: statistics of the training labels.
         scheme: key of ``SCHEMES``; the table in this module's docstring has the formulas.
-        exponent: power that the weights are raised to: 0 makes them equal, 0.5 halves their range in logarithms.
-        max_ratio: largest ratio of two weights, at least 1: what is larger than this times the smallest is lowered.
-        normalize: 'pixels' makes the mean weight of a labelled pixel 1, which leaves the scale of the loss and with it
-            the learning rate as they were; 'classes' the mean of the weights; None leaves the formula's scale.
-        absent: weight of a class that never occurs, taken as it is: 0 or 1. A warning names these classes.
-        **options: of the scheme: 'effective_number' has ``beta`` (by default (N - 1) / N) and ``count``, 'images' or
-            'pixels' (N pixels in all). Of pixels there are so many that every usual beta makes the weights equal.
+        exponent: power to which the weights are raised: 0 makes them equal, 0.5 halves their range in logarithms.
+        max_ratio: largest ratio of two weights, at least 1; larger weights are lowered to this times the smallest.
+        normalize: 'pixels' makes the mean weight of the labelled pixels 1, so that the scale of the loss and the
+            learning rate can stay; 'classes' makes the mean of the weights 1; None keeps the formula's scale.
+        absent: weight of classes that never occur, not normalized: 0 or 1. A warning names these classes.
+        **options: options of the scheme. 'effective_number' has ``beta`` (default (N - 1) / N) and ``count``: 'images'
+            or 'pixels' (N is the number of pixels then, so large that every usual beta makes the weights equal).
 
     Returns:
         (C,), float64, finite.
 
     Raises:
-        TypeError: an option that the scheme does not have.
-        ValueError: no such scheme, a value out of range, weights that overflow, or no class occurs at all.
+        TypeError: the scheme has no such option.
+        ValueError: the scheme is unknown, a value is out of range, weights overflow, or no class occurs.
 
     Example:
         >>> from mmseg_wce.class_weights import class_weights, load_statistics
@@ -114,45 +114,45 @@ def class_weights(
         raise ValueError(f'statistics of {statistics.dataset!r}: no pixel has a class, so nothing can be weighted')
     if statistics.absent:
         warnings.warn(_absent_message(statistics, absent), stacklevel=2)
-    with np.errstate(over='ignore', under='ignore'):  # looked at below
-        of_present = SCHEMES[scheme](statistics, present, **options) ** exponent
-    if not (np.isfinite(of_present).all() and of_present.all()):
+    with np.errstate(over='ignore', under='ignore'):  # checked below
+        present_weights = SCHEMES[scheme](statistics, present, **options) ** exponent
+    if not (np.isfinite(present_weights).all() and present_weights.all()):
         raise ValueError(f'exponent={exponent} makes weights of scheme {scheme!r} infinite or zero')
     if max_ratio is not None:
-        of_present = np.minimum(of_present, max_ratio * of_present.min())
+        present_weights = np.minimum(present_weights, max_ratio * present_weights.min())
     if normalize is not None:
         share = statistics.share[present] if normalize == 'pixels' else 1 / present.sum()
-        of_present = of_present / (share * of_present).sum()
+        present_weights = present_weights / (share * present_weights).sum()
     weights = np.full(len(statistics.classes), float(absent))
-    weights[present] = of_present
+    weights[present] = present_weights
     return weights
 
 
 def check_options(scheme: str = 'sqrt_inverse_frequency', **options: Any) -> None:
-    """Raise TypeError or ValueError where :func:`class_weights` would, for any statistics."""
+    """Raise TypeError or ValueError for options that :func:`class_weights` refuses whatever the statistics."""
     if scheme not in SCHEMES:
         raise ValueError(f'scheme must be one of {", ".join(SCHEMES)}, got {scheme!r}')
-    known = [name for name in _ACCEPTED if name not in _OF_SCHEME or scheme in _OF_SCHEME[name]]
+    known = [name for name in _OPTIONS if name not in _OPTION_SCHEMES or scheme in _OPTION_SCHEMES[name]]
     for name, value in options.items():
         if name not in known:
             raise TypeError(f'scheme {scheme!r} has no option {name!r}; it has {", ".join(known)}')
-        kind, fits, what = _ACCEPTED[name]
+        kind, is_valid, description = _OPTIONS[name]
         if isinstance(value, bool) or not isinstance(value, kind):
-            raise TypeError(f'{name} must be {what}, got {value!r}')
-        if not fits(value):
-            raise ValueError(f'{name} must be {what}, got {value!r}')
+            raise TypeError(f'{name} must be {description}, got {value!r}')
+        if not is_valid(value):
+            raise ValueError(f'{name} must be {description}, got {value!r}')
 
 
-# Options that not every scheme has.
-_OF_SCHEME = {'beta': ('effective_number',), 'count': ('effective_number',)}
-# Of each option: its type, a test, and both in words.
-_ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+# Schemes that have an option; every scheme has the other options.
+_OPTION_SCHEMES = {'beta': ('effective_number',), 'count': ('effective_number',)}
+# Type, check and description of each option.
+_OPTIONS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     'exponent': (Real, math.isfinite, 'a finite number'),
     'max_ratio': (Real | None, lambda ratio: ratio is None or 1 <= ratio < math.inf, 'a finite number of at least 1'),
-    'normalize': (str | None, lambda what: what in NORMALIZATIONS, "'pixels', 'classes' or None"),
+    'normalize': (str | None, lambda value: value in NORMALIZATIONS, "'pixels', 'classes' or None"),
     'absent': (Real, lambda weight: weight in (0, 1), '0 or 1'),
     'beta': (Real | None, lambda beta: beta is None or 0 <= beta < 1, 'at least 0 and less than 1'),
-    'count': (str, lambda what: what in ('images', 'pixels'), "'images' or 'pixels'"),
+    'count': (str, lambda value: value in ('images', 'pixels'), "'images' or 'pixels'"),
 }
 
 

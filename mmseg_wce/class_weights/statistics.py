@@ -1,6 +1,6 @@
-"""What the labels of a data set hold: pixels and images of each class, and every value that is no class.
+"""Label statistics of a data set: pixels and images of each class, and every value that is not a class.
 
-Statistics of parts add up to the statistics of the whole, so a scan can be cut, spread over processes and resumed.
+Statistics of parts add up to those of the data set, so a scan can be split over processes and resumed.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+from mmseg_wce.deprecated import renamed_attribute
 
-__all__ = ['Convention', 'FileLabels', 'LabelStatistics', 'Tally']
+__all__ = ['FileLabels', 'LabelEncoding', 'LabelStatistics', 'Tally']
 
-_FINGERPRINTS = 1 << 64  # they add up modulo this
-_MOST_UNEXPECTED = 4096  # instance ids may have millions of values
+_FINGERPRINT_MODULUS = 1 << 64
+_MAX_UNEXPECTED = 4096  # instance ids may have millions of values
 
 
 @dataclass(frozen=True)
-class Convention:
-    """How raw values of the label files become labels: ``reduce_zero_label``, then ``label_map``.
+class LabelEncoding:
+    """Encoding of label files: ``reduce_zero_label``, then ``label_map``, turn raw values into labels.
 
     Attributes:
         reduce_zero_label: raw 0 and raw 255 become 255, raw k becomes k - 1.
-        ignore_index: the label that does not count.
-        label_map: what each of the labels becomes; None for itself.
+        ignore_index: the label that the loss ignores.
+        label_map: the new value of each label; None keeps all labels.
 
     Example:
-        >>> from mmseg_wce.class_weights import Convention
-        >>> print(Convention(reduce_zero_label=True))
+        >>> from mmseg_wce.class_weights import LabelEncoding
+        >>> print(LabelEncoding(reduce_zero_label=True))
         reduce_zero_label=True, ignore_index=255
     """
 
@@ -47,13 +48,13 @@ class Convention:
 
 @dataclass(frozen=True)
 class Tally:
-    """How often something occurs: in how many pixels and files, one of which is named. Tallies add up and multiply.
+    """Number of pixels and files in which something occurs, with an example. Tallies can be added and multiplied.
 
     Attributes:
         pixels: number of pixels.
         files: number of files.
         example: one of the files.
-        detail: what to say about the example.
+        detail: text about the example.
 
     Example:
         >>> from mmseg_wce.class_weights import Tally
@@ -75,21 +76,21 @@ class Tally:
 
 @dataclass(frozen=True)
 class FileLabels:
-    """Label values of one file, and how many pixels have each.
+    """Label values of one file, with the number of pixels of each.
 
     Attributes:
-        file: its path.
+        file: path of the file.
         size: height and width.
-        values: (K,), int64: the labels that occur, as the loss gets them; no two are equal.
-        counts: (K,), int64: pixels of each.
+        values: (K,), int64: the labels that occur, as the loss gets them, without duplicates.
+        counts: (K,), int64: pixels of each label.
         raw_values: (R,), int64: values that ``LoadAnnotations`` decodes, before ``reduce_zero_label``; None where the
             labels are made in another way.
-        raw_counts: (R,), int64: pixels of each.
+        raw_counts: (R,), int64: pixels of each raw value.
         storage: how the file holds its values.
         altered: values that reading changes, by kind (keys of :attr:`LabelStatistics.altered`): number of pixels, and
-            the first of them with its place.
-        image_mismatch: why label and image do not fit (a key of :attr:`LabelStatistics.image_mismatches`), and both
-            files; None where they fit, or were not compared.
+            the first value with its position.
+        image_mismatch: kind of mismatch between label and image (a key of :attr:`LabelStatistics.image_mismatches`),
+            and both files; None if they match or were not compared.
     """
 
     file: str
@@ -105,42 +106,42 @@ class FileLabels:
 
 @dataclass(frozen=True, eq=False)
 class LabelStatistics:
-    """Statistics of a data set's labels. ``a + b`` are those of both data sets together, ``a * 3`` of three copies.
+    """Statistics of a data set's labels. ``a + b`` describes both data sets together, ``a * 3`` three copies.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the data set.
         classes: names of the C classes.
-        conventions: of the files; more than one where data sets with different ones were joined.
-        folders: that hold the files.
+        conventions: encodings of the files; more than one if joined data sets have different ones.
+        folders: folders that hold the files.
         pixels: (C,), int64: pixels of each class.
-        images: (C,), int64: images that contain it.
-        pixels_in_images: (C,), int64: all pixels of the images that contain it, ignored ones included; None where this
-            is not known.
-        num_images: all images.
-        num_pixels: all pixels, ignored ones included.
+        images: (C,), int64: images that contain each class.
+        pixels_in_images: (C,), int64: all pixels of the images that contain each class, ignored ones included; None if
+            unknown.
+        num_images: number of images.
+        num_pixels: number of pixels, ignored ones included.
         ignored_pixels: pixels with ``ignore_index``.
-        images_without_label: those that have nothing but ignored pixels; None where there is none.
-        zero_and_255: those that hold the values 0 and 255 and no others; None where there is none.
-        unexpected: labels that are neither a class nor ignored. Of more than 4,096 the smallest are kept.
-        more_unexpected: pixels of those that were not kept.
-        raw_values: values of the files as ``LoadAnnotations`` decodes them, before the convention is applied; empty
+        images_without_label: images with ignored pixels only; None if there are none.
+        zero_and_255: images whose only values are 0 and 255; None if there are none.
+        unexpected: labels that are neither a class nor ignored; the 4,096 smallest are kept.
+        more_unexpected: pixels of the unexpected labels that were not kept.
+        raw_values: values of the files as ``LoadAnnotations`` decodes them, before the encoding is applied; empty
             where labels are made in another way.
         altered: values that reading changes: 'not finite' (NaN, infinities), 'fraction' (0.5 becomes 0), 'wrapped'
             (``LoadAnnotations`` keeps 8 bits: 300 becomes 44), 'wrapped to ignored' (511 becomes 255) and 'all ones'
             (65535 or -1 becomes 255), 'wrapped before others' (a transform follows that may read the file again); and
             'whole pipeline' for samples whose labels went through crops and flips.
-        sizes: number of images of each, as '683 x 512' (width x height).
-        storage: how the files hold their values ('L', 'P', ...: Pillow's modes), how many do so, and one of them.
-        image_mismatches: labels that do not fit their image, where both were compared: 'size' (they differ), 'resized'
+        sizes: number of images of each size, as '683 x 512' (width x height).
+        storage: how files store their values ('L', 'P', ...: Pillow's modes), with the number of files and an example.
+        image_mismatches: labels that do not match their image, if both were compared: 'size' (they differ), 'resized'
             and 'stretched' (they differ until the pipeline resizes both, with or without the same shape), 'turned' (by
             EXIF), 'resized before' (by transforms before the loader of labels), 'resized by others' (transforms of a
             project left them at different shapes), 'missing', 'unreadable' (by the data set's own loader) and 'unknown'
             (format).
-        failed: files that could not be read, with the reason. They are in none of the figures.
-        dropped: samples that a transform leaves out of the training by returning None; None where there is none. They
-            are in none of the figures.
-        fingerprint: of names and contents of the files, whatever their order.
-        source: where the figures come from, if not from files.
+        failed: files that could not be read, with the reason. No other figure counts them.
+        dropped: samples that a transform leaves out of the training by returning None; None if there are none.
+            No other figure counts them.
+        fingerprint: hash of the names and contents of the files, independent of their order.
+        source: origin of the figures, if they were not counted from files.
 
     Example:
         >>> from mmseg_wce.class_weights import load_statistics
@@ -151,7 +152,7 @@ class LabelStatistics:
 
     dataset: str
     classes: tuple[str, ...]
-    conventions: tuple[Convention, ...]
+    conventions: tuple[LabelEncoding, ...]
     pixels: np.ndarray
     images: np.ndarray
     pixels_in_images: np.ndarray | None
@@ -174,22 +175,22 @@ class LabelStatistics:
     folders: tuple[str, ...] = ()
 
     @classmethod
-    def empty(cls, dataset: str, classes: Sequence[str], convention: Convention) -> LabelStatistics:
-        """Of no image."""
+    def empty(cls, dataset: str, classes: Sequence[str], convention: LabelEncoding) -> LabelStatistics:
+        """Return the statistics of no image."""
         zeros = np.zeros(len(classes), np.int64)
         return cls(dataset, tuple(classes), (convention,), zeros, zeros.copy(), zeros.copy())
 
     @classmethod
     def from_files(
-        cls, dataset: str, classes: Sequence[str], convention: Convention, files: Iterable[FileLabels]
+        cls, dataset: str, classes: Sequence[str], convention: LabelEncoding, files: Iterable[FileLabels]
     ) -> LabelStatistics:
-        """Statistics of some files.
+        """Return the statistics of files.
 
         Args:
-            dataset: its name.
+            dataset: name of the data set.
             classes: names of the C classes.
-            convention: of the files.
-            files: what each of them holds.
+            convention: encoding of the files.
+            files: labels of each file.
         """
         total = cls.empty(dataset, classes, convention)
         pixels, images, pixels_in_images = total.pixels, total.images, np.zeros_like(total.pixels)
@@ -200,13 +201,13 @@ class LabelStatistics:
             size = math.prod(file.size)
             num_ignored = total._count_file(file, size, pixels_in_images)
             if num_ignored == size:
-                without_label = _sum(without_label, Tally(size, 1, file.file))
-            number_of_255 = _number_of_255(file)
-            if number_of_255:
-                zero_and_255 = _sum(zero_and_255, Tally(number_of_255, 1, file.file))
+                without_label = _add_optional(without_label, Tally(size, 1, file.file))
+            num_255 = _count_255(file)
+            if num_255:
+                zero_and_255 = _add_optional(zero_and_255, Tally(num_255, 1, file.file))
             num_images, num_pixels, ignored_pixels = num_images + 1, num_pixels + size, ignored_pixels + num_ignored
-            fingerprint = (fingerprint + _fingerprint(file)) % _FINGERPRINTS
-        unexpected, more = _smallest(total.unexpected)
+            fingerprint = (fingerprint + _fingerprint(file)) % _FINGERPRINT_MODULUS
+        unexpected, more = _keep_smallest(total.unexpected)
         return replace(
             total,
             pixels=pixels,
@@ -223,7 +224,7 @@ class LabelStatistics:
         )
 
     def _count_file(self, file: FileLabels, size: int, pixels_in_images: np.ndarray) -> int:
-        """Add a file to all that is counted in place; return the number of its ignored pixels."""
+        """Add a file to the counts in place, and return the number of its ignored pixels."""
         ignored = file.values == self.conventions[0].ignore_index
         is_class = (file.values >= 0) & (file.values < len(self.classes)) & ~ignored
         present = file.values[is_class]
@@ -247,23 +248,23 @@ class LabelStatistics:
 
     @property
     def share(self) -> np.ndarray:
-        """(C,): each class's part of the pixels that have a class."""
+        """Share of each class in the pixels that have a class: (C,)."""
         return self.pixels / max(self.pixels.sum(), 1)
 
     @property
     def frequency_where_present(self) -> np.ndarray:
-        """(C,): each class's part of the pixels of the images that contain it; 0 for a class that never occurs.
+        """Share of each class in the pixels of the images that contain it: (C,), 0 for a class that never occurs.
 
-        Where ``pixels_in_images`` is not known, images are taken to be of equal size.
+        If ``pixels_in_images`` is unknown, all images are assumed to have the same size.
         """
-        around = self.pixels_in_images
-        if around is None:
-            around = self.images * (self.num_pixels / max(self.num_images, 1))
-        return np.divide(self.pixels, around, out=np.zeros(len(self.classes)), where=around > 0)
+        image_pixels = self.pixels_in_images
+        if image_pixels is None:
+            image_pixels = self.images * (self.num_pixels / max(self.num_images, 1))
+        return np.divide(self.pixels, image_pixels, out=np.zeros(len(self.classes)), where=image_pixels > 0)
 
     @property
     def absent(self) -> list[str]:
-        """Classes that never occur."""
+        """Names of the classes that never occur."""
         return [name for name, pixels in zip(self.classes, self.pixels, strict=True) if pixels == 0]
 
     def __add__(self, other: LabelStatistics) -> LabelStatistics:
@@ -273,56 +274,56 @@ class LabelStatistics:
                 f'({", ".join(self.classes[:3])}, ...), {other.dataset!r} has {len(other.classes)} '
                 f'({", ".join(other.classes[:3])}, ...)'
             )
-        around, others = self.pixels_in_images, other.pixels_in_images
+        image_pixels, other_pixels = self.pixels_in_images, other.pixels_in_images
         names = dict.fromkeys((*self.dataset.split(' + '), *other.dataset.split(' + ')))
-        unexpected, more = _smallest(_merged(self.unexpected, other.unexpected))
+        unexpected, more = _keep_smallest(_merge(self.unexpected, other.unexpected))
         return LabelStatistics(
             ' + '.join(names),
             self.classes,
             (*self.conventions, *(c for c in other.conventions if c not in self.conventions)),
             pixels=self.pixels + other.pixels,
             images=self.images + other.images,
-            pixels_in_images=None if around is None or others is None else around + others,
+            pixels_in_images=None if image_pixels is None or other_pixels is None else image_pixels + other_pixels,
             num_images=self.num_images + other.num_images,
             num_pixels=self.num_pixels + other.num_pixels,
             ignored_pixels=self.ignored_pixels + other.ignored_pixels,
-            images_without_label=_sum(self.images_without_label, other.images_without_label),
-            zero_and_255=_sum(self.zero_and_255, other.zero_and_255),
+            images_without_label=_add_optional(self.images_without_label, other.images_without_label),
+            zero_and_255=_add_optional(self.zero_and_255, other.zero_and_255),
             unexpected=unexpected,
             more_unexpected=self.more_unexpected + other.more_unexpected + more,
-            raw_values=_merged(self.raw_values, other.raw_values),
-            altered=_merged(self.altered, other.altered),
+            raw_values=_merge(self.raw_values, other.raw_values),
+            altered=_merge(self.altered, other.altered),
             sizes=dict(Counter(self.sizes) + Counter(other.sizes)),
-            storage=_merged(self.storage, other.storage),
-            image_mismatches=_merged(self.image_mismatches, other.image_mismatches),
+            storage=_merge(self.storage, other.storage),
+            image_mismatches=_merge(self.image_mismatches, other.image_mismatches),
             failed={**self.failed, **other.failed},
-            dropped=_sum(self.dropped, other.dropped),
-            fingerprint=(self.fingerprint + other.fingerprint) % _FINGERPRINTS,
+            dropped=_add_optional(self.dropped, other.dropped),
+            fingerprint=(self.fingerprint + other.fingerprint) % _FINGERPRINT_MODULUS,
             source='; '.join(filter(None, dict.fromkeys((self.source, other.source)))),
             folders=tuple(dict.fromkeys((*self.folders, *other.folders))),
         )
 
     def __mul__(self, times: int) -> LabelStatistics:
-        around = self.pixels_in_images
+        image_pixels = self.pixels_in_images
         return replace(
             self,
             pixels=self.pixels * times,
             images=self.images * times,
-            pixels_in_images=None if around is None else around * times,
+            pixels_in_images=None if image_pixels is None else image_pixels * times,
             num_images=self.num_images * times,
             num_pixels=self.num_pixels * times,
             ignored_pixels=self.ignored_pixels * times,
             images_without_label=self.images_without_label and self.images_without_label * times,
             zero_and_255=self.zero_and_255 and self.zero_and_255 * times,
             sizes={size: number * times for size, number in self.sizes.items()},
-            unexpected=_times(self.unexpected, times),
+            unexpected=_multiply(self.unexpected, times),
             more_unexpected=self.more_unexpected * times,
-            raw_values=_times(self.raw_values, times),
-            altered=_times(self.altered, times),
-            storage=_times(self.storage, times),
-            image_mismatches=_times(self.image_mismatches, times),
+            raw_values=_multiply(self.raw_values, times),
+            altered=_multiply(self.altered, times),
+            storage=_multiply(self.storage, times),
+            image_mismatches=_multiply(self.image_mismatches, times),
             dropped=self.dropped and self.dropped * times,
-            fingerprint=self.fingerprint * times % _FINGERPRINTS,
+            fingerprint=self.fingerprint * times % _FINGERPRINT_MODULUS,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -331,7 +332,7 @@ class LabelStatistics:
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a is b or bool(a == b) for a, b in pairs)
 
-    __hash__ = None  # type: ignore[assignment]  # as Python spells it
+    __hash__ = None  # type: ignore[assignment]  # __eq__ compares arrays, which have no hash
 
 
 def _fingerprint(file: FileLabels) -> int:
@@ -345,8 +346,8 @@ def _fingerprint(file: FileLabels) -> int:
     return int.from_bytes(hashlib.blake2b(name + content, digest_size=8).digest(), 'little')
 
 
-def _number_of_255(file: FileLabels) -> int:
-    """Number of pixels of 255 in a file that holds 0 and 255 alone, raw values where they are known; 0 in others."""
+def _count_255(file: FileLabels) -> int:
+    """Return the pixels of 255 in a file whose only values, raw ones if known, are 0 and 255; 0 for other files."""
     values, counts = file.values, file.counts
     if file.raw_values is not None and file.raw_counts is not None:
         values, counts = file.raw_values, file.raw_counts
@@ -358,30 +359,33 @@ def _add(tallies: dict[Any, Tally], key: Any, tally: Tally) -> None:
 
 
 def _count(tallies: dict[Any, Tally], values: np.ndarray, counts: np.ndarray, file: str) -> None:
-    """Add the values of one file."""
     for value, pixels in zip(values.tolist(), counts.tolist(), strict=True):
         _add(tallies, value, Tally(pixels, 1, file))
 
 
-def _smallest(tallies: dict[int, Tally]) -> tuple[dict[int, Tally], int]:
-    """Return the smallest values, which parts keep where the whole does, and the pixels of all others."""
-    if len(tallies) <= _MOST_UNEXPECTED:
+def _keep_smallest(tallies: dict[int, Tally]) -> tuple[dict[int, Tally], int]:
+    """Return the smallest values, the same ones for a sum as for its parts, and the pixels of all others."""
+    if len(tallies) <= _MAX_UNEXPECTED:
         return tallies, 0
-    kept = dict(sorted(tallies.items())[:_MOST_UNEXPECTED])
+    kept = dict(sorted(tallies.items())[:_MAX_UNEXPECTED])
     return kept, sum(tally.pixels for value, tally in tallies.items() if value not in kept)
 
 
-def _sum(a: Tally | None, b: Tally | None) -> Tally | None:
+def _add_optional(a: Tally | None, b: Tally | None) -> Tally | None:
     return a + b if a and b else a or b
 
 
-def _times(tallies: dict[Any, Tally], times: int) -> dict[Any, Tally]:
+def _multiply(tallies: dict[Any, Tally], times: int) -> dict[Any, Tally]:
     return {value: tally * times for value, tally in tallies.items()}
 
 
-def _merged(*parts: dict[Any, Tally]) -> dict[Any, Tally]:
+def _merge(*parts: dict[Any, Tally]) -> dict[Any, Tally]:
     total: dict[Any, Tally] = {}
     for part in parts:
         for key, tally in part.items():
             _add(total, key, tally)
     return total
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(__name__, name)

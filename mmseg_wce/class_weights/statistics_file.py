@@ -1,4 +1,4 @@
-"""Statistics of labels as JSON files, and those that the package ships."""
+"""JSON files of label statistics, and the statistics that the package ships."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmseg_wce.class_weights.statistics import Convention, LabelStatistics, Tally
+from mmseg_wce.class_weights.statistics import LabelEncoding, LabelStatistics, Tally
 from mmseg_wce.safe_io.files import read_file
 from mmseg_wce.safe_io.json_files import write_json
 
 __all__ = ['SHIPPED', 'from_json', 'load_statistics', 'save_statistics', 'to_json']
 
 SHIPPED: dict[str, Path] = {'ade20k': Path(__file__).with_name('ade20k.json')}
-"""Statistics that need no data set, by name."""
+"""Files of the shipped statistics, by name."""
 
 _FORMAT = 'mmseg_wce label statistics 1'
-_LARGEST_FILE = 1 << 26  # bytes
+_MAX_FILE_SIZE = 1 << 26  # bytes
 
 
 def to_json(statistics: LabelStatistics) -> dict[str, Any]:
-    """What :func:`from_json` reads."""
+    """Return a dict that :func:`from_json` reads and ``json`` can write."""
     content = {'format': _FORMAT, **asdict(statistics)}
     for name in ('pixels', 'images', 'pixels_in_images'):
         content[name] = None if content[name] is None else content[name].tolist()
     content['fingerprint'] = f'{statistics.fingerprint:016x}'
-    return json.loads(json.dumps(content))  # as it is read back: keys are text, tuples are lists
+    return json.loads(json.dumps(content))  # as json reads it back: keys are text, tuples are lists
 
 
 def from_json(content: dict[str, Any]) -> LabelStatistics:
-    """Statistics from what :func:`to_json` gave.
+    """Return statistics from a dict of :func:`to_json`.
 
     Raises:
         ValueError: the counts do not fit the classes.
@@ -53,7 +53,7 @@ def from_json(content: dict[str, Any]) -> LabelStatistics:
         values[name] = None if values[name] is None else Tally(**values[name])
     for name in ('classes', 'folders'):
         values[name] = tuple(values[name])
-    values['conventions'] = tuple(_convention(c) for c in values['conventions'])
+    values['conventions'] = tuple(_label_encoding(c) for c in values['conventions'])
     values['fingerprint'] = int(values['fingerprint'], 16)
     statistics = LabelStatistics(**values)
     counts = [c for c in (statistics.pixels, statistics.images, statistics.pixels_in_images) if c is not None]
@@ -66,8 +66,8 @@ def save_statistics(statistics: LabelStatistics, path: str | os.PathLike) -> Non
     """Write a JSON file that :func:`load_statistics` reads.
 
     Args:
-        statistics: what to write.
-        path: of the file; its folder is made where it is missing.
+        statistics: the statistics to write.
+        path: path of the file; a missing folder is created.
 
     Example:
         >>> import tempfile
@@ -83,13 +83,13 @@ def save_statistics(statistics: LabelStatistics, path: str | os.PathLike) -> Non
 
 
 def load_statistics(source: str | os.PathLike) -> LabelStatistics:
-    """Statistics by name ('ade20k') or from a file of :func:`save_statistics` or ``tools/class_weights.py``.
+    """Load statistics by name ('ade20k') or from a file of :func:`save_statistics` or ``tools/class_weights.py``.
 
     Args:
         source: a key of ``SHIPPED``, or a path (any file backend of mmengine).
 
     Raises:
-        ValueError: there is no such file, it is no such statistics, or it was changed after it was written.
+        ValueError: the file is missing, is not a statistics file, or was changed after it was written.
 
     Example:
         >>> from mmseg_wce.class_weights import load_statistics
@@ -99,14 +99,14 @@ def load_statistics(source: str | os.PathLike) -> LabelStatistics:
     """
     path = os.fspath(SHIPPED.get(os.fspath(source), source))
     try:
-        content = json.loads(read_file(path, _LARGEST_FILE))
+        content = json.loads(read_file(path, _MAX_FILE_SIZE))
     except (OSError, ImportError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
-            f'statistics {path!r} cannot be read from {os.getcwd()!r}: {error}. Either one of {", ".join(SHIPPED)}, or '
-            'a file written by tools/class_weights.py'
+            f'statistics {path!r} cannot be read from {os.getcwd()!r}: {error}. Give one of {", ".join(SHIPPED)}, or a '
+            'file written by tools/class_weights.py'
         ) from error
     if not isinstance(content, dict) or content.get('format') != _FORMAT:
-        raise ValueError(f'statistics {path!r}: not a file that tools/class_weights.py wrote as its statistics')
+        raise ValueError(f'statistics {path!r}: not a statistics file of tools/class_weights.py')
     if content.pop('checksum', None) != _checksum(content):
         raise ValueError(f'statistics {path!r} is damaged, or was changed by hand: run tools/class_weights.py again')
     try:
@@ -117,10 +117,10 @@ def load_statistics(source: str | os.PathLike) -> LabelStatistics:
         raise ValueError(f'statistics {path!r}: {error}') from error
 
 
-def _convention(content: dict[str, Any]) -> Convention:
+def _label_encoding(content: dict[str, Any]) -> LabelEncoding:
     label_map = content['label_map']
     mapped = None if label_map is None else {int(old): new for old, new in label_map.items()}
-    return Convention(content['reduce_zero_label'], content['ignore_index'], mapped)
+    return LabelEncoding(content['reduce_zero_label'], content['ignore_index'], mapped)
 
 
 def _checksum(content: dict[str, Any]) -> str:

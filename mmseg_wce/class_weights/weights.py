@@ -1,4 +1,4 @@
-"""Class weights as users write them, a list, a file or a scheme, read safely and checked before a model is built."""
+"""Class weights given as a list, a file or a scheme, read safely and checked before a model is built."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ __all__ = ['ClassWeight', 'check_class_weight', 'load_class_weight']
 ClassWeight = Sequence[float] | np.ndarray | Tensor | str | os.PathLike | Mapping[str, Any]
 
 
-_LARGEST_FILE = 1 << 18  # bytes: some 10,000 weights
+_MAX_FILE_SIZE = 1 << 18  # bytes: about 10,000 weights
 
 
-def _refuse(_: object) -> None:
+def _refuse_container(_: object) -> None:
     raise pickle.UnpicklingError('it holds a dict or a set; only numbers, lists and NumPy arrays are read')
 
 
 class _ArraysOnly(pickle._Unpickler):
-    """Unpickles lists, numbers and NumPy arrays; anything else could run code, or never end, while it loads.
+    """Unpickler for lists, numbers and NumPy arrays; anything else could run code, or never end, while it loads.
 
-    The one in C gives a memo of any length that a file asks for, and a dict hashes its keys however deep they are.
+    Python's unpickler in C would allocate a memo of any length that a file asks for. Dicts are refused because hashing
+    deeply nested keys may never end.
     """
 
     dispatch = pickle._Unpickler.dispatch | dict.fromkeys(
-        (pickle.EMPTY_DICT[0], pickle.DICT[0], pickle.EMPTY_SET[0], pickle.FROZENSET[0]), _refuse
+        (pickle.EMPTY_DICT[0], pickle.DICT[0], pickle.EMPTY_SET[0], pickle.FROZENSET[0]), _refuse_container
     )
 
     def find_class(self, module: str, name: str) -> Any:
@@ -50,7 +51,7 @@ class _ArraysOnly(pickle._Unpickler):
 
 
 def _read_yaml(content: bytes) -> Any:
-    """With scalars as text: a safe load unfolds merge keys, of which a few bytes never end."""
+    """Read scalars as text: a safe load expands merge keys, and a few bytes of them never end."""
     import yaml  # comes with mmengine
 
     parsed = yaml.load(content, Loader=yaml.BaseLoader)
@@ -73,7 +74,7 @@ def _read_file(path: str) -> Any:
     if suffix not in _READERS:
         raise ValueError(f'class_weight file {path!r} has the suffix {suffix!r}; these are read: {", ".join(_READERS)}')
     try:
-        content = read_file(path, _LARGEST_FILE)
+        content = read_file(path, _MAX_FILE_SIZE)
     except (OSError, ImportError, KeyError, ValueError) as error:  # the last three: no backend for its scheme
         raise ValueError(f'class_weight file {path!r} cannot be read from {os.getcwd()!r}: {error}') from error
     try:
@@ -87,7 +88,7 @@ def check_class_weight(class_weight: Tensor, source: str = 'class_weight', singl
 
     Args:
         class_weight: (C,), floating point.
-        source: how to call it in the message.
+        source: name of the weights in the message.
         single: allow one number, as a binary cross-entropy takes it.
 
     Example:
@@ -109,7 +110,7 @@ def check_class_weight(class_weight: Tensor, source: str = 'class_weight', singl
 
 
 def load_class_weight(class_weight: ClassWeight | float, single: bool = False) -> Tensor:
-    """Weights of a config as a checked tensor.
+    """Return the class weights of a config as a checked tensor.
 
     Args:
         class_weight: one number per class in order of the class indices, as a list, tuple, array or tensor, or the
@@ -123,9 +124,8 @@ def load_class_weight(class_weight: ClassWeight | float, single: bool = False) -
         (C,), float32, on CPU.
 
     Raises:
-        TypeError: it is none of these, or an option that the scheme does not have.
-        ValueError: the file is missing or does not hold what it should, or a weight is negative, NaN or infinite, or
-            all are zero.
+        TypeError: ``class_weight`` has another type, or the scheme has no such option.
+        ValueError: the file is missing or not valid, a weight is negative, NaN or infinite, or all are zero.
 
     Example:
         >>> from mmseg_wce.class_weights import load_class_weight
@@ -135,29 +135,29 @@ def load_class_weight(class_weight: ClassWeight | float, single: bool = False) -
         torch.Size([150])
     """
     source = 'class_weight'
-    complaint: type[Exception] = TypeError
+    error_type: type[Exception] = TypeError
     if single and _is_number(class_weight):
         class_weight = [float(class_weight)]  # type: ignore[arg-type]  # it is a number
     if isinstance(class_weight, Mapping):
-        class_weight = _by_scheme(class_weight)
+        class_weight = _from_scheme(class_weight)
     if isinstance(class_weight, (str, os.PathLike)):
         path = os.fspath(class_weight)
-        source, complaint, class_weight = f'class_weight file {path!r}', ValueError, _read_file(path)
+        source, error_type, class_weight = f'class_weight file {path!r}', ValueError, _read_file(path)
     if not isinstance(class_weight, (Sequence, np.ndarray, Tensor)) or isinstance(class_weight, (str, bytes)):
-        raise complaint(
-            f'{source} must be a list of numbers, got {type(class_weight).__name__}: {_shown(class_weight)}'
+        raise error_type(
+            f'{source} must be a list of numbers, got {type(class_weight).__name__}: {_short_repr(class_weight)}'
         )
     weights = _as_float32(class_weight, source)
     check_class_weight(weights, source, single)
     return weights
 
 
-def _by_scheme(options: Mapping[str, Any]) -> np.ndarray:
+def _from_scheme(options: Mapping[str, Any]) -> np.ndarray:
     options = dict(options)
     if not isinstance(options.get('statistics'), (str, os.PathLike)):
         raise TypeError(
             "class_weight must be a list of numbers, a file, or dict(statistics='ade20k' or a file, scheme=...), got "
-            f'{_shown(options)}'
+            f'{_short_repr(options)}'
         )
     statistics = load_statistics(options.pop('statistics'))
     try:
@@ -172,21 +172,23 @@ def _is_number(number: Any) -> bool:
     return isinstance(number, Real) and not isinstance(number, bool)
 
 
-def _shown(value: Any) -> str:
-    """The beginning: lists that hold the same list many times would be written out for hours."""
+def _short_repr(value: Any) -> str:
+    """Return the start of a value's repr: the full one of a list that nests one list many times would take hours."""
     return reprlib.repr(value)[:200]
 
 
 def _as_float32(class_weight: Sequence[float] | np.ndarray | Tensor, source: str) -> Tensor:
     if isinstance(class_weight, Tensor):
         class_weight = class_weight.detach().cpu().double().numpy()
-    elif not isinstance(class_weight, np.ndarray):  # lists may hold themselves: none is unfolded
-        odd = next((i for i, number in enumerate(class_weight) if not _is_number(number)), None)
-        if odd is not None:
-            kind, number = type(class_weight[odd]).__name__, _shown(class_weight[odd])
-            raise ValueError(f'{source} must be a flat list of real numbers, got the {kind} {number} at index {odd}')
+    elif not isinstance(class_weight, np.ndarray):  # a list may contain itself, so none is flattened
+        bad_index = next((i for i, number in enumerate(class_weight) if not _is_number(number)), None)
+        if bad_index is not None:
+            kind, number = type(class_weight[bad_index]).__name__, _short_repr(class_weight[bad_index])
+            raise ValueError(
+                f'{source} must be a flat list of real numbers, got the {kind} {number} at index {bad_index}'
+            )
     array = np.array(class_weight)
     if array.size and array.dtype.kind not in 'iuf':
-        raise ValueError(f'{source} must hold real numbers, got {_shown(class_weight)} ({array.dtype})')
-    with np.errstate(over='ignore'):  # too large for float32 is infinite, which is refused with its class
+        raise ValueError(f'{source} must hold real numbers, got {_short_repr(class_weight)} ({array.dtype})')
+    with np.errstate(over='ignore'):  # too large for float32 becomes infinite, which check_class_weight refuses
         return torch.from_numpy(array.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Labels of a data set as the training sees them: found, read, counted and checked."""
+"""Checks of a data set's labels as the training sees them."""
 
 from mmseg_wce.dataset_checks.config_consistency import (
     check_classes,

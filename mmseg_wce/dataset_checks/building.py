@@ -1,4 +1,4 @@
-"""Build a config's data set, also where some of its transforms cannot be built."""
+"""Data sets built from a config, even if some of its transforms cannot be built."""
 
 from __future__ import annotations
 
@@ -15,35 +15,33 @@ __all__ = ['build_dataset']
 
 
 def build_dataset(config: dict) -> Any:
-    """Build a data set; each transform that cannot be built is replaced by an :class:`UnbuiltTransform`.
+    """Build a data set, with an :class:`UnbuiltTransform` for each transform that cannot be built.
 
     Args:
-        config: of a data set, or of a wrapper; stays as it is.
+        config: config of a data set or a wrapper; it is not changed.
 
     Raises:
-        Exception: whatever the data set raises for another reason.
+        Exception: the data set cannot be built for another reason; its own error.
     """
     try:
         return DATASETS.build(copy.deepcopy(config))
     except Exception as error:
-        lenient, pipelines = _with_built_transforms(config)
+        built_config, pipelines = _with_built_transforms(config)
         try:
-            dataset = DATASETS.build(lenient)
-        except Exception:  # the transforms are not to blame
+            dataset = DATASETS.build(built_config)
+        except Exception:  # the transforms are not the cause
             raise error from None
         for wrapper, transforms in zip(_wrappers(dataset), pipelines, strict=True):
-            wrapper.pipeline, wrapper.pipeline_types = (
-                transforms,
-                [type(transform).__name__ for transform in transforms],
-            )
+            wrapper.pipeline = transforms
+            wrapper.pipeline_types = [type(transform).__name__ for transform in transforms]
         return dataset
 
 
 def _with_built_transforms(config: Any) -> tuple[Any, list[list[Any]]]:
-    """Build the transforms one by one: those of data sets stay in their config, those of wrappers are returned."""
+    """Build transforms one by one; return a config with those of data sets, and the pipelines of wrappers."""
     config, pipelines = copy.copy(config), []
     if 'dataset' in config or 'datasets' in config:
-        if 'pipeline' in config:  # a wrapper takes no transforms that are built already
+        if 'pipeline' in config:  # wrappers accept transform configs only
             pipelines.append([_build_transform(step) for step in config['pipeline']])
             config['pipeline'] = []
         if 'dataset' in config:
@@ -61,12 +59,12 @@ def _with_built_transforms(config: Any) -> tuple[Any, list[list[Any]]]:
 def _build_transform(config: dict) -> Any:
     try:
         return TRANSFORMS.build(copy.deepcopy(config))
-    except Exception as error:  # of its own code, or albumentations is not installed
+    except Exception as error:  # any error of custom code, or a missing package such as albumentations
         return UnbuiltTransform(type_name(config), class_of(config, TRANSFORMS), in_one_line(error))
 
 
 def _wrappers(dataset: Any) -> Iterator[Any]:
-    """Wrappers with a pipeline of their own, in the order of :func:`_with_built_transforms`."""
+    """Yield wrappers that have a pipeline, in the order of :func:`_with_built_transforms`."""
     if hasattr(dataset, 'datasets'):
         for inner in dataset.datasets:
             yield from _wrappers(inner)

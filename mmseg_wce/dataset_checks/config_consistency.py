@@ -1,4 +1,4 @@
-"""Check that the parts of a config agree on classes, channels, the ignored label and reduce_zero_label."""
+"""Checks that a config's parts agree on classes, channels, the ignored label and ``reduce_zero_label``."""
 
 from __future__ import annotations
 
@@ -27,47 +27,47 @@ __all__ = [
 
 _SPLITS = ('train', 'val', 'test')
 _CROSS_ENTROPIES = ('CrossEntropyLoss', 'WeightedCrossEntropyLoss')
-_DEFAULT_IGNORED = 255
-_IGNORED = ('ignore_index', 'ignore_label', 'seg_pad_val')
-_HEADS_OF_NUM_CLASSES = ('DAHead', 'PointHead', 'SegmenterMaskTransformerHead')  # whatever out_channels says
-# What ignores 255 where it says nothing else.
-_BY_DEFAULT = {
+_DEFAULT_IGNORE_INDEX = 255
+_IGNORE_KEYS = ('ignore_index', 'ignore_label', 'seg_pad_val')
+_HEADS_WITHOUT_OUT_CHANNELS = ('DAHead', 'PointHead', 'SegmenterMaskTransformerHead')  # they ignore out_channels
+# Options that are 255 by default.
+_DEFAULT_KEYS = {
     'IoUMetric': 'ignore_index',
     'RandomCrop': 'ignore_index',
     'RandomMosaic': 'seg_pad_val',
     'RandomRotate': 'seg_pad_val',
 }
-_PADS = ('CenterCrop', 'Pad')  # labels with 255, where pad_val says nothing of them
+_PADS = ('CenterCrop', 'Pad')  # pad labels with 255 by default
 
 
 def check_config(config: Config) -> list[Finding]:
-    """Check for contradictions that show without reading a label.
+    """Check for contradictions in a config that do not need the labels.
 
     Example:
         >>> from mmengine.config import Config
         >>> from mmseg_wce.dataset_checks import check_config
         >>> head = dict(type='FCNHead', loss_decode=dict(type='WeightedCrossEntropyLoss', ignore_index=0))
         >>> (finding,) = check_config(Config(dict(model=dict(decode_head=head))))
-        >>> finding.what[:86]
-        'the label that does not count differs: 0 in model.decode_head.loss_decode.ignore_index'
+        >>> finding.what[:74]
+        'the ignored label differs: 0 in model.decode_head.loss_decode.ignore_index'
     """
     init_default_scope(config.get('default_scope', 'mmseg'))
-    return [*check_heads(config), *_ignored_label(config), *_reduce_zero_label(config)]
+    return [*check_heads(config), *_check_ignored_label(config), *_check_reduce_zero_label(config)]
 
 
 def check_heads(config: Config) -> list[Finding]:
-    """Check number of classes, channels and losses of every head against each other.
+    """Check that number of classes, channels and losses of each head agree.
 
     Args:
-        config: of a segmentor.
+        config: config of a segmentor.
 
     Returns:
-        What does not fit; empty where all does.
+        The findings; empty if all agree.
     """
-    return [finding for place, head in heads_of(config) for finding in _head(place, head)]
+    return [finding for place, head in heads_of(config) for finding in _check_head(place, head)]
 
 
-def _head(place: str, head: dict) -> Iterator[Finding]:
+def _check_head(place: str, head: dict) -> Iterator[Finding]:
     losses = head.get('loss_decode', dict(type='CrossEntropyLoss'))
     entropies = [loss for loss in nodes(losses) if type_name(loss) in _CROSS_ENTROPIES]
     binary = (
@@ -75,7 +75,7 @@ def _head(place: str, head: dict) -> Iterator[Finding]:
         'the loss, or with two channels and a softmax (without out_channels), and name both classes'
     )
     if has_one_channel(head):
-        if type_name(head) in _HEADS_OF_NUM_CLASSES and head.get('num_classes') != 1:
+        if type_name(head) in _HEADS_WITHOUT_OUT_CHANNELS and head.get('num_classes') != 1:
             what = (
                 f'{place}: {type_name(head)} makes num_classes={head.get("num_classes")} channels, not out_channels=1'
             )
@@ -87,48 +87,47 @@ def _head(place: str, head: dict) -> Iterator[Finding]:
             what = f"{place} has num_classes=1: mmseg's IoUMetric counts background as a hit with one class"
             yield Finding(Severity.WARNING, what, binary)
     classes = head.get('num_classes') or 0
-    if 'ignore_index' not in head and classes > _DEFAULT_IGNORED:
+    if 'ignore_index' not in head and classes > _DEFAULT_IGNORE_INDEX:
         yield Finding(
             Severity.WARNING,
-            f'{place} has num_classes={classes} and ignores class {_DEFAULT_IGNORED}, as heads do where they are not '
-            'told otherwise',
-            f'set ignore_index in the head to a label that is no class ({classes} or -1, say), and in data sets, '
-            'padding and IoUMetric; or say ignore_index=255 if it is meant',
+            f'{place} has num_classes={classes} and ignores class {_DEFAULT_IGNORE_INDEX}, the default of heads',
+            f'set ignore_index to a label that is not a class ({classes} or -1, for example) in the head, data sets, '
+            'padding and IoUMetric; or set ignore_index=255 in the head if this is intended',
         )
 
 
 def check_classes(config: Config, parts: list[LabelFiles], split: str = 'train') -> list[Finding]:
-    """Check that every head, and every statistics that class weights are made of, has the classes of the data set.
+    """Check that heads and the statistics for class weights have the classes of the data set.
 
     Args:
-        config: of a segmentor.
+        config: config of a segmentor.
         parts: label files of the data set.
-        split: that they are of.
+        split: split of these files.
 
     Returns:
-        What does not fit; empty where all does.
+        The findings; empty if all agree.
     """
-    found = [finding for place, head in heads_of(config) for finding in check_head_classes(place, head, parts, split)]
-    return [*found, *check_joined_classes(parts), *check_weights(config.get('model', {}), parts)]
+    findings = [f for place, head in heads_of(config) for f in check_head_classes(place, head, parts, split)]
+    return [*findings, *check_joined_classes(parts), *check_weights(config.get('model', {}), parts)]
 
 
 def check_head_classes(place: str, head: dict, parts: list[LabelFiles], split: str = 'train') -> Iterator[Finding]:
     """Check that a head has the classes of the data set.
 
     Args:
-        place: of the head.
-        head: its ``num_classes`` and ``out_channels``.
+        place: path of the head in the config.
+        head: config of the head, with ``num_classes`` and ``out_channels``.
         parts: label files of the data set.
-        split: that they are of.
+        split: split of these files.
 
     Yields:
-        What does not fit.
+        The findings.
     """
     num_classes = head.get('num_classes')
     for part in parts:
         number = len(part.named_classes)
         if has_one_channel(head):
-            if number not in (0, 2, num_classes):  # num_classes=1 is a finding of its own
+            if number not in (0, 2, num_classes):  # num_classes=1 has its own finding
                 what = f'{place} has one channel for background and foreground, but {part.dataset} names {number} class'
                 change = "name both: metainfo=dict(classes=('background', 'foreground'))"
                 severity = Severity.WARNING if number == 1 else Severity.ERROR
@@ -141,14 +140,14 @@ def check_head_classes(place: str, head: dict, parts: list[LabelFiles], split: s
 
 
 def check_joined_classes(parts: list[LabelFiles]) -> list[Finding]:
-    """Check that joined data sets have their classes in one order, but for upper and lower case.
+    """Check that joined data sets have the same classes in the same order, ignoring case and separators.
 
     Args:
         parts: label files of the data sets.
     """
-    found, first = [], parts[0]
+    findings, first = [], parts[0]
     for number, part in enumerate(parts[1:], 2):
-        one, other = (tuple(map(_plain, names)) for names in (first.named_classes, part.named_classes))
+        one, other = (tuple(map(_normalize, names)) for names in (first.named_classes, part.named_classes))
         if not one or len(one) != len(other) or one == other:
             continue
         i = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
@@ -157,84 +156,80 @@ def check_joined_classes(parts: list[LabelFiles]) -> list[Finding]:
         if sorted(one) == sorted(other):
             what = f'joined data sets have their classes in another order: {difference}'
             change = f'labels are indices, so the order has to be the same: {", ".join(first.named_classes)}'
-            maps = not (first.reads_raw_values and part.reads_raw_values)  # transforms may put them right
-            found.append(Finding(Severity.WARNING if maps else Severity.ERROR, what, change))
+            has_transforms = not (first.reads_raw_values and part.reads_raw_values)  # which may correct the order
+            findings.append(Finding(Severity.WARNING if has_transforms else Severity.ERROR, what, change))
         else:
             what = f'joined data sets name their classes differently: {difference}'
-            found.append(Finding(Severity.NOTE, what, 'look whether the labels mean the same'))
-    return list(dict.fromkeys(found))
+            findings.append(Finding(Severity.NOTE, what, 'check that the labels mean the same'))
+    return list(dict.fromkeys(findings))
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r'[\s_-]+', ' ', name.strip().lower())
 
 
 def check_weights(model: dict, parts: list[LabelFiles]) -> list[Finding]:
-    """Check that the statistics that class weights are made of are of the data set's classes.
+    """Check that the statistics for class weights have the classes of the data set.
 
     Args:
         model: config of a segmentor.
         parts: label files of the data set.
 
     Returns:
-        What does not fit; empty where all does.
+        The findings; empty if all agree.
     """
-    sources = {str(weights['statistics']) for node in nodes(model) if (weights := _by_scheme(node))}
-    found = []
+    weights = [node.get('class_weight') for node in nodes(model)]
+    sources = {str(w['statistics']) for w in weights if isinstance(w, dict) and 'statistics' in w}
+    findings = []
     for source in sorted(sources):
         try:
-            theirs = load_statistics(source)
+            statistics = load_statistics(source)
         except ValueError as error:
-            found.append(Finding(Severity.ERROR, str(error), 'write it, or give its path'))
+            findings.append(Finding(Severity.ERROR, str(error), 'write the file, or give its path'))
         else:
-            found += _compared(source, theirs, parts)
-    return found
+            findings += _compare_statistics(source, statistics, parts)
+    return findings
 
 
-def _by_scheme(node: dict) -> dict | None:
-    weights = node.get('class_weight')
-    return weights if isinstance(weights, dict) and 'statistics' in weights else None
-
-
-def _compared(source: str, theirs: LabelStatistics, parts: list[LabelFiles]) -> Iterator[Finding]:
-    part, numbered = parts[0], tuple(str(c) for c in range(len(theirs.classes)))
-    names = [tuple(map(_plain, classes)) for classes in (theirs.classes, part.classes)]
+def _compare_statistics(source: str, statistics: LabelStatistics, parts: list[LabelFiles]) -> Iterator[Finding]:
+    part, numbered = parts[0], tuple(str(c) for c in range(len(statistics.classes)))
+    names = [tuple(map(_normalize, classes)) for classes in (statistics.classes, part.classes)]
     change = 'give the statistics of this data set: tools/class_weights.py writes them'
-    if len(theirs.classes) != len(part.classes):
-        what = f'class_weight: {source!r} has {len(theirs.classes)} classes, {part.dataset} has {len(part.classes)}'
+    if len(statistics.classes) != len(part.classes):
+        what = f'class_weight: {source!r} has {len(statistics.classes)} classes, {part.dataset} has {len(part.classes)}'
         yield Finding(Severity.ERROR, what, change)
     elif names[0] != names[1] and numbered not in names:
         pairs = enumerate(zip(*names, strict=True))
         i, (one, other) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
-        sorted_alike = set(names[0]) == set(names[1])
+        same_names = set(names[0]) == set(names[1])
         what = f'class_weight: class {i} is {one!r} in {source!r}, and {other!r} in {part.dataset}'
-        yield Finding(Severity.ERROR if sorted_alike else Severity.WARNING, what, change)
-    elif part.convention not in theirs.conventions:
-        what = f'class_weight: {source!r} is of labels with {theirs.conventions[0]}, not with {part.convention}'
+        yield Finding(Severity.ERROR if same_names else Severity.WARNING, what, change)
+    elif part.convention not in statistics.conventions:
+        what = f'class_weight: {source!r} describes labels with {statistics.conventions[0]}, not with {part.convention}'
         yield Finding(Severity.WARNING, what, change)
 
 
-def _ignored_label(config: Config) -> Iterator[Finding]:
+def _check_ignored_label(config: Config) -> Iterator[Finding]:
     places: dict[Any, list[str]] = {}
-    for place, value in dict.fromkeys(_places_of_ignored_label(config)):
+    for place, value in dict.fromkeys(_find_ignored_labels(config)):
         places.setdefault(value, []).append(place)
     if len(places) > 1:
         most = max(places, key=lambda value: len(places[value]))
         listed = '; '.join(f'{value} in {", ".join(where)}' for value, where in places.items() if value != most)
         yield Finding(
             Severity.ERROR,
-            f'the label that does not count differs: {listed}; {most} everywhere else ({len(places[most])} places)',
-            f'give all the same: {most}, or what reduce_zero_label and padding really write',
+            f'the ignored label differs: {listed}; {most} everywhere else ({len(places[most])} places)',
+            f'set all to {most}, or to the value that reduce_zero_label and padding write',
         )
 
 
-def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
+def _find_ignored_labels(config: Config) -> Iterator[tuple[str, int]]:
     if 'Depth' in type_name(main_head(config)):  # its labels are distances
         return
     for place, head in heads_of(config):
         yield f'{place}.ignore_index', head.get('ignore_index', 255)
         for loss in nodes(head.get('loss_decode', {})):
-            for key in _IGNORED:
+            for key in _IGNORE_KEYS:
                 if loss.get(key) is not None:
                     yield f'{place}.loss_decode.{key}', loss[key]
     preprocessor = config.get('model', {}).get('data_preprocessor') or config.get('data_preprocessor')
@@ -245,16 +240,16 @@ def _places_of_ignored_label(config: Config) -> Iterator[tuple[str, int]]:
         if loader is None or not loader.get('dataset'):
             continue
         for dataset in leaf_datasets(loader['dataset']):
-            if (ignored := _setting(dataset, 'ignore_index')) is not None:
+            if (ignored := _get_setting(dataset, 'ignore_index')) is not None:
                 yield f'{split}_dataloader.dataset.ignore_index', ignored
         number = main_head(config).get('num_classes') or 0
-        yield from _ignored_by_steps(f'{split}_dataloader', loader['dataset'], number)
-        yield from _ignored_by_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {}, number)
+        yield from _find_ignored_in_steps(f'{split}_dataloader', loader['dataset'], number)
+        yield from _find_ignored_in_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {}, number)
 
 
-def _ignored_by_steps(where: str, config: Any, num_classes: int) -> Iterator[tuple[str, int]]:
-    """Yield what transforms and metrics ignore, or write where there is no label."""
-    loaded = False  # labels: a pad before that writes none
+def _find_ignored_in_steps(where: str, config: Any, num_classes: int) -> Iterator[tuple[str, int]]:
+    """Yield the labels that transforms and metrics ignore, or write into padding."""
+    loaded = False  # a pad before the labels are loaded writes none
     for step in nodes(config):
         name = type_name(step)
         if 'pipeline' in step or 'dataset' in step:
@@ -262,12 +257,12 @@ def _ignored_by_steps(where: str, config: Any, num_classes: int) -> Iterator[tup
             continue
         kind = class_of(step, TRANSFORMS)
         loaded = loaded or (isinstance(kind, type) and effect_of(kind) is Effect.LABELS)
-        for key in _IGNORED:
+        for key in _IGNORE_KEYS:
             if step.get(key) is not None:
                 yield f'{where}: {name}.{key}', step[key]
         crops_anything = name == 'RandomCrop' and step.get('cat_max_ratio', 1.0) >= 1  # then it ignores nothing
-        if name in _BY_DEFAULT and step.get(_BY_DEFAULT[name]) is None and not crops_anything:
-            yield f'{where}: {name}.{_BY_DEFAULT[name]}', 255
+        if name in _DEFAULT_KEYS and step.get(_DEFAULT_KEYS[name]) is None and not crops_anything:
+            yield f'{where}: {name}.{_DEFAULT_KEYS[name]}', 255
         if loaded and name in _PADS and (name == 'Pad' or step.get('auto_pad')):
             padded = step.get('pad_val')
             yield f'{where}: {name}.pad_val.seg', padded.get('seg', 255) if isinstance(padded, dict) else 255
@@ -275,62 +270,63 @@ def _ignored_by_steps(where: str, config: Any, num_classes: int) -> Iterator[tup
             yield f'{where}: {name}.seg_fill_in', step['seg_fill_in']
 
 
-def _reduce_zero_label(config: Config) -> Iterator[Finding]:
-    said: dict[str, dict[str, set[tuple[bool, str]]]] = {}
+def _check_reduce_zero_label(config: Config) -> Iterator[Finding]:
+    settings: dict[str, dict[str, set[tuple[bool, str]]]] = {}
     for split in _SPLITS:
         loader = config.get(f'{split}_dataloader')
         for dataset in leaf_datasets(loader['dataset']) if loader and loader.get('dataset') else ():
-            said_here = _setting(dataset, 'reduce_zero_label')
-            if said_here is None:
+            setting = _get_setting(dataset, 'reduce_zero_label')
+            if setting is None:
                 continue
-            value, own = bool(said_here), _setting({**dataset, 'reduce_zero_label': None}, 'reduce_zero_label')
+            value = bool(setting)
+            class_default = _get_setting({**dataset, 'reduce_zero_label': None}, 'reduce_zero_label')
             place, kind = f'{split}_dataloader', type_name(dataset)
-            said.setdefault(kind, {}).setdefault(place, set()).add((value, str(dataset.get('data_root'))))
+            settings.setdefault(kind, {}).setdefault(place, set()).add((value, str(dataset.get('data_root'))))
             for step in nodes(dataset.get('pipeline') or []):
-                said_there = step.get('reduce_zero_label')
-                if said_there is None or not reads_as_load_annotations(class_of(step, TRANSFORMS)):
+                step_setting = step.get('reduce_zero_label')
+                if step_setting is None or not reads_as_load_annotations(class_of(step, TRANSFORMS)):
                     continue
-                if bool(said_there) != value:
+                if bool(step_setting) != value:
                     yield Finding(
                         Severity.ERROR,
                         f'{place}: the dataset says reduce_zero_label={value}, its LoadAnnotations '
-                        f'{said_there}: mmseg refuses the first image',
-                        'give both the same',
+                        f'{step_setting}: mmseg refuses the first image',
+                        'set both to the same value',
                     )
-            if own and not value:
+            if class_default and not value:
                 yield Finding(
                     Severity.WARNING,
-                    f'{place}: reduce_zero_label=False, but for {kind} raw 0 is "other" (its own default is True)',
-                    'set reduce_zero_label=True in the dataset and in LoadAnnotations, unless the masks were made anew',
+                    f'{place}: reduce_zero_label=False, but for {kind} raw 0 is "other" (it defaults to True)',
+                    'set reduce_zero_label=True in the dataset and in LoadAnnotations, unless the masks were changed',
                 )
-    for kind, places in said.items():
-        yield from _different_splits(kind, places)
+    for kind, places in settings.items():
+        yield from _compare_splits(kind, places)
 
 
-def _different_splits(kind: str, places: dict[str, set[tuple[bool, str]]]) -> Iterator[Finding]:
-    """Compare data sets of one type in all splits: those in the same folder, and of others the first that differ."""
-    said = sorted((root, value, place) for place, entries in places.items() for value, root in entries)
-    for root in dict.fromkeys(root for root, *_ in said):
-        values = {value: place for where, value, place in said if where == root}
+def _compare_splits(kind: str, places: dict[str, set[tuple[bool, str]]]) -> Iterator[Finding]:
+    """Compare ``reduce_zero_label`` of data sets of one type in all splits, first of those in the same folder."""
+    settings = sorted((root, value, place) for place, entries in places.items() for value, root in entries)
+    for root in dict.fromkeys(root for root, *_ in settings):
+        values = {value: place for folder, value, place in settings if folder == root}
         if len(values) > 1 and values[True] != values[False]:
             yield Finding(
                 Severity.ERROR,
                 f'{kind}: reduce_zero_label is True in {values[True]} and False in {values[False]}',
-                'give all the same: what is learnt is not what is measured',
+                'set all to the same value: otherwise training and validation use different labels',
             )
             return
-    values = {value: place for _, value, place in said}
-    joined = any(len(entries) > 1 for entries in places.values())
-    if len(values) > 1 and values[True] != values[False] and not joined:
+    values = {value: place for _, value, place in settings}
+    is_joined = any(len(entries) > 1 for entries in places.values())
+    if len(values) > 1 and values[True] != values[False] and not is_joined:
         yield Finding(
             Severity.WARNING,
             f'{kind}: reduce_zero_label is True in {values[True]} and False in {values[False]}, in other folders',
-            'look whether the files of both are stored so: else what is learnt is not what is measured',
+            'check that the files of both are stored this way: otherwise training and validation use different labels',
         )
 
 
-def _setting(dataset: dict, name: str) -> Any:
-    """Return what a data set's config or its class says; None where code of a project may say anything."""
+def _get_setting(dataset: dict, name: str) -> Any:
+    """Return a setting from a data set's config or its class's default; None if custom code may set it."""
     if dataset.get(name) is not None:
         return dataset[name]
     kind = class_of(dataset, DATASETS)

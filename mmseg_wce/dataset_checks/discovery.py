@@ -1,4 +1,4 @@
-"""Find the label files of a config, a data set or a folder."""
+"""Label files of a config, a data set or a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations, LoadBiomedicalAnnotation
-from mmseg_wce.class_weights import Convention
+from mmseg_wce.class_weights import LabelEncoding
 from mmseg_wce.config_walk import has_one_channel, main_head, one_string
 from mmseg_wce.dataset_checks.building import build_dataset
 from mmseg_wce.dataset_checks.isolation import copy_of_dataset, isolated_random_state
@@ -37,26 +37,26 @@ __all__ = ['LabelConflict', 'UnreadableDataset', 'from_config', 'from_dataset', 
 
 
 class LabelConflict(ValueError):
-    """What a data set says about its labels contradicts itself, or its transforms."""
+    """Error for a data set whose settings of labels contradict each other or its transforms."""
 
 
 class UnreadableDataset(ValueError):
-    """A config's data set cannot be built."""
+    """Error for a config whose data set cannot be built."""
 
 
 def from_config(config: Config, split: str = 'train') -> list[LabelFiles]:
-    """Label files of a config's data set.
+    """Return the label files of a config's data set.
 
     Args:
-        config: of a segmentor, with ``<split>_dataloader``.
+        config: config of a segmentor, with ``<split>_dataloader``.
         split: 'train', 'val' or 'test'.
 
     Returns:
         One entry for each data set inside wrappers that join or repeat.
 
     Raises:
-        ValueError: it has no such data set, one that cannot be built (:class:`UnreadableDataset`), or one without
-            labels, or with conflicts (:class:`LabelConflict`).
+        ValueError: the config has no such data set, or it cannot be built (:class:`UnreadableDataset`), has no labels
+            or has conflicting settings (:class:`LabelConflict`).
 
     Example:
         >>> import tempfile
@@ -78,15 +78,15 @@ def from_config(config: Config, split: str = 'train') -> list[LabelFiles]:
         raise ValueError(f'the config has no {split}_dataloader')
     try:
         dataset = build_dataset(loader['dataset'])
-    except Exception as error:  # data sets have many ways to fail, and few that say why
+    except Exception as error:  # data sets raise errors of any type
         raise UnreadableDataset(f'{split}_dataloader: the data set cannot be read: {in_one_line(error)}') from error
     head = main_head(config)
     try:
         return from_dataset(dataset, head.get('num_classes'), head.get('ignore_index', 255), has_one_channel(head))
     except ValueError:
         raise
-    except Exception as error:  # of a data set's own code
-        raise ValueError(f'{split}_dataloader: labels cannot be looked at: {in_one_line(error)}') from error
+    except Exception as error:  # of custom code
+        raise ValueError(f'{split}_dataloader: labels cannot be checked: {in_one_line(error)}') from error
 
 
 def from_dataset(
@@ -96,21 +96,21 @@ def from_dataset(
     one_channel: bool = False,
     most: int | None = None,
 ) -> list[LabelFiles]:
-    """Label files of a built data set; one entry for each data set inside wrappers that join or repeat.
+    """Return the label files of a built data set, one entry for each data set inside wrappers that join or repeat.
 
     Args:
-        dataset: of mmseg, or a wrapper around such.
-        num_classes: of the model, for a data set that names no classes.
-        ignore_index: the label that the loss does not count.
-        one_channel: if the model has one output channel, for labels 0 and 1.
-        most: how many files to take of each data set, evenly spread over it; None for all.
+        dataset: a data set of mmseg, or a wrapper.
+        num_classes: number of classes of the model, for a data set that names no classes.
+        ignore_index: the label that the loss ignores.
+        one_channel: True if the model has one output channel, for labels 0 and 1.
+        most: number of files to take from each data set, evenly spread; None for all.
 
     Returns:
-        The files, with how often an epoch visits those of each data set.
+        The files, with the number of times that an epoch visits those of each data set.
 
     Raises:
-        LabelConflict: a data set and its ``LoadAnnotations`` say different things.
-        ValueError: there is no label, or labels are volumes.
+        LabelConflict: a data set and its ``LoadAnnotations`` have different settings.
+        ValueError: there are no labels, or labels are volumes.
     """
     parts, unlabelled = [], []
     with isolated_random_state():
@@ -133,25 +133,25 @@ def _from_leaf(
     if not inherits_items(dataset, BaseDataset):
         return _from_items(leaf, num_classes, ignore_index, one_channel, most)
     name = type(dataset).__name__
-    pipeline = LabelPipeline(dataset, leaf.more_transforms, leaf.whole)
+    pipeline = LabelPipeline(dataset, leaf.more_transforms, leaf.get_sample)
     if len(dataset) == 0:
-        raise ValueError(f'{name} has no samples: {_where_samples_come_from(dataset)}')
-    described = copy_of_dataset(dataset)
-    infos = {i: described.get_data_info(i) for i in _chosen(len(dataset), most)}
-    loads = _first_loads(pipeline.label_transforms)
-    labelled = {i: info for i, info in infos.items() if not loads or info.get('seg_map_path') is not None}
+        raise ValueError(f'{name} has no samples: {_explain_no_samples(dataset)}')
+    dataset_copy = copy_of_dataset(dataset)
+    infos = {i: dataset_copy.get_data_info(i) for i in _spread_indices(len(dataset), most)}
+    loaders = _leading_loaders(pipeline.label_transforms)
+    labelled = {i: info for i, info in infos.items() if not loaders or info.get('seg_map_path') is not None}
     if not labelled:
         prefix = getattr(dataset, 'data_prefix', {}).get('img_path')
         raise ValueError(
             f'{name}: none of its {len(infos)} samples in {prefix!r} has a label: data_prefix needs seg_map_path'
         )
     first = next(iter(labelled.values()))
-    convention = Convention(bool(first.get('reduce_zero_label')), ignore_index, first.get('label_map'))
-    for load in loads:
+    convention = LabelEncoding(bool(first.get('reduce_zero_label')), ignore_index, first.get('label_map'))
+    for load in loaders:
         if getattr(load, 'reduce_zero_label', None) not in (None, convention.reduce_zero_label):
             raise LabelConflict(
                 f'{name} says reduce_zero_label={convention.reduce_zero_label} and its LoadAnnotations says '
-                f'{load.reduce_zero_label}: give both the same'
+                f'{load.reduce_zero_label}: set both to the same value'
             )
     samples = [
         Sample(
@@ -162,18 +162,20 @@ def _from_leaf(
         )
         for i, info in infos.items()
     ]
-    named = _class_names(dataset)
+    named_classes = _class_names(dataset)
     return LabelFiles(
         dataset=name,
-        classes=_labels_of(named, num_classes, one_channel, name),
+        classes=_label_names(named_classes, num_classes, one_channel, name),
         palette=_palette(dataset),
         convention=convention,
-        reader=_reader(dataset, pipeline, convention, list(labelled.values()), [s for s in samples if s.has_label]),
+        reader=_make_reader(
+            dataset, pipeline, convention, list(labelled.values()), [s for s in samples if s.has_label]
+        ),
         samples=samples,
         times=leaf.times,
-        folder=None if _is_a_choice(dataset) or most is not None else dataset.data_prefix.get('seg_map_path') or None,
+        folder=None if _is_subset(dataset) or most is not None else dataset.data_prefix.get('seg_map_path') or None,
         suffix=getattr(dataset, 'seg_map_suffix', ''),
-        named_classes=named,
+        named_classes=named_classes,
         notes=(*leaf.notes, *pipeline.notes),
     )
 
@@ -181,55 +183,58 @@ def _from_leaf(
 def _from_items(
     leaf: Leaf, num_classes: int | None, ignore_index: int, one_channel: bool, most: int | None
 ) -> LabelFiles:
-    """Take the samples of a data set or a wrapper that makes them in a way of its own as they come out of it."""
+    """Return the items of a data set or a wrapper with a custom ``__getitem__``."""
     dataset, name = leaf.dataset, type(leaf.dataset).__name__
-    described = dataset
-    while not isinstance(described, BaseDataset):
-        if not hasattr(described, 'dataset') and not getattr(described, 'datasets', None):
-            raise ValueError(f'{name} is no data set of mmengine, so its labels are not looked at')
-        described = described.dataset if hasattr(described, 'dataset') else described.datasets[0]
+    base_dataset = dataset
+    while not isinstance(base_dataset, BaseDataset):
+        if not hasattr(base_dataset, 'dataset') and not getattr(base_dataset, 'datasets', None):
+            raise ValueError(f'{name} is not a data set of mmengine, so its labels are not checked')
+        base_dataset = base_dataset.dataset if hasattr(base_dataset, 'dataset') else base_dataset.datasets[0]
     if len(dataset) == 0:
         raise ValueError(f'{name} has no samples')
     try:
         items = copy.deepcopy(dataset if leaf.wrapper is None else leaf.wrapper)
     except Exception as error:  # an open file, a lock
-        raise ValueError(f'{name} cannot be copied ({in_one_line(error)}), so its labels are not looked at') from error
+        raise ValueError(f'{name} cannot be copied ({in_one_line(error)}), so its labels are not checked') from error
     offset = leaf.offset if leaf.wrapper is not None else 0
     note = (
         f'{name} makes its samples in a way of its own, so that labels are counted as they come out of it: after crops '
         'and flips'
     )
-    named = _class_names(described)
+    named_classes = _class_names(base_dataset)
     try:
-        info = copy_of_dataset(described).get_data_info(0)
-    except Exception:  # it may keep its samples in another way
+        info = copy_of_dataset(base_dataset).get_data_info(0)
+    except Exception:  # the data set may store its samples in another way
         info = {}
-    loads = [t for t in flatten([getattr(described, 'pipeline', ())]) if type(t) is LoadAnnotations]
+    loaders = [t for t in flatten([getattr(base_dataset, 'pipeline', ())]) if type(t) is LoadAnnotations]
     return LabelFiles(
         dataset=name,
-        classes=_labels_of(named, num_classes, one_channel, name),
-        palette=_palette(described),
-        convention=Convention(bool(info.get('reduce_zero_label')), ignore_index, info.get('label_map')),
-        reader=ItemReader(items, copy.deepcopy(loads[0]) if loads else None),
-        samples=[Sample(offset + i, f'sample {i} of {name}') for i in _chosen(len(dataset), most)],
+        classes=_label_names(named_classes, num_classes, one_channel, name),
+        palette=_palette(base_dataset),
+        convention=LabelEncoding(bool(info.get('reduce_zero_label')), ignore_index, info.get('label_map')),
+        reader=ItemReader(items, copy.deepcopy(loaders[0]) if loaders else None),
+        samples=[Sample(offset + i, f'sample {i} of {name}') for i in _spread_indices(len(dataset), most)],
         times=leaf.times,
-        named_classes=named,
+        named_classes=named_classes,
         notes=(*leaf.notes, note),
     )
 
 
-def _chosen(number: int, most: int | None) -> Sequence[int]:
-    """Indices of all samples, or of some that are evenly spread."""
+def _spread_indices(number: int, most: int | None) -> Sequence[int]:
+    """Return the indices of all samples, or of ``most`` evenly spread samples."""
     return range(number) if most is None else sorted({i * number // most for i in range(most)})
 
 
-def _first_loads(transforms: list[Any]) -> list[Any]:
-    """Transforms of mmseg that read ``seg_map_path``, up to the first that may do anything to a sample."""
-    known = takewhile(lambda t: reads_as_load_annotations(type(t)) or type(t) is LoadBiomedicalAnnotation, transforms)
-    return list(known)
+def _leading_loaders(transforms: list[Any]) -> list[Any]:
+    """Return the transforms of mmseg that read ``seg_map_path``, up to the first other transform."""
+
+    def is_loader(transform: Any) -> bool:
+        return reads_as_load_annotations(type(transform)) or type(transform) is LoadBiomedicalAnnotation
+
+    return list(takewhile(is_loader, transforms))
 
 
-def _where_samples_come_from(dataset: Any) -> str:
+def _explain_no_samples(dataset: Any) -> str:
     if dataset.ann_file:
         return f'its ann_file {dataset.ann_file!r} is empty'
     return f'img_path {dataset.data_prefix.get("img_path")!r} holds no files *{getattr(dataset, "img_suffix", "")}'
@@ -240,10 +245,10 @@ def _palette(dataset: Any) -> list[list[int]]:
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:
-    """Names of the classes as the data set says them.
+    """Return the class names of a data set.
 
     Raises:
-        LabelConflict: they are one string.
+        LabelConflict: the names are one string.
     """
     names = dataset.metainfo.get('classes') or ()
     if isinstance(names, str):
@@ -251,8 +256,8 @@ def _class_names(dataset: Any) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _labels_of(named: tuple[str, ...], num_classes: int | None, one_channel: bool, name: str) -> tuple[str, ...]:
-    """Names of the labels that the loss takes: with one channel background and foreground."""
+def _label_names(named: tuple[str, ...], num_classes: int | None, one_channel: bool, name: str) -> tuple[str, ...]:
+    """Return the names of the labels for the loss; for one channel these are background and foreground."""
     if one_channel:
         return ('background', *named) if len(named) == 1 else named[:2] or ('background', 'foreground')
     classes = named or tuple(str(c) for c in range(num_classes or 0))
@@ -261,19 +266,19 @@ def _labels_of(named: tuple[str, ...], num_classes: int | None, one_channel: boo
     return classes
 
 
-def _reader(
-    dataset: Any, pipeline: LabelPipeline, convention: Convention, infos: list[dict], samples: list[Sample]
+def _make_reader(
+    dataset: Any, pipeline: LabelPipeline, convention: LabelEncoding, infos: list[dict], samples: list[Sample]
 ) -> AnnotationReader | PipelineReader:
-    """Read files directly where nothing but plain ``LoadAnnotations`` makes labels of them."""
+    """Return a reader of files if plain ``LoadAnnotations`` alone makes the labels, else one that runs the pipeline."""
     probed = [samples[i].index for i in sorted({0, len(samples) // 2, len(samples) - 1})]
     if any(type(t) is not LoadAnnotations for t in pipeline.label_transforms):
         pipeline.probe(probed)
-    known = dict(reduce_zero_label=convention.reduce_zero_label, label_map=convention.label_map)
+    expected = dict(reduce_zero_label=convention.reduce_zero_label, label_map=convention.label_map)
     is_plain = (
         [type(t) for t in pipeline.label_transforms] == [LoadAnnotations]
         and prepares_as_mmseg(dataset)
-        and all(bool(i.get('reduce_zero_label')) == known['reduce_zero_label'] for i in infos)
-        and all(i.get('label_map') == known['label_map'] for i in infos)
+        and all(bool(i.get('reduce_zero_label')) == expected['reduce_zero_label'] for i in infos)
+        and all(i.get('label_map') == expected['label_map'] for i in infos)
     )
     if is_plain:
         return AnnotationReader(pipeline.label_transforms[0], convention, pipeline)
@@ -284,7 +289,7 @@ def _reader(
             reader.labels(sample)
         except (NoLabelsError, VolumeError) as error:
             problems.append(error)
-        except Exception:  # the scan names it
+        except Exception:  # the scan reports it
             problems.append(None)
         else:
             problems.append(None)
@@ -293,8 +298,8 @@ def _reader(
     return reader
 
 
-def _is_a_choice(dataset: Any) -> bool:
-    """Return True if other files of its folders may belong to other splits."""
+def _is_subset(dataset: Any) -> bool:
+    """Return True if other files in its folders may belong to other splits."""
     lists_all = type(dataset).load_data_list is BaseSegDataset.load_data_list
     filters = bool(getattr(dataset, 'filter_cfg', None)) or type(dataset).filter_data is not BaseDataset.filter_data
     return not lists_all or filters or bool(dataset.ann_file) or getattr(dataset, '_indices', None) is not None
@@ -309,22 +314,22 @@ def from_folder(
     images: str | None = None,
     image_suffix: str | None = None,
 ) -> LabelFiles:
-    """Label files below a folder, without a config.
+    """Return the label files below a folder, without a config.
 
     Args:
-        folder: searched with all its subfolders; any file backend of mmengine.
+        folder: folder that is searched with its subfolders; any file backend of mmengine.
         num_classes: C.
-        reduce_zero_label: whether raw 0 is "other" and raw k is class k - 1.
-        ignore_index: the label that does not count.
-        suffix: of the label files.
-        images: folder of their images, at the same relative paths but for the suffix.
-        image_suffix: of the images; None for the extension of any image.
+        reduce_zero_label: True if raw 0 is "other" and raw k is class k - 1.
+        ignore_index: the label that the loss ignores.
+        suffix: suffix of the label files.
+        images: folder of their images, which have the same relative paths except for the suffix.
+        image_suffix: suffix of the images; None for any image extension.
 
     Returns:
-        The files, and those that images ask for and that do not exist.
+        The files, including missing files of images.
 
     Raises:
-        ValueError: there is no such folder, or no such file in it.
+        ValueError: the folder does not exist or holds no such file.
 
     Example:
         >>> import tempfile, numpy as np
@@ -336,20 +341,20 @@ def from_folder(
         ...     files.labels(0).tolist()
         [[255, 0], [1, 255]]
     """
-    names = _names(folder)
+    names = _list_files(folder)
     stems = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
     if not stems:
         others = ', '.join(sorted({f'*{osp.splitext(name)[1]}' for name in names}))
         raise ValueError(
             f'folder {folder!r} holds no label *{suffix}: ' + (f'it has {others}' if names else 'it is empty')
         )
-    image_of: dict[str, str] = {}
+    images_by_stem: dict[str, str] = {}
     if images is not None:
-        beside = osp.normpath(images) == osp.normpath(folder)
-        of_images = [name for name in _names(images) if _is_image(name, image_suffix, suffix if beside else None)]
-        image_of = {name.removesuffix(image_suffix or osp.splitext(name)[1]): name for name in of_images}
-    ordered = sorted(stems | set(image_of))
-    convention = Convention(reduce_zero_label, ignore_index)
+        label_suffix = suffix if osp.normpath(images) == osp.normpath(folder) else None
+        image_names = [name for name in _list_files(images) if _is_image(name, image_suffix, label_suffix)]
+        images_by_stem = {name.removesuffix(image_suffix or osp.splitext(name)[1]): name for name in image_names}
+    ordered = sorted(stems | set(images_by_stem))
+    convention = LabelEncoding(reduce_zero_label, ignore_index)
     return LabelFiles(
         dataset=osp.normpath(folder),
         classes=tuple(str(c) for c in range(num_classes)),
@@ -360,7 +365,7 @@ def from_folder(
             Sample(
                 i,
                 osp.join(folder, stem + suffix),
-                osp.join(images, image_of.get(stem, f'{stem}{image_suffix or ".jpg"}')) if images else None,
+                osp.join(images, images_by_stem.get(stem, f'{stem}{image_suffix or ".jpg"}')) if images else None,
             )
             for i, stem in enumerate(ordered)
         ],
@@ -375,8 +380,8 @@ def _is_image(name: str, image_suffix: str | None, label_suffix: str | None) -> 
     return not label and osp.splitext(name)[1].lower() in Image.registered_extensions()
 
 
-def _names(folder: str) -> list[str]:
-    """Relative paths of all files; of links as well that lead nowhere, which mmengine leaves out."""
+def _list_files(folder: str) -> list[str]:
+    """Return the relative paths of all files, including broken links, which mmengine omits."""
     if not fileio.isdir(folder):
         raise ValueError(f'folder {folder!r} does not exist (looked in {os.getcwd()})')
     names = list(fileio.list_dir_or_file(folder, list_dir=False, recursive=True))

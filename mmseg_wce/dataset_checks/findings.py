@@ -1,4 +1,4 @@
-"""What a check says: a line for each thing that looks wrong."""
+"""Findings of a check: one line for each problem."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ['Finding', 'Severity']
 
 
 class Severity(IntEnum):
-    """How bad a finding is."""
+    """Severity of a finding."""
 
     NOTE = 0  # worth knowing
     WARNING = 1  # probably wrong
@@ -18,14 +18,14 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that looks wrong, in one line.
+    """A problem in a config or in labels, in one line.
 
     Attributes:
-        severity: how bad it is.
-        what: what is wrong.
-        change: what to do about it.
-        files: how many files show it; None where it is not about files.
-        example: one of them.
+        severity: severity of the problem.
+        what: description of the problem.
+        change: advice.
+        files: number of affected files; None if the problem is not about files.
+        example: one of these files.
     """
 
     severity: Severity
@@ -35,6 +35,6 @@ class Finding:
     example: str = ''
 
     def __str__(self) -> str:
-        number = '' if self.files is None else f' ({self.files} file{"s" * (self.files != 1)}, such as {self.example})'
+        count = '' if self.files is None else f' ({self.files} file{"s" * (self.files != 1)}, such as {self.example})'
         end = '' if self.change.endswith('?') else '.'
-        return f'{self.what}{number}. {self.change[:1].upper()}{self.change[1:]}{end}'
+        return f'{self.what}{count}. {self.change[:1].upper()}{self.change[1:]}{end}'

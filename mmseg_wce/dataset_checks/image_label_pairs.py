@@ -1,4 +1,4 @@
-"""Find labels whose images the data set does not know. Their sizes are compared while the labels are read."""
+"""Check for labels without an image. Image and label sizes are compared while the labels are read."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ __all__ = ['check_unused_labels']
 
 
 def check_unused_labels(parts: Sequence[LabelFiles], others: Sequence[LabelFiles] = ()) -> list[Finding]:
-    """Look for label files in the folders of data sets that no image asks for.
+    """Find label files in the folders of data sets that belong to no image.
 
     Args:
         parts: all label files.
-        others: of other splits, which may have files in the same folders.
+        others: label files of other splits, which may have files in the same folders.
 
     Returns:
-        What is not used; empty where all is.
+        Findings on unused labels; empty if there are none.
     """
     known = {file for part in (*parts, *others) for file in part.files}
-    return [finding for part in parts for finding in _unused(part, known)]
+    return [finding for part in parts for finding in _find_unused(part, known)]
 
 
-def _unused(part: LabelFiles, known: set[str]) -> Iterator[Finding]:
+def _find_unused(part: LabelFiles, known: set[str]) -> Iterator[Finding]:
     if part.folder is None or not part.has_images or not part.suffix:
         return
     names = fileio.list_dir_or_file(part.folder, list_dir=False, recursive=True, suffix=part.suffix)
-    alone = sorted(path for name in names if (path := osp.join(part.folder, name)) not in known)
-    if alone:
+    unused = sorted(path for name in names if (path := osp.join(part.folder, name)) not in known)
+    if unused:
         yield Finding(
             Severity.WARNING,
             'labels have no image',
             'these labels are not used: they belong to another split, or img_suffix or img_path is wrong, or their '
             'images are missing',
-            len(alone),
-            alone[0],
+            len(unused),
+            unused[0],
         )

@@ -1,4 +1,4 @@
-"""Keep a check from changing the training that follows: copies of data sets, and random states that are put back."""
+"""Copies of data sets and restored random states, so that a check does not change the training after it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def copy_of_dataset(dataset: Any) -> Any:
     """Return a copy of a data set that shares its list of samples and its pipeline.
 
     Args:
-        dataset: an mmengine ``BaseDataset``; stays as it is.
+        dataset: an mmengine ``BaseDataset``; it is not changed.
     """
     shared = [getattr(dataset, name, None) for name in ('data_list', 'data_bytes', 'data_address', 'pipeline')]
     try:
         return copy.deepcopy(dataset, {id(value): value for value in shared if value is not None})
-    except Exception:  # it holds an open file, say
+    except Exception:  # it holds an open file, for example
         return copy.copy(dataset)
 
 
@@ -32,7 +32,7 @@ def isolated_random_state(seed: int = 0) -> Iterator[None]:
     """Seed Python, NumPy and PyTorch on CPU inside the context, and restore their states after it.
 
     Args:
-        seed: the same for the same sample, so that random transforms give it the same labels every time.
+        seed: seed of all three; one per sample gives reproducible labels from random transforms.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)

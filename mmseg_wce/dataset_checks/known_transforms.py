@@ -1,22 +1,22 @@
-"""What the transforms of mmcv and mmseg do to labels. Everything that is not listed here is run to find out."""
+"""Effects of the transforms of mmcv and mmseg on labels. Transforms that are not listed are run to find out."""
 
 from __future__ import annotations
 
 from enum import Enum
 from typing import Any
 
-from mmcv.transforms import LoadAnnotations as AnnotationsOfMmcv
+from mmcv.transforms import LoadAnnotations as MMCVLoadAnnotations
 from mmseg.datasets.transforms import LoadAnnotations
 
 __all__ = ['Effect', 'effect_of', 'is_loader', 'is_resize', 'reads_as_load_annotations']
 
 
 class Effect(Enum):
-    """What a transform is to the meaning of labels."""
+    """Effect of a transform on the meaning of labels."""
 
-    LOADS_IMAGE = 'loads the image, which is decoded only where another transform asks for it'
+    LOADS_IMAGE = 'loads the image, which is decoded only if another transform needs it'
     LABELS = 'loads labels, or may change what they mean: it is run'
-    MOVES = 'moves, crops, resizes or pads image and labels alike: left out'
+    MOVES = 'moves, crops, resizes or pads image and labels together: left out'
     NONE = 'changes the colours of the image, makes other data, or packs: left out'
     CONTAINER = 'holds other transforms'
 
@@ -87,10 +87,10 @@ _PROJECTS = ('mmcv', 'mmengine', 'mmseg')
 
 
 def effect_of(transform: Any) -> Effect:
-    """Return the effect of a transform, which is ``LABELS`` for every class of another project, also a derived one.
+    """Return the effect of a transform: ``LABELS`` for all classes outside mmcv, mmengine and mmseg, derived ones too.
 
     Args:
-        transform: an object of a pipeline, or its class.
+        transform: a transform of a pipeline, or its class.
     """
     kind = transform if isinstance(transform, type) else type(transform)
     if kind.__module__.partition('.')[0] not in _PROJECTS:
@@ -108,17 +108,17 @@ def is_loader(transform: Any) -> bool:
 
 
 def reads_as_load_annotations(kind: Any) -> bool:
-    """Return True for ``LoadAnnotations`` of mmcv or mmseg, and for classes that inherit all of their reading.
+    """Return True for ``LoadAnnotations`` of mmcv or mmseg, and for classes that inherit its methods for reading.
 
     Args:
         kind: a class, or anything else.
     """
-    if not isinstance(kind, type) or not issubclass(kind, AnnotationsOfMmcv):
+    if not isinstance(kind, type) or not issubclass(kind, MMCVLoadAnnotations):
         return False
-    inherited = getattr(kind, '_load_seg_map', None), getattr(kind, 'transform', None)
-    return inherited in [(base._load_seg_map, base.transform) for base in (AnnotationsOfMmcv, LoadAnnotations)]
+    methods = getattr(kind, '_load_seg_map', None), getattr(kind, 'transform', None)
+    return methods in [(base._load_seg_map, base.transform) for base in (MMCVLoadAnnotations, LoadAnnotations)]
 
 
 def is_resize(transform: Any) -> bool:
-    """Return True for a transform that resizes image and labels, each by itself; False for anything else."""
+    """Return True for a transform that resizes image and labels independently of each other."""
     return effect_of(transform) is Effect.MOVES and type(transform).__name__ in _RESIZES

@@ -1,4 +1,4 @@
-"""The label files of a data set that are read in the same way, and their statistics."""
+"""Label files of a data set that are read in the same way, and their statistics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from mmseg_wce.class_weights import Convention, LabelStatistics, Tally
+from mmseg_wce.class_weights import LabelEncoding, LabelStatistics, Tally
 from mmseg_wce.class_weights.statistics import FileLabels
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader, PipelineReader, Sample
 from mmseg_wce.dataset_checks.label_values import LabelFileError
@@ -25,24 +25,23 @@ class LabelFiles:
     """Label files that are read in the same way.
 
     Attributes:
-        dataset: its name.
-        classes: names of the C classes that labels may have: of a model with one channel two, background and
-            foreground.
-        palette: RGB of each class; empty where there is none.
-        convention: how raw values become labels.
-        reader: makes labels of a sample.
-        samples: of the data set.
-        times: how often the training visits each file in an epoch.
-        folder: holds the files; None where it holds files of others as well.
-        suffix: of the files.
-        named_classes: names of the classes as the data set says them; empty where it names none.
-        notes: what a user should know about how the labels are looked at.
+        dataset: name of the data set.
+        classes: names of the C classes of the labels; background and foreground for a model with one channel.
+        palette: RGB of each class; empty if there is none.
+        convention: encoding of raw values.
+        reader: reader of a sample's labels.
+        samples: samples of the data set.
+        times: number of times that the training visits each file in an epoch.
+        folder: folder of the files; None if it may hold files of other splits.
+        suffix: suffix of the files.
+        named_classes: class names of the data set; empty if it has none.
+        notes: notes for the user on how the labels are read.
     """
 
     dataset: str
     classes: tuple[str, ...]
     palette: list[list[int]]
-    convention: Convention
+    convention: LabelEncoding
     reader: AnnotationReader | PipelineReader | ItemReader
     samples: list[Sample]
     times: int = 1
@@ -56,17 +55,17 @@ class LabelFiles:
 
     @cached_property
     def files(self) -> list[str]:
-        """Paths of the labels, or what stands for them in messages."""
+        """Paths of the labels; a name for messages where a label has no file."""
         return [sample.label for sample in self.samples]
 
     @property
     def has_images(self) -> bool:
-        """Whether the images of the labels are known."""
+        """True if images of the labels are known."""
         return any(sample.image is not None for sample in self.samples)
 
     @property
     def reads_raw_values(self) -> bool:
-        """Whether labels are what ``LoadAnnotations`` makes of the raw values in the files, and nothing else."""
+        """True if ``LoadAnnotations`` alone turns the raw values in the files into labels."""
         return isinstance(self.reader, AnnotationReader)
 
     @property
@@ -80,18 +79,18 @@ class LabelFiles:
 
     @cached_property
     def common_folder(self) -> str:
-        """The deepest folder that holds all files."""
+        """Deepest folder that holds all files."""
         folders = {osp.dirname(file) for file in self.files}
-        if len({osp.isabs(folder) for folder in folders}) > 1:  # some samples have no file of their own
+        if len({osp.isabs(folder) for folder in folders}) > 1:  # some samples have no file
             return ''
         common = osp.commonpath(folders)
         return osp.realpath(common) if osp.isdir(common) else common
 
     def subset(self, indices: Iterable[int]) -> LabelFiles:
-        """Return some of the files.
+        """Return a subset of the files.
 
         Args:
-            indices: of the files, from 0.
+            indices: indices of the files, from 0.
         """
         return replace(self, samples=[self.samples[i] for i in indices])
 
@@ -99,12 +98,12 @@ class LabelFiles:
         """Return a file's labels (H, W), integers, as the loss gets them.
 
         Args:
-            index: of the file, from 0.
+            index: index of the file, from 0.
 
         Raises:
-            LabelFileError: it does not hold one class index for each pixel.
-            SampleDroppedError: a transform leaves the sample out.
-            Exception: it is missing or damaged; every storage and decoder has its own errors.
+            LabelFileError: the file does not hold one class index for each pixel.
+            SampleDroppedError: a transform drops the sample.
+            Exception: the file is missing or damaged; each storage backend and decoder has its own errors.
         """
         return self.reader.labels(self.samples[index])
 
@@ -115,17 +114,17 @@ class LabelFiles:
         is_class = (counted.values >= 0) & (counted.values < len(self.classes))
         if (is_class | (counted.values == self.convention.ignore_index)).all():
             return counted
-        try:  # perhaps a transform ignores them by the image, and no sample that was probed showed it
+        try:  # a transform may need the image to ignore these labels, though no probed sample needed it
             return self.reader.count(sample, with_images, loads_image=True)
         except Exception:  # there is no image
             return counted
 
     def statistics(self, indices: Sequence[int] | None = None, with_images: bool = False) -> LabelStatistics:
-        """Count the labels of some files. What cannot be read is named in ``failed`` and counts for nothing.
+        """Count the labels of files. Files that cannot be read are listed in ``failed`` and not counted.
 
         Args:
-            indices: of the files, from 0; by default all.
-            with_images: compare the size of every label with its image's.
+            indices: indices of the files, from 0; by default all.
+            with_images: compare the size of each label with that of its image.
         """
         counted, failed, dropped = [], {}, None
         for index in range(len(self)) if indices is None else indices:
@@ -137,8 +136,8 @@ class LabelFiles:
                 counted.append(self._count(sample, with_images))
             except SampleDroppedError as error:
                 dropped = Tally(0, 1, sample.label, str(error)) if dropped is None else dropped + Tally(0, 1, '')
-            except Exception as error:  # one file must not cost the scan, and every decoder has its own errors
-                failed[sample.label] = _reason(error)
+            except Exception as error:  # each decoder has its own errors, and one file must not end the scan
+                failed[sample.label] = _failure_reason(error)
         statistics = LabelStatistics.from_files(self.dataset, self.classes, self.convention, counted)
         return replace(statistics, failed=failed, dropped=dropped, folders=(self.common_folder,))
 
@@ -148,9 +147,9 @@ def _attributes(transform: Any) -> dict[str, Any]:
     return {name: getattr(transform, name, None) for name in slots} | getattr(transform, '__dict__', {})
 
 
-def _reason(error: Exception) -> str:
+def _failure_reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return 'it does not exist: add it, or take its image out; or seg_map_suffix or the folder is wrong'
+        return 'it does not exist: add it, remove its image, or correct seg_map_suffix or the folder'
     if isinstance(error, UnidentifiedImageError):  # its message holds an address in memory
-        return 'it is empty, or no image'
+        return 'it is empty or not an image'
     return str(error) if isinstance(error, LabelFileError) else in_one_line(error)

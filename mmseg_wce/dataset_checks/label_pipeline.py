@@ -1,4 +1,4 @@
-"""Labels as a data set's own pipeline makes them, without what moves, crops, colours or packs."""
+"""Labels from a data set's pipeline, without the transforms that move, crop, colour or pack."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ __all__ = ['LabelPipeline']
 
 
 class LabelPipeline:
-    """The part of a data set's pipeline that decides what its labels mean.
+    """Part of a data set's pipeline that determines the meaning of its labels.
 
     Transforms of mmcv and mmseg that move, crop, resize, colour or pack are left out, and so are all transforms after
-    the last one that may change labels. Every other transform is run: the loader of labels, and whatever a project adds
-    before or after it. Where that fails, the whole pipeline is run in its place, with crops and flips.
+    the last one that may change labels. All others are run: the loader of labels, and custom transforms before or after
+    it. If that fails, the full pipeline is run instead, with crops and flips.
 
-    All transforms are copies and the random state is restored: a training does not notice.
+    All transforms are copies and the random state is restored, so that the training is not affected.
 
     Args:
         dataset: an mmengine ``BaseDataset``, without wrappers.
-        more_transforms: of wrappers with a pipeline of their own, which run after the data set's.
-        whole: gives the sample of an index as the training sees it; by default the data set's ``prepare_data``.
+        more_transforms: transforms of wrappers, which run after those of the data set.
+        get_sample: returns the sample at an index as the training sees it; by default the data set's ``prepare_data``.
 
     Attributes:
-        notes: what a user should know about how the labels are looked at, a sentence each.
-        needs_image: if a transform makes other labels, or fails, without the image.
+        notes: notes for the user on how the labels are read, one sentence each.
+        needs_image: True if a transform makes other labels, or fails, without the image.
         first_move: the first transform that moves pixels, if image and labels are loaded before it; else None.
-        notes_whole: if a note says that the whole pipeline is run.
+        notes_full_run: True if a note says that the full pipeline is run.
 
     Raises:
         NoLoaderError: no transform loads labels.
-        ValueError: one of them cannot be copied.
+        ValueError: a transform cannot be copied.
     """
 
     def __init__(
-        self, dataset: Any, more_transforms: Sequence[Callable] = (), whole: Callable[[int], dict] | None = None
+        self, dataset: Any, more_transforms: Sequence[Callable] = (), get_sample: Callable[[int], dict] | None = None
     ) -> None:
         name = type(dataset).__name__
         transforms = [*flatten([dataset.pipeline]), *flatten(more_transforms)]
@@ -71,7 +71,7 @@ class LabelPipeline:
         if not changing:
             raise NoLoaderError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
         self._steps = copy_steps(name, steps)
-        self._end = changing[-1] + 1  # of the steps that make labels; loaders of images may follow
+        self._end = changing[-1] + 1  # end of the steps that make labels; loaders of images may follow
         self.first_move = find_first_move(transforms)
         self._dataset = copy_of_dataset(dataset)
         self._dataset.pipeline = _unchanged
@@ -79,34 +79,34 @@ class LabelPipeline:
         self._packers = [copy.deepcopy(t) for t in transforms if type(t) is PackSegInputs] if self._prepares else []
         self._up_to_labels = find_moves_before_labels(transforms)
         self._original = dataset
-        self._given_whole = whole
-        self._whole: Callable[[int], dict] | None = None
+        self._get_sample = get_sample
+        self._run_all: Callable[[int], dict] | None = None
         self.needs_image = True
-        self.notes_whole = False
+        self.notes_full_run = False
 
     @property
     def transforms(self) -> list[Callable]:
-        """The transforms that are run, loaders of images included."""
+        """Transforms that are run, including loaders of images."""
         return [step.transform for step in self._steps[: self._end]]
 
     @property
     def image_loaders(self) -> list[Callable]:
-        """The transforms that load the image."""
+        """Transforms that load the image."""
         return [step.transform for step in self._steps if step.effect is Effect.LOADS_IMAGE]
 
     @property
     def label_transforms(self) -> list[Callable]:
-        """The transforms that load labels, or may change them."""
+        """Transforms that load labels or may change them."""
         return [step.transform for step in self._steps if step.effect is Effect.LABELS]
 
     def probe(self, indices: Sequence[int]) -> None:
-        """Find out on some samples what is needed for the others, and note what is unusual.
+        """Run some samples to find out if labels need the image, and add notes on unusual transforms.
 
-        A transform of another project that adds an image and changes nothing else is a loader of images. Images are
-        loaded for all samples if some labels differ, or cannot be made, without them.
+        A custom transform that adds an image and changes nothing else counts as a loader of images. Images are loaded
+        for all samples if labels of a probed sample differ, or cannot be made, without them.
 
         Args:
-            indices: of the samples.
+            indices: indices of the samples.
         """
         with isolated_random_state():
             self._find_image_loaders(indices)
@@ -115,61 +115,61 @@ class LabelPipeline:
         self.notes += dict.fromkeys(note for _, note in outcomes if note)
 
     def load(self, index: int, with_image: bool = False) -> LoadedLabels:
-        """Make the labels of a sample.
+        """Load the labels of a sample.
 
         Args:
-            index: of the sample in the data set.
-            with_image: load the image first, also where no probed sample needed it.
+            index: index of the sample in the data set.
+            with_image: load the image first, even if no probed sample needed it.
 
         Raises:
             SampleDroppedError: a transform returned None.
             NoLabelsError: no transform loads labels for this sample.
-            Exception: the sample cannot be loaded by the training's own transforms either.
+            Exception: the training's full pipeline fails on the sample too.
         """
         with isolated_random_state(index):
             try:
                 return self._run(index, with_image or self.needs_image)
             except (SampleDroppedError, NoLabelsError):
                 raise
-            except Exception as error:  # of any transform: perhaps one that needs what was left out
+            except Exception as error:  # perhaps a transform needs one that was left out
                 cause = error
             if not (with_image or self.needs_image):
                 with suppress(Exception):
                     return self._run(index, with_image=True)
-            return self._run_whole(index)._replace(whole_because=in_one_line(cause))
+            return self._run_full(index)._replace(full_run_reason=in_one_line(cause))
 
     @property
-    def has_transforms_of_others(self) -> bool:
-        """True if transforms of other projects are run, which may also change the size of image or label."""
+    def has_custom_transforms(self) -> bool:
+        """True if custom transforms are run, which may change the size of image or label."""
         return not all(is_loader(step.transform) for step in self._steps)
 
     def sizes(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...] | None, bool]:
-        """Run all transforms that are not left out, with the image, and compare.
+        """Return the shapes of a sample's label and image after all transforms that are not left out.
 
         Args:
-            index: of the sample in the data set.
+            index: index of the sample in the data set.
 
         Returns:
-            Shape of the label, shape of the image (None where there is none), and if a transform changed the size of
+            Shape of the label, shape of the image (None without one), and True if a transform changed the size of
             either after it was loaded.
         """
-        seen: dict[str, list[tuple[int, ...]]] = dict(img=[], gt_seg_map=[])
+        all_shapes: dict[str, list[tuple[int, ...]]] = dict(img=[], gt_seg_map=[])
         with isolated_random_state(index):
             results: Any = self._dataset.prepare_data(index)
             for transform, _ in self._steps:
                 results = transform(results)
                 if results is None:
                     raise SampleDroppedError(type(transform).__name__)
-                for key, shapes in seen.items():
+                for key, shapes in all_shapes.items():
                     if results.get(key) is not None:
                         shapes.append(np.shape(results[key]))
-        images, labels = seen['img'], seen['gt_seg_map']
-        resized = any(shape[:2] != shapes[0][:2] for shapes in seen.values() for shape in shapes)
+        images, labels = all_shapes['img'], all_shapes['gt_seg_map']
+        resized = any(shape[:2] != shapes[0][:2] for shapes in all_shapes.values() for shape in shapes)
         return labels[-1], images[-1] if images else None, resized
 
     @property
     def has_plain_images(self) -> bool:
-        """Whether the image of a sample is the file that the data set names, read by ``LoadImageFromFile``."""
+        """True if images are the files that the data set names, read by ``LoadImageFromFile``."""
         loaders = [step.transform for step in self._image_steps() if step.effect is Effect.LOADS_IMAGE]
         return len(loaders) == len(self._image_steps()) and all(type(load) is LoadImageFromFile for load in loaders)
 
@@ -177,10 +177,10 @@ class LabelPipeline:
         """Load the image of a sample without its labels.
 
         Args:
-            index: of the sample in the data set.
+            index: index of the sample in the data set.
 
         Returns:
-            What the loaders set as ``img``; None where there is no loader, or the sample is dropped.
+            The ``img`` of the loaders; None if there is no loader or the sample is dropped.
         """
         with isolated_random_state(index):
             results: Any = self._dataset.prepare_data(index)
@@ -191,17 +191,17 @@ class LabelPipeline:
             return results.get('img')
 
     def _image_steps(self) -> list[Step]:
-        """Return what is run for an image: loaders of it, and transforms of other projects that stand before."""
+        """Return the steps that load the image: its loaders, and custom transforms before them."""
         loads = [i for i, step in enumerate(self._steps) if step.effect is Effect.LOADS_IMAGE]
         before = self._steps[: loads[-1] + 1] if loads else []
-        own = [i for i, step in enumerate(before) if step.effect is Effect.LABELS and not is_loader(step.transform)]
+        custom = [i for i, step in enumerate(before) if step.effect is Effect.LABELS and not is_loader(step.transform)]
         labels = [i for i, step in enumerate(before) if step.effect is Effect.LABELS and is_loader(step.transform)]
-        if own and labels and labels[0] < own[-1]:  # one of them may need the labels
+        if custom and labels and labels[0] < custom[-1]:  # a custom transform may need the labels
             return before
-        return [step for i, step in enumerate(before) if i in own or step.effect is Effect.LOADS_IMAGE]
+        return [step for i, step in enumerate(before) if i in custom or step.effect is Effect.LOADS_IMAGE]
 
     def resized_alike(self, label_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
-        """Return True if a resize brings image and label to one size before anything else moves them.
+        """Return True if a resize gives image and label the same size before other transforms move them.
 
         Args:
             label_size: height and width of the label.
@@ -215,15 +215,15 @@ class LabelPipeline:
         with isolated_random_state():
             try:
                 results = move(results)
-            except Exception:  # it needs more than an image and a label
+            except Exception:  # it needs more input than an image and a label
                 return False
         return results['img'].shape[:2] == results['gt_seg_map'].shape[:2]
 
     def fits_where_loaded(self, index: int) -> bool:
-        """Return True if transforms that stand before the loader of labels bring the image to the label's size.
+        """Return True if transforms before the loader of labels resize the image to the label's size.
 
         Args:
-            index: of the sample in the data set.
+            index: index of the sample in the data set.
         """
         if not self._up_to_labels:
             return False
@@ -233,27 +233,27 @@ class LabelPipeline:
                 for transform in copy.deepcopy(self._up_to_labels):
                     results = transform(results)
                 return np.shape(results['img'])[:2] == np.shape(results['gt_seg_map'])[:2]
-            except Exception:  # they need more, or leave the sample out
+            except Exception:  # they need more input, or drop the sample
                 return False
 
     def _run(self, index: int, with_image: bool) -> LoadedLabels:
         if self._prepares:
-            seen: list[LoadedLabels] = []
+            outputs: list[LoadedLabels] = []
             dataset = copy.copy(self._dataset)
-            dataset.pipeline = lambda results: self._run_packed(results, with_image, seen)
+            dataset.pipeline = lambda results: self._run_packed(results, with_image, outputs)
             results = dataset.prepare_data(index)
             if results is None:
                 raise SampleDroppedError(type(dataset).__name__)
-            return seen[-1]._replace(labels=labels_in(results))
+            return outputs[-1]._replace(labels=labels_in(results))
         return self._run_steps(self._dataset.prepare_data(index), with_image)[1]
 
-    def _run_packed(self, results: dict, with_image: bool, seen: list[LoadedLabels]) -> Any:
-        """Run the steps inside a data set's own ``prepare_data``, which may expect that its pipeline packs."""
+    def _run_packed(self, results: dict, with_image: bool, outputs: list[LoadedLabels]) -> Any:
+        """Run the steps and pack the results, as a custom ``prepare_data`` may expect of its pipeline."""
         try:
             results, loaded = self._run_steps(results, with_image)
         except SampleDroppedError:
             return None
-        seen.append(loaded)
+        outputs.append(loaded)
         for transform in self._packers:
             results = transform(results)
         return results
@@ -274,15 +274,15 @@ class LabelPipeline:
                 resized_by = resized_by or (type(transform).__name__ if shape != size else '')
         return results, LoadedLabels(labels_in(results), size, path, resized_by)
 
-    def _run_whole(self, index: int) -> LoadedLabels:
-        if self._whole is None:
-            if self._given_whole is not None:
-                self._whole = copy.deepcopy(self._given_whole)
+    def _run_full(self, index: int) -> LoadedLabels:
+        if self._run_all is None:
+            if self._get_sample is not None:
+                self._run_all = copy.deepcopy(self._get_sample)
             else:
                 dataset = copy_of_dataset(self._original)
                 dataset.pipeline = copy.deepcopy(self._original.pipeline)
-                self._whole = dataset.prepare_data
-        results = self._whole(index)
+                self._run_all = dataset.prepare_data
+        results = self._run_all(index)
         if results is None:
             raise SampleDroppedError('a transform')
         return LoadedLabels(labels_in(results))
@@ -299,22 +299,22 @@ class LabelPipeline:
                     changed = [key for key in before if results.get(key) is not before[key]]
                     if i in unknown and not changed and 'img' in set(results) - set(before):
                         self._steps[i] = self._steps[i]._replace(effect=Effect.LOADS_IMAGE)
-            except Exception:  # a file is missing, say: what is not known to be a loader of images is run
+            except Exception:  # a missing file, for example; transforms not known as image loaders are run
                 return
 
     def _probe_sample(self, index: int) -> tuple[bool, str]:
-        """Return if the image is needed, and a note."""
+        """Return True if the image is needed, and a note."""
         loaded, again, without_image = (
             self._outcome(index, with_image, seed)
             for with_image, seed in ((True, index), (True, index + 1), (False, index))
         )
         if isinstance(loaded, LoadedLabels):
             same = isinstance(without_image, LoadedLabels) and _same(loaded.labels, without_image.labels)
-            drawn = isinstance(again, LoadedLabels) and not _same_values(loaded.labels, again.labels)
-            return not same, self._shape_note(loaded) or self._draw_note() * drawn
+            is_random = isinstance(again, LoadedLabels) and not _same_values(loaded.labels, again.labels)
+            return not same, self._shape_note(loaded) or self._random_note() * is_random
         if isinstance(without_image, LoadedLabels):  # the image itself cannot be loaded
             return False, self._shape_note(without_image)
-        return True, self._whole_note(index, loaded)
+        return True, self._full_run_note(index, loaded)
 
     def _outcome(self, index: int, with_image: bool, seed: int) -> LoadedLabels | Exception:
         with isolated_random_state(seed):
@@ -323,33 +323,33 @@ class LabelPipeline:
             except Exception as error:  # of any transform
                 return error
 
-    def _draw_note(self) -> str:
+    def _random_note(self) -> str:
         others = [type(t).__name__ for t in self.label_transforms if not is_loader(t)]
-        if {'RandomApply', 'RandomChoice'} & set(others):  # which have a note of their own
+        if {'RandomApply', 'RandomChoice'} & set(others):  # notes_on has a note on these
             return ''
         name = type(self._original).__name__
         return f'{name}: {", ".join(others)} changes labels at random: they are counted as one draw leaves them'
 
     def _shape_note(self, loaded: LoadedLabels) -> str:
-        left = np.shape(loaded.labels)[:2]
-        if not loaded.resized_by or loaded.size is None or len(left) < 2:
+        shape = np.shape(loaded.labels)[:2]
+        if not loaded.resized_by or loaded.size is None or len(shape) < 2:
             return ''
-        before, after = ('{1} x {0}'.format(*size) for size in (loaded.size, left))
+        before, after = ('{1} x {0}'.format(*size) for size in (loaded.size, shape))
         return (
             f'{type(self._original).__name__}: {loaded.resized_by} changes the size of labels ({before} becomes '
             f'{after}, width x height): they are counted as the transforms leave them'
         )
 
-    def _whole_note(self, index: int, error: Exception) -> str:
-        """Say that the whole pipeline has to be run, where that works."""
+    def _full_run_note(self, index: int, error: Exception) -> str:
+        """Return a note that the full pipeline has to be run, if it works."""
         if isinstance(error, SampleDroppedError):
             return ''
         with isolated_random_state(index):
             try:
-                self._run_whole(index)
-            except Exception:  # the training fails as well: reading the sample says so
+                self._run_full(index)
+            except Exception:  # the training fails too, and reading the sample reports it
                 return ''
-        self.notes_whole = True
+        self.notes_full_run = True
         return (
             f'{type(self._original).__name__}: its transforms need what the ones left out make '
             f'({in_one_line(error)}), so labels are counted after the whole pipeline, with its crops and flips'
@@ -357,7 +357,6 @@ class LabelPipeline:
 
 
 def _unchanged(results: dict) -> dict:
-    """Pass a data set's own description of a sample on."""
     return results
 
 
@@ -366,5 +365,5 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _same_values(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return True if both hold every value as often; a flip does not change that."""
+    """Return True if both hold each value equally often, as before and after a flip."""
     return one.shape == other.shape and _same(np.sort(one, axis=None), np.sort(other, axis=None))

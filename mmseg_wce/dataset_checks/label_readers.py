@@ -1,4 +1,4 @@
-"""Ways to read a sample's labels: from the file of plain ``LoadAnnotations``, by a pipeline, as a data set's item."""
+"""Readers of a sample's labels: from the file of plain ``LoadAnnotations``, by a pipeline, or as a data set's item."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg_wce.class_weights import Convention
+from mmseg_wce.class_weights import LabelEncoding
 from mmseg_wce.class_weights.statistics import FileLabels
 from mmseg_wce.dataset_checks.isolation import isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import is_resize
@@ -35,7 +35,7 @@ from PIL import Image
 
 __all__ = ['AnnotationReader', 'ItemReader', 'PipelineReader', 'Sample']
 
-_EXIF_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+_EXIF_ORIENTATION, _TRANSPOSED = 0x0112, (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Sample:
     """A label file.
 
     Attributes:
-        index: of the sample in its data set, or of the file in its folder.
-        label: path of the label, or what stands for it in a message.
-        image: path of the image; None where it is not known.
-        has_label: False where the data set names no label for the image.
+        index: index of the sample in its data set, or of the file in its folder.
+        label: path of the label, or a name for messages if it has no file.
+        image: path of the image; None if unknown.
+        has_label: False if the data set names no label for the image.
     """
 
     index: int
@@ -57,21 +57,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class AnnotationReader:
-    """Files that mmseg's own ``LoadAnnotations`` reads, with nothing after it that changes labels.
+    """Reader of files for pipelines in which mmseg's ``LoadAnnotations`` alone makes the labels.
 
     Attributes:
         load: the transform.
-        convention: how raw values become labels.
-        pipeline: of the data set; None where there is none.
+        convention: encoding of raw values.
+        pipeline: pipeline of the data set; None if there is none.
     """
 
     load: Any
-    convention: Convention
+    convention: LabelEncoding
     pipeline: LabelPipeline | None = None
 
     @cached_property
     def table(self) -> np.ndarray:
-        """(256,), uint8: the label that each raw value becomes, found by letting ``load`` read all of them once."""
+        """Label of each raw value: (256,), uint8. ``load`` reads a file with all raw values once to fill it."""
         load = copy.copy(self.load)
         load.backend_args = None
         kind = 'tiff' if load.imdecode_backend == 'tifffile' else 'png'
@@ -88,26 +88,26 @@ class AnnotationReader:
 
     @property
     def resizes(self) -> bool:
-        """Whether image and label are resized before anything else moves them, so that their sizes may differ."""
+        """True if image and label are resized before other transforms move them, so that their sizes may differ."""
         return self.pipeline is not None and is_resize(self.pipeline.first_move)
 
     def raw(self, path: str) -> tuple[np.ndarray, str]:
-        """Return a file's values (H, W) as ``load`` decodes them, before it keeps 8 bits, and how they are stored.
+        """Return a file's values (H, W) as ``load`` decodes them, before a conversion to 8 bits, and their storage.
 
         Raises:
-            LabelFileError: it holds colours.
-            Exception: it is missing or damaged; every storage and decoder has its own errors.
+            LabelFileError: the file holds colours.
+            Exception: the file is missing or damaged; each storage backend and decoder has its own errors.
         """
         content = fileio.get(path, backend_args=self.load.backend_args)
         decoder = self.load.imdecode_backend
         if decoder == 'pillow':
             image = Image.open(io.BytesIO(content))
-            return two_dimensional(_squeezed(np.array(image))), f'{image.mode} {image.format}'
+            return two_dimensional(_squeeze(np.array(image))), f'{image.mode} {image.format}'
         kind = 'file'
         if content.startswith(b'\x89PNG'):
             image = Image.open(io.BytesIO(content))
             kind = 'palette PNG' if image.mode == 'P' else 'PNG'
-            image.verify()  # OpenCV decodes what there is of a file that was cut
+            image.verify()  # OpenCV decodes truncated files without an error
         values = mmcv.imfrombytes(content, flag='unchanged', backend=decoder)
         if values is None:
             raise LabelFileError(f'{decoder} cannot decode it')
@@ -115,14 +115,14 @@ class AnnotationReader:
             raise LabelFileError(
                 f"{decoder} makes colours of its palette: set imdecode_backend='pillow' in LoadAnnotations"
             )
-        return two_dimensional(_squeezed(values)), f'{decoder} {values.dtype} {kind}'
+        return two_dimensional(_squeeze(values)), f'{decoder} {values.dtype} {kind}'
 
     def labels(self, sample: Sample) -> np.ndarray:
         """Return (H, W), integers: the labels as the loss gets them."""
         return self.table[as_bytes(self.raw(sample.label)[0])]
 
     def count(self, sample: Sample, with_image: bool = False) -> FileLabels:
-        """Count the pixels of every label; compare its size with the image's where that is asked."""
+        """Count the pixels of each label, and compare its size with the image's if ``with_image``."""
         raw, storage = self.raw(sample.label)
         kept = as_bytes(raw)
         histogram = count_bytes(kept)
@@ -142,23 +142,23 @@ class AnnotationReader:
         )
 
     def image(self, sample: Sample) -> np.ndarray | None:
-        """Return the image as its loader leaves it: (H, W, 3), uint8, BGR as a rule."""
-        return _image(sample, self.pipeline)
+        """Return the image from its loader: (H, W, 3), uint8, usually BGR."""
+        return _load_image(sample, self.pipeline)
 
 
 @dataclass(frozen=True)
 class PipelineReader:
-    """Samples whose labels a data set's own transforms make.
+    """Reader of samples whose labels are made by the transforms of a data set.
 
     Attributes:
-        pipeline: what is run for a sample.
+        pipeline: pipeline that is run for a sample.
     """
 
     pipeline: LabelPipeline
 
     @property
     def resizes(self) -> bool:
-        """Whether image and label are resized before anything else moves them, so that their sizes may differ."""
+        """True if image and label are resized before other transforms move them, so that their sizes may differ."""
         return is_resize(self.pipeline.first_move)
 
     def labels(self, sample: Sample) -> np.ndarray:
@@ -166,36 +166,36 @@ class PipelineReader:
         return as_integers(self.pipeline.load(sample.index).labels)[0]
 
     def count(self, sample: Sample, with_image: bool = False, loads_image: bool = False) -> FileLabels:
-        """Count the pixels of every label; compare its size with the image's where that is asked.
+        """Count the pixels of each label, and compare its size with the image's if ``with_image``.
 
         Args:
-            sample: of the data set.
+            sample: a sample of the data set.
             with_image: compare sizes.
-            loads_image: load the image for the labels, also where no probed sample needed it.
+            loads_image: load the image before the labels, even if no probed sample needed it.
         """
         loaded = self.pipeline.load(sample.index, loads_image)
         load = next((t for t in self.pipeline.label_transforms if type(t) is LoadAnnotations), None)
         altered = _altered_before(load, loaded.path, changes_later=self.pipeline.label_transforms != [load])
-        if loaded.whole_because and not self.pipeline.notes_whole:
-            altered['whole pipeline'] = loaded.labels.size, loaded.whole_because
+        if loaded.full_run_reason and not self.pipeline.notes_full_run:
+            altered['whole pipeline'] = loaded.labels.size, loaded.full_run_reason
         mismatch = None
         if with_image and loaded.size is not None:
             mismatch = _find_mismatch(sample, loaded.size, self.pipeline)
         storage = ' + '.join(type(transform).__name__ for transform in self.pipeline.label_transforms)
-        return _counted(sample.label, loaded.labels, storage, altered, mismatch)
+        return _count_labels(sample.label, loaded.labels, storage, altered, mismatch)
 
     def image(self, sample: Sample) -> np.ndarray | None:
-        """Return the image as its loader leaves it: (H, W, 3), uint8, BGR as a rule."""
-        return _image(sample, self.pipeline)
+        """Return the image from its loader: (H, W, 3), uint8, usually BGR."""
+        return _load_image(sample, self.pipeline)
 
 
 @dataclass(frozen=True)
 class ItemReader:
-    """Samples of a data set or a wrapper that makes them in a way of its own: its items are taken as they are.
+    """Reader of the items of a data set or a wrapper with a custom ``__getitem__``.
 
     Attributes:
-        items: the data set, a copy.
-        load: the plain ``LoadAnnotations`` of its pipeline; None where there is none.
+        items: a copy of the data set.
+        load: the plain ``LoadAnnotations`` of its pipeline; None if there is none.
     """
 
     items: Any
@@ -208,15 +208,15 @@ class ItemReader:
         return as_integers(labels_in(self._item(sample)))[0]
 
     def count(self, sample: Sample, with_image: bool = False) -> FileLabels:
-        """Count the pixels of every label; its image has gone through the same transforms and is not compared."""
+        """Count the pixels of each label; the image went through the same transforms and is not compared."""
         item = self._item(sample)
         packed = item.get('data_samples')
         path = item.get('seg_map_path') if packed is None else getattr(packed, 'seg_map_path', None)
         altered = _altered_before(self.load, path, changes_later=True)
-        return _counted(str(path or sample.label), labels_in(item), type(self.items).__name__, altered, None)
+        return _count_labels(str(path or sample.label), labels_in(item), type(self.items).__name__, altered, None)
 
     def image(self, sample: Sample) -> np.ndarray | None:
-        """Return the image (H, W, 3) of the item; None where it has none."""
+        """Return the image (H, W, 3) of the item; None if it has none."""
         item = self._item(sample)
         image = item.get('img') if item.get('inputs') is None else item['inputs'].movedim(0, -1).numpy()
         return image if image is not None and image.dtype == np.uint8 else None
@@ -230,40 +230,40 @@ class ItemReader:
 
 
 def _altered_before(load: Any, path: str | None, changes_later: bool) -> dict[str, tuple[int, str]]:
-    """Find values that plain ``LoadAnnotations`` changes before another transform sees them."""
-    if path is None or load is None or _has_bytes(path, load.backend_args):
+    """Count values that plain ``LoadAnnotations`` changes before another transform sees them, by kind."""
+    if path is None or load is None or _has_8_bits(path, load.backend_args):
         return {}
     try:
-        raw = AnnotationReader(load, Convention()).raw(path)[0]
-    except Exception:  # colours, say, of which a later transform has made labels already
+        raw = AnnotationReader(load, LabelEncoding()).raw(path)[0]
+    except Exception:  # colours, for example, which a later transform has turned into labels
         return {}
     kept = as_bytes(raw)
-    found = {} if raw is kept else altered_bytes(raw, kept, kept == 255)
-    if changes_later and 'wrapped' in found:  # it may read the file again
-        found['wrapped before others'] = found.pop('wrapped')
-    return found
+    altered = {} if raw is kept else altered_bytes(raw, kept, kept == 255)
+    if changes_later and 'wrapped' in altered:  # a later transform may read the file again
+        altered['wrapped before others'] = altered.pop('wrapped')
+    return altered
 
 
-def _counted(
+def _count_labels(
     file: str,
     labels: np.ndarray,
     storage: str,
     altered: dict[str, tuple[int, str]],
     image_mismatch: tuple[str, str] | None,
 ) -> FileLabels:
-    """Count the pixels of every label of a sample."""
-    integers, not_whole = as_integers(labels)
+    """Count the pixels of each label of a sample."""
+    integers, not_integers = as_integers(labels)
     valid = integers
-    if 'not finite' in not_whole:
+    if 'not finite' in not_integers:
         valid = integers[np.isfinite(labels).reshape(integers.shape)]
     values, counts = count_values(valid)
-    altered = {**altered, **not_whole}
+    altered = {**altered, **not_integers}
     return FileLabels(
         file, integers.shape, values, counts, storage=storage, altered=altered, image_mismatch=image_mismatch
     )
 
 
-def _image(sample: Sample, pipeline: LabelPipeline | None) -> np.ndarray | None:
+def _load_image(sample: Sample, pipeline: LabelPipeline | None) -> np.ndarray | None:
     if pipeline is not None:
         return pipeline.load_image(sample.index)
     return None if sample.image is None else LoadImageFromFile()(dict(img_path=sample.image))['img']
@@ -272,17 +272,17 @@ def _image(sample: Sample, pipeline: LabelPipeline | None) -> np.ndarray | None:
 def _find_mismatch(
     sample: Sample, label_size: tuple[int, int], pipeline: LabelPipeline | None
 ) -> tuple[str, str] | None:
-    """Compare the sizes of a label and its image as their loaders leave them.
+    """Compare the sizes of a label and its image after their loaders.
 
-    The image is decoded only where its header may not tell its size: turned by EXIF, or in a format of another loader.
+    The image is decoded only if the header may not give its size: an EXIF rotation, or the format of a custom loader.
 
     Args:
-        sample: their paths.
+        sample: sample with the paths of both.
         label_size: height and width of the label.
-        pipeline: of the data set; None where there is none.
+        pipeline: pipeline of the data set; None if there is none.
 
     Returns:
-        None where they are equal, or the kind of mismatch (a key of ``LabelStatistics.image_mismatches``) and both
+        None if the sizes are equal; else the kind of mismatch (a key of ``LabelStatistics.image_mismatches``) and both
         files with their sizes.
     """
     loaders: list[Any] = [LoadImageFromFile()] if pipeline is None else pipeline.image_loaders
@@ -292,14 +292,14 @@ def _find_mismatch(
     try:
         if pipeline is None or pipeline.has_plain_images:
             backend_args = loaders[0].backend_args
-            stored, is_turned = _stored_size(sample.image, backend_args)
-            if stored == label_size and not is_turned:
+            stored, is_transposed = _stored_size(sample.image, backend_args)
+            if stored == label_size and not is_transposed:
                 return None
-        image = _image(sample, pipeline)
+        image = _load_image(sample, pipeline)
     except FileNotFoundError:
-        leaves_out = any(getattr(load, 'ignore_empty', False) for load in loaders)
-        return None if leaves_out else ('missing', sample.image)
-    except Exception as error:  # every decoder has its own errors
+        drops_missing = any(getattr(load, 'ignore_empty', False) for load in loaders)
+        return None if drops_missing else ('missing', sample.image)
+    except Exception as error:  # each decoder has its own errors
         return 'unknown' if pipeline is None else 'unreadable', f'{sample.image}: {in_one_line(error)}'
     if image is None or np.ndim(image) not in (2, 3) or label_size in (image.shape[:2], image.shape[1:]):
         return None
@@ -307,36 +307,36 @@ def _find_mismatch(
     detail = f'{sample.label} {label_size[1]} x {label_size[0]}, {sample.image} {width} x {height}'
     if pipeline is not None and pipeline.fits_where_loaded(sample.index):
         return 'resized before', detail
-    if pipeline is not None and pipeline.has_transforms_of_others:
+    if pipeline is not None and pipeline.has_custom_transforms:
         try:
             label, final, is_resized = pipeline.sizes(sample.index)
-        except Exception:  # a transform that needs what was left out: what it would do to the sizes is not known
+        except Exception:  # a transform needs one that was left out, so its effect on the sizes is unknown
             return None
         if is_resized:
-            same = final is None or label[:2] in (final[:2], final[1:])
-            return None if same else ('resized by others', f'{sample.label} {label}, {sample.image} {final}')
+            has_same_size = final is None or label[:2] in (final[:2], final[1:])
+            return None if has_same_size else ('resized by others', f'{sample.label} {label}, {sample.image} {final}')
     if stored == label_size == (width, height):
         return 'turned', detail
     if pipeline is None or not pipeline.resized_alike(label_size, (height, width)):
         return 'size', detail
-    same_shape = abs(height * label_size[1] - width * label_size[0]) <= max(height, width, *label_size)
-    return 'resized' if same_shape else 'stretched', detail
+    same_ratio = abs(height * label_size[1] - width * label_size[0]) <= max(height, width, *label_size)
+    return 'resized' if same_ratio else 'stretched', detail
 
 
 def _stored_size(path: str, backend_args: dict | None) -> tuple[tuple[int, int], bool]:
-    """Return height and width of an image file by its header, and if EXIF asks to swap them; zeros if it has none."""
-    local = osp.isfile(path)
+    """Return height and width in an image file's header (zeros if unknown), and True if EXIF swaps them."""
+    is_local = osp.isfile(path)
     try:
-        with Image.open(path if local else io.BytesIO(fileio.get(path, backend_args=backend_args))) as image:
-            return image.size[::-1], image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+        with Image.open(path if is_local else io.BytesIO(fileio.get(path, backend_args=backend_args))) as image:
+            return image.size[::-1], image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
     except FileNotFoundError:
         raise
     except Exception:  # a format that Pillow does not know
         return (0, 0), False
 
 
-def _has_bytes(path: str, backend_args: dict | None) -> bool:
-    """Return True if the header of a label file says that its values have 8 bits at most."""
+def _has_8_bits(path: str, backend_args: dict | None) -> bool:
+    """Return True if the header of a label file says that values have at most 8 bits."""
     try:
         content = path if osp.isfile(path) else io.BytesIO(fileio.get(path, backend_args=backend_args))
         with Image.open(content) as image:
@@ -345,5 +345,5 @@ def _has_bytes(path: str, backend_args: dict | None) -> bool:
         return False
 
 
-def _squeezed(values: np.ndarray) -> np.ndarray:
+def _squeeze(values: np.ndarray) -> np.ndarray:
     return values.squeeze() if values.ndim > 2 else values

@@ -1,4 +1,4 @@
-"""Values of label arrays: which shapes and dtypes hold class indices, what reading changes, how many of each."""
+"""Values of label arrays: shapes and dtypes of class indices, values that reading changes, and counts."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = [
 
 
 class LabelFileError(ValueError):
-    """A label file does not hold one class index for each pixel."""
+    """Error for a label file that does not hold one class index for each pixel."""
 
 
 class VolumeError(ValueError):
-    """Labels have three dimensions."""
+    """Error for labels with three dimensions."""
 
 
 def two_dimensional(values: np.ndarray) -> np.ndarray:
-    """Return an array with two dimensions as it is.
+    """Return a two-dimensional array unchanged.
 
     Args:
-        values: of a label file, any shape.
+        values: values of a label file, any shape.
 
     Raises:
-        LabelFileError: it has no pixels, or another number of dimensions; it names what it seems to hold.
+        LabelFileError: the array has no pixels or another number of dimensions. The message says what it seems to hold.
     """
     if values.size == 0:
         raise LabelFileError('it has no pixels')
@@ -48,7 +48,7 @@ def two_dimensional(values: np.ndarray) -> np.ndarray:
                     f'it holds one-hot labels of shape {values.shape}: take their argmax({axis}){ignored}'
                 )
         raise LabelFileError(
-            f'it holds an array of shape {values.shape} of 0 and 1, a mask for each class where these overlap, or a '
+            f'it holds an array of shape {values.shape} of 0 and 1, which are overlapping masks of classes or a '
             'volume: store one class index for each pixel, (H, W)'
         )
     if values.ndim == 3 and values.shape[-1] <= 4:
@@ -59,10 +59,10 @@ def two_dimensional(values: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:
-    """Convert values as ``LoadAnnotations`` does, which keeps 8 bits.
+    """Convert values to 8 bits as ``LoadAnnotations`` does.
 
     Args:
-        values: of a label file, any dtype; uint8 is returned as it is.
+        values: values of a label file, any dtype; uint8 is returned unchanged.
     """
     if values.dtype == np.uint8:
         return values
@@ -71,18 +71,18 @@ def as_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def altered_bytes(raw: np.ndarray, kept: np.ndarray, is_ignored: np.ndarray) -> dict[str, tuple[int, str]]:
-    """Count the values that differ after 8 bits were kept of them, by kind.
+    """Count the values that a conversion to 8 bits changes, by kind.
 
     Args:
         raw: (H, W), values of the file.
-        kept: (H, W), uint8: what is left of them.
-        is_ignored: (H, W), bool: the label that is made of them does not count.
+        kept: (H, W), uint8: the converted values.
+        is_ignored: (H, W), bool: True where the resulting label is ignored.
 
     Returns:
-        For each kind (a key of ``LabelStatistics.altered``): number of pixels, and the first value with its place.
+        For each kind (a key of ``LabelStatistics.altered``): number of pixels, and the first value with its position.
     """
     differs = raw != kept
-    found = _altered_floats(raw)
+    altered = _altered_floats(raw)
     wrapped = differs & (raw == np.trunc(raw)) if raw.dtype.kind == 'f' else differs
     all_ones = wrapped & is_ignored & np.isin(raw, (-1, 2**16 - 1, 2**32 - 1))
     for kind, mask in (
@@ -91,26 +91,26 @@ def altered_bytes(raw: np.ndarray, kept: np.ndarray, is_ignored: np.ndarray) -> 
         ('all ones', all_ones),
     ):
         if mask.any():
-            found[kind] = int(mask.sum()), _first_change(mask, raw, kept)
-    return found
+            altered[kind] = int(mask.sum()), _first_change(mask, raw, kept)
+    return altered
 
 
 def _altered_floats(values: np.ndarray) -> dict[str, tuple[int, str]]:
-    """Count floating-point values that are no whole numbers, by kind."""
+    """Count floating-point values that are not whole numbers, by kind."""
     if values.dtype.kind != 'f':
         return {}
     finite = np.isfinite(values)
-    found = {}
+    altered = {}
     if not finite.all():
-        found['not finite'] = int((~finite).sum()), _first_change(~finite, values)
+        altered['not finite'] = int((~finite).sum()), _first_change(~finite, values)
     fraction = finite & (values != np.trunc(values))
     if fraction.any():
-        found['fraction'] = int(fraction.sum()), _first_change(fraction, values)
-    return found
+        altered['fraction'] = int(fraction.sum()), _first_change(fraction, values)
+    return altered
 
 
 def _first_change(mask: np.ndarray, before: np.ndarray, after: np.ndarray | None = None) -> str:
-    """Name the first marked value, its place and what it becomes."""
+    """Describe the first value in a mask: its position and its value afterwards."""
     row, column = divmod(int(mask.argmax()), mask.shape[1])
     value = before[row, column].item()
     becomes = after[row, column].item() if after is not None else int(value) if np.isfinite(value) else None
@@ -122,14 +122,14 @@ def as_integers(values: np.ndarray) -> tuple[np.ndarray, dict[str, tuple[int, st
     """Convert labels as ``PackSegInputs`` does, and count the values that this changes, by kind.
 
     Args:
-        values: (H, W), also with a dimension of 1 before or after; any dtype.
+        values: (H, W), (1, H, W) or (H, W, 1), any dtype.
 
     Returns:
-        (H, W), integers; and as :func:`altered_bytes`.
+        (H, W), integers; and the counts as :func:`altered_bytes` returns them.
 
     Raises:
-        LabelFileError: they have a shape or dtype that holds no class indices.
-        VolumeError: they have three dimensions.
+        LabelFileError: the shape or dtype cannot be that of class indices.
+        VolumeError: the labels have three dimensions.
     """
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
@@ -147,7 +147,7 @@ def as_integers(values: np.ndarray) -> tuple[np.ndarray, dict[str, tuple[int, st
 
 
 def height_and_width(labels: Any) -> tuple[int, int] | None:
-    """Return the size of labels (H, W), (1, H, W) or (H, W, 1); None of other shapes.
+    """Return the size of labels (H, W), (1, H, W) or (H, W, 1); None for other shapes.
 
     Args:
         labels: an array, or anything else.
@@ -172,18 +172,18 @@ def count_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values that occur, sorted, int64, and how many pixels have each, int64.
+    """Return the sorted unique values, int64, and the number of pixels of each, int64.
 
     Args:
         values: any shape, integers.
     """
     runs, lengths = _runs(values)
-    found, positions = np.unique(runs, return_inverse=True)
-    return found.astype(np.int64), np.bincount(positions, weights=lengths, minlength=len(found)).astype(np.int64)
+    unique, positions = np.unique(runs, return_inverse=True)
+    return unique.astype(np.int64), np.bincount(positions, weights=lengths, minlength=len(unique)).astype(np.int64)
 
 
 def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return values and lengths of runs of equal values: to count those takes a third of the time."""
+    """Return values and lengths of runs of equal values; counting runs takes a third of the time of counting pixels."""
     values = values.ravel()
     if values.size == 0:
         return values, np.zeros(0, np.int64)

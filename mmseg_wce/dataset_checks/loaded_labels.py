@@ -1,4 +1,4 @@
-"""Labels of one sample as a pipeline gives them, and why there are none."""
+"""Labels of one sample from a pipeline, and errors for samples without labels."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ __all__ = ['LoadedLabels', 'NoLabelsError', 'NoLoaderError', 'SampleDroppedError
 
 
 class SampleDroppedError(Exception):
-    """A transform returned None: the training takes another sample in its place."""
+    """Error for a sample that a transform drops by returning None; the training replaces it by another one."""
 
 
 class NoLabelsError(KeyError):
-    """No transform has set ``gt_seg_map``."""
+    """Error for a sample without ``gt_seg_map``."""
 
 
 class NoLoaderError(ValueError):
-    """A pipeline has no transform that loads labels."""
+    """Error for a pipeline without a transform that loads labels."""
 
 
 class LoadedLabels(NamedTuple):
     """Labels of one sample.
 
     Attributes:
-        labels: as the transforms left them: (H, W) integers, if all is well.
-        size: height and width of the labels directly after they were loaded; None where that is not known.
-        path: of the file that plain ``LoadAnnotations`` read; None without one.
-        resized_by: name of the first transform after that which changed their size; empty where none did.
-        whole_because: why the whole pipeline was run, with its crops and flips; empty where it was not.
+        labels: labels after the transforms: (H, W) integers, if they are valid.
+        size: height and width of the labels directly after they were loaded; None if unknown.
+        path: path of the file that plain ``LoadAnnotations`` read; None without one.
+        resized_by: name of the first transform after loading that changed their size; empty if none did.
+        full_run_reason: reason why the full pipeline was run, with its crops and flips; empty if it was not.
     """
 
     labels: np.ndarray
     size: tuple[int, int] | None = None
     path: str | None = None
     resized_by: str = ''
-    whole_because: str = ''
+    full_run_reason: str = ''
 
 
 def labels_in(results: dict) -> np.ndarray:
     """Return the labels of a sample, packed or not.
 
     Args:
-        results: as a transform or a data set gives them.
+        results: output of a transform or a data set.
 
     Raises:
-        NoLabelsError: it has none.
+        NoLabelsError: the sample has no labels.
     """
     if results.get('gt_seg_map') is not None:
         return np.asarray(results['gt_seg_map'])

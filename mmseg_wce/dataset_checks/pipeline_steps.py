@@ -1,4 +1,4 @@
-"""Which transforms of a pipeline decide what its labels mean, and which can be left out."""
+"""Transforms of a pipeline that determine the meaning of its labels; the others can be left out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = [
 
 
 class UnbuiltTransform:
-    """Stands in the place of a transform of a config that cannot be built.
+    """Placeholder for a transform that cannot be built.
 
     Args:
-        name: its type in the config.
-        kind: its class; None where none is registered.
-        reason: why it cannot be built.
+        name: type of the transform in the config.
+        kind: its class; None if none is registered.
+        reason: reason why it cannot be built.
     """
 
     def __init__(self, name: str, kind: type | None, reason: str) -> None:
@@ -41,8 +41,8 @@ class Step(NamedTuple):
     """A transform that is run.
 
     Attributes:
-        transform: copied from the pipeline, or still the pipeline's own.
-        effect: what it may do.
+        transform: a copy, or the object in the pipeline.
+        effect: its effect on labels.
     """
 
     transform: Callable
@@ -50,9 +50,9 @@ class Step(NamedTuple):
 
 
 def find_first_move(transforms: Sequence[Callable]) -> Callable | None:
-    """Return the first transform that moves pixels after image and labels are loaded; None where none does.
+    """Return the first transform that moves pixels after image and labels are loaded; None if there is none.
 
-    Transforms of other projects count as loaders only where no loader of labels is known.
+    Custom transforms count as loaders of labels only if mmcv and mmseg's loaders are absent.
     """
     effects = [effect_of(transform) for transform in transforms]
     changing = [i for i, effect in enumerate(effects) if effect is Effect.LABELS]
@@ -65,10 +65,10 @@ def find_first_move(transforms: Sequence[Callable]) -> Callable | None:
 
 
 def find_moves_before_labels(transforms: Sequence[Callable]) -> list[Callable]:
-    """Return the transforms up to the loader of labels, if one of them moves pixels; an empty list where none does.
+    """Return the transforms up to the loader of labels, if one of them moves pixels; else an empty list.
 
     Args:
-        transforms: of a pipeline, flat.
+        transforms: transforms of a pipeline, flattened.
     """
     effects = [effect_of(transform) for transform in transforms]
     first = next((i for i, transform in enumerate(transforms) if effects[i] is Effect.LABELS), 0)
@@ -76,7 +76,7 @@ def find_moves_before_labels(transforms: Sequence[Callable]) -> list[Callable]:
 
 
 def flatten(transforms: Any) -> Iterator[Callable]:
-    """Yield transforms one by one, those of containers that always run all of theirs included."""
+    """Yield transforms one by one, including those in containers that always run all of them."""
     for transform in transforms:
         known, name = effect_of(transform) is Effect.CONTAINER, type(transform).__name__
         if known and name in ('Compose', 'MultiScaleFlipAug'):
@@ -91,17 +91,17 @@ def flatten(transforms: Any) -> Iterator[Callable]:
 
 
 def label_step(transform: Callable) -> Step | None:
-    """Return what labels need of a transform: itself, a container with fewer transforms, or None."""
+    """Return the part of a transform that labels need: itself, a container with fewer transforms, or None."""
     if isinstance(transform, UnbuiltTransform):
-        fails = transform.kind is not None and effect_of(transform.kind) is Effect.LABELS
-        return Step(transform, Effect.LABELS) if fails else None
+        is_needed = transform.kind is not None and effect_of(transform.kind) is Effect.LABELS
+        return Step(transform, Effect.LABELS) if is_needed else None
     effect = effect_of(transform)
     if effect in (Effect.MOVES, Effect.NONE):
         return None
-    return _reduced_container(transform) if effect is Effect.CONTAINER else Step(transform, effect)
+    return _reduce_container(transform) if effect is Effect.CONTAINER else Step(transform, effect)
 
 
-def _reduced_container(container: Any) -> Step | None:
+def _reduce_container(container: Any) -> Step | None:
     """Return a copy of a container without the transforms that can be left out."""
     branches = container.transforms if isinstance(container.transforms, list) else [container.transforms]
     kept_steps = [[step for inner in flatten(branch.transforms) if (step := label_step(inner))] for branch in branches]
@@ -109,13 +109,13 @@ def _reduced_container(container: Any) -> Step | None:
     if not effects:
         return None
     kept = [type(b)([step.transform for step in steps]) for b, steps in zip(branches, kept_steps, strict=True)]
-    smaller = copy.copy(container)
-    smaller.transforms = kept if isinstance(container.transforms, list) else kept[0]
-    return Step(smaller, Effect.LABELS if Effect.LABELS in effects else Effect.LOADS_IMAGE)
+    reduced = copy.copy(container)
+    reduced.transforms = kept if isinstance(container.transforms, list) else kept[0]
+    return Step(reduced, Effect.LABELS if Effect.LABELS in effects else Effect.LOADS_IMAGE)
 
 
 def notes_on(transform: Any) -> Iterator[str]:
-    """Say what is not looked into, or happens at random."""
+    """Yield notes on transforms that are not checked or that change labels at random."""
     name = type(transform).__name__
     if isinstance(transform, UnbuiltTransform):
         if transform.kind is None or effect_of(transform.kind) is Effect.CONTAINER:
@@ -127,7 +127,7 @@ def notes_on(transform: Any) -> Iterator[str]:
 
 
 def _has_function(node: Any) -> bool:
-    """Search the config of albumentations transforms for Lambda and for classes of a project."""
+    """Search the config of albumentations transforms for ``Lambda`` and for custom classes."""
     if isinstance(node, dict):
         kind = node.get('type')
         return kind == 'Lambda' or isinstance(kind, type) or any(map(_has_function, node.values()))
@@ -135,14 +135,14 @@ def _has_function(node: Any) -> bool:
 
 
 def copy_steps(name: str, steps: list[Step]) -> list[Step]:
-    """Copy transforms, or a training would notice that they were run.
+    """Copy transforms, so that running them does not affect the training.
 
     Args:
-        name: of the data set.
-        steps: what is run of its pipeline.
+        name: name of the data set.
+        steps: steps of its pipeline that are run.
 
     Returns:
-        The same steps with copied transforms.
+        The steps with copied transforms.
 
     Raises:
         ValueError: a transform cannot be copied.
@@ -154,6 +154,6 @@ def copy_steps(name: str, steps: list[Step]) -> list[Step]:
         except Exception as error:  # an open file, a lock
             raise ValueError(
                 f'{name}: transform {type(step.transform).__name__} cannot be copied ({in_one_line(error)}), so its '
-                'labels are not looked at'
+                'labels are not checked'
             ) from error
     return copies

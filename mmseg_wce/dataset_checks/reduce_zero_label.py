@@ -1,4 +1,4 @@
-"""Check if raw 0 is "other" or a class, as far as a look at some files can tell."""
+"""Check of some files for raw 0 that looks like "other" or like a class, against ``reduce_zero_label``."""
 
 from __future__ import annotations
 
@@ -17,55 +17,55 @@ from PIL import Image
 
 __all__ = ['check_raw_zero', 'evenly']
 
-_MORE = 1.5  # "other" has this much more of it along borders than any value as frequent
+_BORDER_RATIO = 1.5  # "other" has a border share this many times larger than any value at least as frequent
 
 
 def evenly(parts: Sequence[LabelFiles], most: int) -> list[tuple[LabelFiles, int]]:
-    """Choose some of the files, evenly spread over all.
+    """Choose files that are evenly spread over all files.
 
     Args:
         parts: label files.
-        most: how many to take.
+        most: number of files to choose.
 
     Returns:
-        Of each file, its part and its index in it.
+        The part of each file, and the file's index in it.
     """
-    every = [(part, i) for part in parts for i in range(len(part))]
-    return [every[i] for i in sorted({k * len(every) // most for k in range(most)})] if every else []
+    files = [(part, i) for part in parts for i in range(len(part))]
+    return [files[i] for i in sorted({k * len(files) // most for k in range(most)})] if files else []
 
 
 def check_raw_zero(parts: Sequence[LabelFiles], statistics: LabelStatistics, most: int = 32) -> list[Finding]:
-    """Check if raw 0 looks like "other" or like a class: by where it lies and by the files' palette. Reads few files.
+    """Check if raw 0 looks like "other" or like a class, by its position and the palette of some files.
 
-    "Other" is what annotators leave between things, so more of it lies along borders than of a class of that size.
+    Annotators leave "other" between objects, so a larger share of it lies along borders than of a class as frequent.
 
     Args:
         parts: label files.
-        statistics: of all of them.
-        most: how many files to read.
+        statistics: statistics of all files.
+        most: number of files to read.
 
     Returns:
-        A doubt, or none.
+        At most one finding, a warning.
     """
-    looked = _Look()
+    borders = _BorderShares()
     for part, i in evenly([part for part in parts if part.reads_raw_values], most):
         assert isinstance(part.reader, AnnotationReader)
         try:
             values, storage = part.reader.raw(part.files[i])
-        except Exception:  # the scan has named it
+        except Exception:  # the scan reports it
             continue
-        if storage.startswith('P ') and (found := _palette_offset(part, part.files[i], part.reader.load)):
-            return found
-        if values.dtype == np.uint8:  # others are a finding of their own
-            looked.add(values)
+        if storage.startswith('P ') and (findings := _check_palette(part, part.files[i], part.reader.load)):
+            return findings
+        if values.dtype == np.uint8:  # other dtypes have their own finding
+            borders.add(values)
     reduces = {part.convention.reduce_zero_label for part in parts}
     if reduces == {False}:
-        return _like_other(looked, parts[0])
-    return _like_a_class(looked, statistics) if reduces == {True} else []
+        return _check_like_other(borders, parts[0])
+    return _check_like_class(borders, statistics) if reduces == {True} else []
 
 
-class _Look:
-    """Pixels of each raw value, and the part of them that lies within two pixels of another value."""
+class _BorderShares:
+    """Pixels of each raw value, and the share of them within two pixels of another value."""
 
     def __init__(self) -> None:
         self.pixels, self._inside = np.zeros(256), np.zeros(256)
@@ -77,60 +77,59 @@ class _Look:
         self._inside += np.bincount(values[inside], minlength=256)
 
     @property
-    def along_borders(self) -> np.ndarray:
+    def border_share(self) -> np.ndarray:
         return 1 - self._inside / np.maximum(self.pixels, 1)
 
     @property
-    def share_of_zero(self) -> float:
+    def zero_share(self) -> float:
         return self.pixels[0] / max(self.pixels.sum(), 1)
 
     @property
-    def of_larger(self) -> np.ndarray:
-        """What lies along borders of the values from 1 to 254 that are as frequent as 0."""
+    def more_frequent(self) -> np.ndarray:
+        """Border shares of the values from 1 to 254 that are at least as frequent as 0."""
         larger = self.pixels >= self.pixels[0]
         larger[[0, 255]] = False
-        return self.along_borders[larger]
+        return self.border_share[larger]
 
     @property
-    def of_smaller(self) -> np.ndarray:
-        """The same of all others; the less of it, the larger the things."""
+    def less_frequent(self) -> np.ndarray:
+        """Border shares of the values that are less frequent than 0; larger objects have smaller shares."""
         smaller = (self.pixels > 0) & (self.pixels < self.pixels[0])
         smaller[255] = False
-        return self.along_borders[smaller] if smaller.any() else np.zeros(1)
+        return self.border_share[smaller] if smaller.any() else np.zeros(1)
 
 
-def _like_other(looked: _Look, part: LabelFiles) -> list[Finding]:
-    if not (0 < looked.share_of_zero < 0.2 and len(looked.of_larger) > 1):
+def _check_like_other(borders: _BorderShares, part: LabelFiles) -> list[Finding]:
+    if not (0 < borders.zero_share < 0.2 and len(borders.more_frequent) > 1):
         return []
-    of_zero, most = looked.along_borders[0], looked.of_larger.max()
-    if of_zero <= _MORE * most:
+    share, largest = borders.border_share[0], borders.more_frequent.max()
+    if share <= _BORDER_RATIO * largest:
         return []
     return [
         Finding(
             Severity.WARNING,
-            f'raw 0 looks like "other", not like a class: {100 * of_zero:.0f} % of it lies along borders, of values as '
-            f'frequent at most {100 * most:.0f} % do',
-            'if it is no class, set reduce_zero_label=True in the dataset and in LoadAnnotations',
+            f'raw 0 looks like "other", not like a class: {100 * share:.0f} % of it lies along borders, of values as '
+            f'frequent at most {100 * largest:.0f} % do',
+            'if it is not a class, set reduce_zero_label=True in the dataset and in LoadAnnotations',
             len(part),
             part.files[0],
         )
     ]
 
 
-def _like_a_class(looked: _Look, statistics: LabelStatistics) -> list[Finding]:
-    """Labels that start at 0 and are shifted nonetheless: the last value never occurs, and 0 has an inside."""
+def _check_like_class(borders: _BorderShares, statistics: LabelStatistics) -> list[Finding]:
+    """Find shifted labels whose files start at 0: the last value never occurs, and 0 has an interior."""
     number, raw = len(statistics.classes), statistics.raw_values
     if 0 not in raw or number in raw or 255 in raw or statistics.conventions[0].label_map is not None:
         return []
-    of_zero = looked.along_borders[0]
-    compact = of_zero <= _MORE * looked.of_larger.max() if len(looked.of_larger) else of_zero <= looked.of_smaller.min()
-    if not (0.01 < looked.share_of_zero <= 0.5 and compact):
+    limit = _BORDER_RATIO * borders.more_frequent.max() if len(borders.more_frequent) else borders.less_frequent.min()
+    if not (0.01 < borders.zero_share <= 0.5 and borders.border_share[0] <= limit):
         return []
     return [
         Finding(
             Severity.WARNING,
-            f'raw 0, {100 * looked.share_of_zero:.0f} % of the pixels, looks like a class: it has an inside, as '
-            f'others do, and raw {number} never occurs, so the files seem to hold 0..{number - 1}',
+            f'raw 0, {100 * borders.zero_share:.0f} % of the pixels, looks like a class: it has an interior, as '
+            f'classes do, and raw {number} never occurs, so the files seem to hold 0..{number - 1}',
             'if they do, set reduce_zero_label=False in the dataset and in LoadAnnotations',
             raw[0].files,
             raw[0].example,
@@ -138,8 +137,8 @@ def _like_a_class(looked: _Look, statistics: LabelStatistics) -> list[Finding]:
     ]
 
 
-def _palette_offset(part: LabelFiles, file: str, load: Any) -> list[Finding]:
-    """Compare the file's palette with that of the data set: it says which raw value each class has."""
+def _check_palette(part: LabelFiles, file: str, load: Any) -> list[Finding]:
+    """Compare a file's palette with that of the data set: it shows the raw value of each class."""
     content = fileio.get(file, backend_args=load.backend_args)
     colors = np.array(Image.open(io.BytesIO(content)).getpalette()).reshape(-1, 3)[:256]
     known = np.array(part.palette)

@@ -1,4 +1,4 @@
-"""One pass over label files: in parallel, in constant memory, resumed after an interruption."""
+"""Scan of label files: parallel, in constant memory, and resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SECONDS_BETWEEN_SAVES = 2.0
 
 
 class _Chunks(Dataset):
-    """Runs of files as a DataLoader asks for them; an item is their number, their part and their statistics."""
+    """Data set of chunks of files; an item is a chunk's number of files, the index of its part, and its statistics."""
 
     def __init__(self, parts: Sequence[LabelFiles], with_images: bool) -> None:
         self.parts, self.with_images = parts, with_images
@@ -45,23 +45,23 @@ class _Chunks(Dataset):
 
 
 def cores() -> int:
-    """How many this process may use; systems other than Linux tell only how many there are."""
+    """Return the number of cores that this process may use; outside Linux, all cores of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def scan(
     parts: Sequence[LabelFiles], num_workers: int = 0, unfinished: str | os.PathLike | None = None
 ) -> Iterator[tuple[int, LabelStatistics]]:
-    """Read every file once. Memory does not grow with their number.
+    """Read each file once, in memory that does not grow with the number of files.
 
     Args:
-        parts: of one data set, with the same number of classes.
-        num_workers: processes that read, at most as many as there are cores; 0 reads in this one.
-        unfinished: where to keep what an interrupted scan had, to go on from there: a file that exists only until the
-            scan is complete. What it holds of other files, or of files that have changed since, is not used.
+        parts: parts of one data set, with the same number of classes.
+        num_workers: number of processes that read, at most one per core; 0 reads in this process.
+        unfinished: file for the state of an interrupted scan, from which the next scan resumes; it is removed when the
+            scan is complete. A state of other files, or of files that have changed since, is not used.
 
     Yields:
-        Number of files done and the statistics of them, again and again, the last time of all.
+        Number of files read so far and their statistics, repeatedly; the last time for all files.
 
     Example:
         >>> import tempfile, numpy as np
@@ -78,10 +78,10 @@ def scan(
 
 
 def sum_statistics(statistics: Sequence[LabelStatistics]) -> LabelStatistics:
-    """Add statistics up, class by class in the order of the indices.
+    """Return the sum of statistics, class by class in the order of the indices.
 
     Args:
-        statistics: of data sets with the same number of classes, at least one.
+        statistics: statistics of at least one data set, with the same number of classes.
 
     Raises:
         ValueError: the numbers of classes differ.
@@ -95,58 +95,58 @@ def scan_parts(
     unfinished: str | os.PathLike | None = None,
     with_images: bool = False,
 ) -> Iterator[tuple[int, list[LabelStatistics]]]:
-    """Read every file once, as :func:`scan`, and keep the statistics of joined data sets apart.
+    """Read each file once like :func:`scan`, with separate statistics for joined data sets.
 
     Args:
-        parts: of one data set.
-        num_workers: processes that read.
-        unfinished: where to keep what an interrupted scan had.
-        with_images: compare the size of every label with its image's.
+        parts: parts of one data set.
+        num_workers: number of processes that read.
+        unfinished: file for the state of an interrupted scan.
+        with_images: compare the size of each label with that of its image.
 
     Yields:
-        Number of files done and the statistics of each part, again and again, the last time of all files.
+        Number of files read so far and the statistics of each part, repeatedly; the last time for all files.
     """
     chunks = _Chunks(parts, with_images)
     for part in parts:
         if isinstance(part.reader, AnnotationReader):
-            _ = part.reader.table  # made here once, not in every process
-    kept = _Kept(Path(unfinished), parts, with_images) if unfinished is not None else None
+            _ = part.reader.table  # computed once here, not in each process
+    state = _ScanState(Path(unfinished), parts, with_images) if unfinished is not None else None
     totals = [LabelStatistics.empty(part.dataset, part.classes, part.convention) for part in parts]
-    first, done, loaded = kept.load() if kept else (0, 0, None)
+    first, done, loaded = state.load() if state else (0, 0, None)
     if loaded is not None:
         totals = loaded
         yield done, list(totals)
-    left = Subset(chunks, range(first, len(chunks)))
-    num_workers = min(num_workers, len(left), cores())
-    loader = DataLoader(left, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
-    saved, index = time.monotonic(), first
+    remaining = Subset(chunks, range(first, len(chunks)))
+    num_workers = min(num_workers, len(remaining), cores())
+    loader = DataLoader(remaining, batch_size=None, num_workers=num_workers, collate_fn=_identity)
+    last_save, index = time.monotonic(), first
     try:
         for index, (number, i, statistics) in enumerate(loader, first + 1):
             done, totals[i] = done + number, totals[i] + statistics
-            if kept and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                kept.save(index, done, totals)
-                saved = time.monotonic()
+            if state and time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+                state.save(index, done, totals)
+                last_save = time.monotonic()
             yield done, list(totals)
-    except BaseException:  # an interrupt, or the caller has had enough
-        if kept and done > 0:
-            kept.save(index, done, totals)
+    except BaseException:  # an interrupt, or the caller closed the generator
+        if state and done > 0:
+            state.save(index, done, totals)
         raise
-    if kept:
-        kept.path.unlink(missing_ok=True)
+    if state:
+        state.path.unlink(missing_ok=True)
 
 
-def _as_it_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 
-class _Kept:
-    """What an interrupted scan had, in a file."""
+class _ScanState:
+    """State of an interrupted scan, in a file."""
 
     def __init__(self, path: Path, parts: Sequence[LabelFiles], with_images: bool) -> None:
         self.path, self.digest, self.number = path, _digest(parts, with_images), len(parts)
 
     def load(self) -> tuple[int, int, list[LabelStatistics] | None]:
-        """Chunks done, files done, the statistics of each part."""
+        """Return chunks read, files read, and the statistics of each part (None if there is no such state)."""
         try:
             content = json.loads(self.path.read_text())
             if content['digest'] != self.digest or len(content['statistics']) != self.number:
@@ -161,11 +161,11 @@ class _Kept:
 
 
 def _digest(parts: Iterable[LabelFiles], with_images: bool) -> str:
-    """Of everything that the statistics depend on; local files by size and time of change, others by name alone."""
+    """Return a hash of the inputs of the statistics: size and time of change of local files, names of others."""
     digest = hashlib.sha256(str(with_images).encode())
     for part in parts:
-        how = f'{part.dataset} {part.classes} {part.convention} {part.transforms} {part.times}'
-        digest.update(re.sub(r' at 0x[0-9a-f]+', '', how).encode())  # addresses in memory
+        settings = f'{part.dataset} {part.classes} {part.convention} {part.transforms} {part.times}'
+        digest.update(re.sub(r' at 0x[0-9a-f]+', '', settings).encode())  # addresses in memory
         for sample in part.samples:
             for file in (sample.label, sample.image) if with_images else (sample.label,):
                 stat = os.stat(file) if file and osp.isfile(file) else None

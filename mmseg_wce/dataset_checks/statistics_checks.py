@@ -1,4 +1,4 @@
-"""Check the statistics of a scan: values that are no class, values that reading changes, shifts, missing files."""
+"""Checks of a scan's statistics: invalid values, values that reading changes, shifts, missing files."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from mmseg_wce.label_evidence import LabelEvidence
 
 __all__ = ['check_statistics']
 
-_MANY_IMAGES = 100  # below, it says little that a class never occurs
+_MANY_IMAGES = 100  # among fewer images a class may be absent by chance
 
 
 def check_statistics(statistics: LabelStatistics, changed_later_by: str = '') -> list[Finding]:
-    """Return what the statistics of a scan show, worst first.
+    """Return the findings in the statistics of a scan, worst first.
 
     Args:
-        statistics: of label files that are read in the same way; those of joined data sets are checked one by one.
-        changed_later_by: what may still make classes of labels that are none: a data_preprocessor of a project's own.
+        statistics: statistics of label files that are read in the same way, so of one of several joined data sets.
+        changed_later_by: name of a custom ``data_preprocessor`` that may still turn invalid labels into classes.
 
     Returns:
-        The findings; empty where nothing looks wrong.
+        The findings; empty if nothing looks wrong.
 
     Example:
         >>> from dataclasses import replace
-        >>> from mmseg_wce.class_weights import Convention, LabelStatistics
+        >>> from mmseg_wce.class_weights import LabelEncoding, LabelStatistics
         >>> from mmseg_wce.dataset_checks import check_statistics
-        >>> nothing = LabelStatistics.empty('mine', ['sky', 'road'], Convention())
-        >>> (finding,) = check_statistics(replace(nothing, failed={'a.png': 'it is empty, or no image'}))
+        >>> empty = LabelStatistics.empty('mine', ['sky', 'road'], LabelEncoding())
+        >>> (finding,) = check_statistics(replace(empty, failed={'a.png': 'it is empty or not an image'}))
         >>> finding.what
-        'label files cannot be read: it is empty, or no image'
+        'label files cannot be read: it is empty or not an image'
     """
     s = statistics
     checks = (
@@ -47,12 +47,12 @@ def check_statistics(statistics: LabelStatistics, changed_later_by: str = '') ->
         _shifted_on_disk,
         _mostly_ignored,
         _without_label,
-        _never,
+        _absent_classes,
         _storage,
         _dropped,
     )
-    found = [finding for check in checks for finding in check(s)]
-    return sorted(found, key=lambda finding: -finding.severity)
+    findings = [finding for check in checks for finding in check(s)]
+    return sorted(findings, key=lambda finding: -finding.severity)
 
 
 def _failed(s: LabelStatistics) -> Iterator[Finding]:
@@ -61,10 +61,10 @@ def _failed(s: LabelStatistics) -> Iterator[Finding]:
         groups.setdefault(re.sub(r'-?\d+', '#', reason), []).append(file)
     for files in groups.values():
         what = f'label files cannot be read: {s.failed[files[0]]}'
-        yield Finding(Severity.ERROR, what, 'correct them, or take their images out', len(files), files[0])
+        yield Finding(Severity.ERROR, what, 'correct them, or remove their images', len(files), files[0])
 
 
-_WHOLE = 'whole pipeline'
+_FULL_PIPELINE = 'whole pipeline'
 _ALTERED = {
     'not finite': (
         Severity.ERROR,
@@ -73,17 +73,17 @@ _ALTERED = {
     ),
     'fraction': (
         Severity.ERROR,
-        'labels are not whole numbers, and the part behind the point is cut off',
-        'store class indices; masks that were resized with interpolation have to be resized with nearest neighbour',
+        'labels are not integers, and their fraction is cut off',
+        'store class indices; resize masks with nearest neighbour, not with interpolation',
     ),
     'wrapped': (
         Severity.ERROR,
-        'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to others',
+        'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to other values',
         'store class indices in 8 bits, or load them with a transform that keeps all of them',
     ),
     'wrapped before others': (
         Severity.WARNING,
-        'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap to others before other transforms',
+        'values do not fit into the 8 bits that LoadAnnotations keeps, and wrap before other transforms run',
         'unless one of these reads the file again: store class indices in 8 bits, or load them with a transform that '
         'keeps all of them',
     ),
@@ -94,12 +94,12 @@ _ALTERED = {
     ),
     'all ones': (
         Severity.NOTE,
-        'values wrap to the ignored label in the 8 bits that LoadAnnotations keeps, as they seem to be meant',
-        'nothing has to be changed, but {ignored} would say so',
+        'values wrap to the ignored label in the 8 bits that LoadAnnotations keeps, as seems to be intended',
+        'nothing has to be changed, but {ignored} would be clearer',
     ),
-    _WHOLE: (
+    _FULL_PIPELINE: (
         Severity.NOTE,
-        'transforms need here what others make that are left out, so labels were counted after crops and flips',
+        'transforms need others that are left out, so labels were counted after crops and flips',
         'the figures are those of one crop',
     ),
 }
@@ -108,7 +108,8 @@ _ALTERED = {
 def _altered(s: LabelStatistics) -> Iterator[Finding]:
     for kind, tally in s.altered.items():
         severity, what, change = _ALTERED[kind]
-        what = f'{what}: {tally.pixels} px, ' + (tally.detail if kind == _WHOLE else f'the first is {tally.detail}')
+        detail = tally.detail if kind == _FULL_PIPELINE else f'the first is {tally.detail}'
+        what = f'{what}: {tally.pixels} px, {detail}'
         yield Finding(severity, what, change.format(ignored=s.conventions[0].ignore_index), tally.files, tally.example)
 
 
@@ -121,7 +122,7 @@ _IMAGE_MISMATCHES = {
     'stretched': (
         Severity.WARNING,
         'image and label differ in size and shape (width x height) until the pipeline resizes both',
-        'make the labels at the size of the images: they are stretched in another way than these',
+        'make the labels at the size of the images: the resize stretches them differently',
     ),
     'resized': (
         Severity.NOTE,
@@ -141,15 +142,15 @@ _IMAGE_MISMATCHES = {
     'resized by others': (
         Severity.WARNING,
         'image and label differ in shape after transforms that change the size of one of them',
-        'look at these transforms: a training needs both at the same size before it crops',
+        'check these transforms: a training needs both at the same size before it crops',
     ),
     'missing': (
         Severity.ERROR,
         'labels have no image',
-        'their suffix or folder is wrong, or remove these labels',
+        'correct their suffix or folder, or remove these labels',
     ),
-    'unreadable': (Severity.ERROR, 'images cannot be read', 'correct them, or take them out'),
-    'unknown': (Severity.NOTE, 'sizes of images are not known', 'they were not compared; nothing else was needed'),
+    'unreadable': (Severity.ERROR, 'images cannot be read', 'correct or remove them'),
+    'unknown': (Severity.NOTE, 'sizes of images are not known', 'they were not compared; the other checks were made'),
 }
 
 
@@ -160,20 +161,20 @@ def _image_mismatches(s: LabelStatistics) -> Iterator[Finding]:
 
 
 def _binary_masks(s: LabelStatistics) -> Iterator[Finding]:
-    """Files of 0 and 255 alone; where others do hold 1, or of many classes, a little 255 may be a border."""
+    """Find masks of 0 and 255 only; a little 255 may be a border if other files hold 1 or there are many classes."""
     tally, reduced = s.zero_and_255, s.conventions[0].reduce_zero_label
     if tally is None or any(c.ignore_index != 255 for c in s.conventions):
         return
-    mixed = 1 in s.raw_values if s.raw_values else s.pixels[1:].any()
-    little = tally.pixels < 0.1 * tally.files * s.num_pixels / s.num_images
-    if len(s.classes) > 2 and (mixed or little or s.pixels[1:].any() or tally.files < s.num_images):
+    has_ones = 1 in s.raw_values if s.raw_values else s.pixels[1:].any()
+    is_little = tally.pixels < 0.1 * tally.files * s.num_pixels / s.num_images
+    if len(s.classes) > 2 and (has_ones or is_little or s.pixels[1:].any() or tally.files < s.num_images):
         return
     what = 'masks hold 0 and 255 only: 255 is not counted, so a foreground of 255 would be ignored'
-    first = 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and ' * reduced
+    reset = 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and ' * reduced
     yield Finding(
-        Severity.NOTE if mixed and little else Severity.WARNING,
-        f'{what}; others hold 1' if mixed else what,
-        f'{first}{mapping_advice({255: 1})}; or store 1 for the foreground',
+        Severity.NOTE if has_ones and is_little else Severity.WARNING,
+        f'{what}; others hold 1' if has_ones else what,
+        f'{reset}{mapping_advice({255: 1})}; or store 1 for the foreground',
         tally.files,
         tally.example,
     )
@@ -186,16 +187,16 @@ def _unexpected(s: LabelStatistics, changed_later_by: str) -> Iterator[Finding]:
     evidence = _evidence(s)
     raw = (lambda value: f'raw {value + 1}, ') if evidence.reduce_zero_label else (lambda _: '')
     names = [f'{value} ({raw(value)}{tally.pixels} px)' for value, tally in listed[:6]]
-    more = len(listed) - 6
-    names += [f'{more}{" or more" * (s.more_unexpected > 0)} others'] * (more > 0)
+    num_others = len(listed) - 6
+    names += [f'{num_others}{" or more" * (s.more_unexpected > 0)} others'] * (num_others > 0)
     worst = max(s.unexpected.values(), key=lambda tally: tally.files)
-    few = s.num_images >= 10 and worst.files <= max(1, 0.05 * s.num_images)
+    in_few_files = s.num_images >= 10 and worst.files <= max(1, 0.05 * s.num_images)
     causes = likely_causes(evidence)
     jpeg = next((tally for kind, tally in s.storage.items() if kind.endswith('JPEG')), None)
-    if few and evidence.continues_classes:
-        causes = [*causes, 'these few files were painted with values that are no class: look at them']
-    elif few:
-        causes = ['these few files were painted with values that are no class: correct them']
+    if in_few_files and evidence.continues_classes:
+        causes = [*causes, 'these few files were painted with values that are not a class: check them']
+    elif in_few_files:
+        causes = ['these few files were painted with values that are not a class: correct them']
     elif jpeg is not None and 'JPEG' not in causes[0] and sum(map(evidence.share, evidence.bad)) < 0.2:
         causes = ['JPEG changes values along borders, into those of other classes: save the masks as PNG', *causes]
     ignored = s.conventions[0].ignore_index
@@ -210,22 +211,22 @@ def _unexpected(s: LabelStatistics, changed_later_by: str) -> Iterator[Finding]:
 
 
 def _evidence(s: LabelStatistics) -> LabelEvidence:
-    """Values and their pixels, as the advice needs them."""
+    """Return the label values and pixel counts, from which likely causes are derived."""
     convention = s.conventions[0]
     counts: dict[float, int] = {value: tally.pixels for value, tally in s.unexpected.items()}
     counts |= {c: int(pixels) for c, pixels in enumerate(s.pixels) if pixels}
     if s.ignored_pixels:
         counts[convention.ignore_index] = s.ignored_pixels
-    known = len(s.conventions) == 1 and convention.label_map is None and bool(s.raw_values)
-    reduced = convention.reduce_zero_label if known else None
+    is_known = len(s.conventions) == 1 and convention.label_map is None and bool(s.raw_values)
+    reduced = convention.reduce_zero_label if is_known else None
     return LabelEvidence(counts, len(s.classes), convention.ignore_index, reduced)
 
 
 def _shifted_on_disk(s: LabelStatistics) -> Iterator[Finding]:
-    """Masks that were shifted before. 255 can hardly be in files before the shift: it is what the shift makes of 0."""
+    """Find masks that were shifted on disk: the shift turns 0 into 255, which other files hardly hold."""
     convention, number, raw = s.conventions[0], len(s.classes), s.raw_values
-    simple = len(s.conventions) == 1 and convention.label_map is None
-    if not (simple and convention.reduce_zero_label and convention.ignore_index == 255):
+    is_plain = len(s.conventions) == 1 and convention.label_map is None
+    if not (is_plain and convention.reduce_zero_label and convention.ignore_index == 255):
         return
     if {0, number - 1, 255} <= set(raw) and number not in raw:
         yield Finding(
@@ -238,15 +239,15 @@ def _shifted_on_disk(s: LabelStatistics) -> Iterator[Finding]:
         )
     elif 255 in raw and 0 in raw:
         what = 'both raw 0 and raw 255 become ignored'
-        yield Finding(Severity.NOTE, what, 'look whether both are meant to', raw[255].files, raw[255].example)
+        yield Finding(Severity.NOTE, what, 'check that this is intended', raw[255].files, raw[255].example)
 
 
 def _mostly_ignored(s: LabelStatistics) -> Iterator[Finding]:
     zero = s.raw_values.get(0)
     if zero is None or not any(c.reduce_zero_label for c in s.conventions):
         return
-    nothing_else = len(s.classes) <= 2 and not s.pixels[1:].any()
-    if zero.pixels > 0.5 * s.num_pixels or nothing_else:
+    has_no_other_class = len(s.classes) <= 2 and not s.pixels[1:].any()
+    if zero.pixels > 0.5 * s.num_pixels or has_no_other_class:
         yield Finding(
             Severity.WARNING,
             f'raw 0 is {_percent(zero.pixels, s.num_pixels)} of all pixels, which reduce_zero_label=True ignores: it '
@@ -262,45 +263,45 @@ def _without_label(s: LabelStatistics) -> Iterator[Finding]:
     if empty:
         yield Finding(
             Severity.WARNING,
-            'labels have no valid pixel: nothing but ignored ones',
-            'training learns nothing from these images: take them out, or look whether ignore_index is meant',
+            'labels have no valid pixel, only ignored ones',
+            'training learns nothing from these images: remove them, or correct ignore_index',
             empty.files,
             empty.example,
         )
 
 
-def _never(s: LabelStatistics) -> Iterator[Finding]:
+def _absent_classes(s: LabelStatistics) -> Iterator[Finding]:
     if not s.absent or s.num_images == 0:
         return
     listed = ', '.join(name.strip() for name in s.absent[:6]) + (
         f' and {len(s.absent) - 6} more' if len(s.absent) > 6 else ''
     )
     largest = int(np.flatnonzero(s.pixels).max(initial=-1))
-    ends = s.absent == list(s.classes[largest + 1 :])
+    are_last = s.absent == list(s.classes[largest + 1 :])
     cause = f'is num_classes={len(s.classes)} too large'
     reduced, only_last = s.conventions[0].reduce_zero_label, s.absent == list(s.classes[-1:])
     if reduced:
-        cause += ', or raw 0 a class that reduce_zero_label takes away'
-    # masks that were shifted before, where raw values would show it
-    perhaps_shifted = reduced and only_last and s.ignored_pixels > 0 and not s.raw_values and s.num_images >= 10
+        cause += ', or raw 0 a class that reduce_zero_label removes'
+    # raw values would show masks that were shifted on disk
+    may_be_shifted = reduced and only_last and s.ignored_pixels > 0 and not s.raw_values and s.num_images >= 10
     yield Finding(
-        Severity.WARNING if perhaps_shifted or (ends and s.num_images >= _MANY_IMAGES) else Severity.NOTE,
+        Severity.WARNING if may_be_shifted or (are_last and s.num_images >= _MANY_IMAGES) else Severity.NOTE,
         f'{len(s.absent)} of the {len(s.classes)} classes never occur in {s.num_images} images: {listed}',
-        f'labels end at {largest}: {cause}?' if ends else 'nothing can be learnt of them',
+        f'labels end at {largest}: {cause}?' if are_last else 'a model cannot learn them',
     )
 
 
 def _dropped(s: LabelStatistics) -> Iterator[Finding]:
     if s.dropped is None:
         return
-    all_of_them = s.num_images == 0 and not s.failed
-    what = f'{"all " * all_of_them}samples are left out of the training: {s.dropped.detail} returns None for them'
-    severity = Severity.ERROR if all_of_them else Severity.NOTE
-    yield Finding(severity, what, 'look whether this is meant', s.dropped.files, s.dropped.example)
+    are_all = s.num_images == 0 and not s.failed
+    what = f'{"all " * are_all}samples are left out of the training: {s.dropped.detail} returns None for them'
+    severity = Severity.ERROR if are_all else Severity.NOTE
+    yield Finding(severity, what, 'check that this is intended', s.dropped.files, s.dropped.example)
 
 
 def _storage(s: LabelStatistics) -> Iterator[Finding]:
-    """Palettes and JPEG."""
+    """Find labels with a palette and JPEG files."""
     for kind, tally in s.storage.items():
         if kind.startswith('P '):
             change = "their indices are read, as long as LoadAnnotations keeps imdecode_backend='pillow'"
@@ -310,5 +311,5 @@ def _storage(s: LabelStatistics) -> Iterator[Finding]:
             yield Finding(Severity.WARNING, 'labels are JPEG files', change, tally.files, tally.example)
 
 
-def _percent(part: float, whole: float) -> str:
-    return f'{100 * part / max(whole, 1):.{0 if math.isclose(part, whole) else 1}f} %'
+def _percent(part: float, total: float) -> str:
+    return f'{100 * part / max(total, 1):.{0 if math.isclose(part, total) else 1}f} %'

@@ -18,11 +18,11 @@ class Leaf(NamedTuple):
 
     Attributes:
         dataset: the data set itself.
-        times: how often wrappers repeat it.
-        more_transforms: of wrappers with a pipeline of their own.
-        wrapper: the outermost of these.
-        offset: index in the wrapper of the data set's first sample.
-        notes: what a user should know about the wrappers.
+        times: number of times that wrappers repeat it.
+        more_transforms: transforms in the pipelines of wrappers.
+        wrapper: the outermost wrapper with a pipeline; None if there is none.
+        offset: index of the data set's first sample in that wrapper.
+        notes: notes on the wrappers for the user.
     """
 
     dataset: Any
@@ -33,20 +33,20 @@ class Leaf(NamedTuple):
     notes: tuple[str, ...] = ()
 
     @property
-    def whole(self) -> Callable[[int], Any] | None:
-        """Gives a sample as wrappers with a pipeline of their own make it; None without such."""
-        return partial(_item, self.wrapper, self.offset) if self.more_transforms else None
+    def get_sample(self) -> Callable[[int], Any] | None:
+        """Function from an index to the sample after the wrappers' pipelines; None without such pipelines."""
+        return partial(_get_item, self.wrapper, self.offset) if self.more_transforms else None
 
 
 def leaves(dataset: Any, outer: Leaf | None = None) -> Iterator[Leaf]:
-    """Yield the data sets inside wrappers; a wrapper that makes its items in a way of its own is not looked into.
+    """Yield the data sets inside wrappers; a wrapper with a custom ``__getitem__`` is yielded itself.
 
     Args:
-        dataset: of mmengine, or a wrapper around such.
-        outer: what wrappers around it add.
+        dataset: a data set of mmengine, or a wrapper.
+        outer: settings of the wrappers around it.
 
     Yields:
-        Each data set with what its wrappers add.
+        Each data set with the settings of its wrappers.
     """
     outer = outer or Leaf(dataset)
     if inherits_items(dataset, ConcatDataset):
@@ -57,10 +57,10 @@ def leaves(dataset: Any, outer: Leaf | None = None) -> Iterator[Leaf]:
         yield from leaves(dataset.dataset, outer._replace(times=outer.times * dataset.times))
     elif inherits_items(dataset, MultiImageMixDataset):
         skipped = dataset._skip_type_keys or ()
-        own = [t for t, name in zip(dataset.pipeline, dataset.pipeline_types, strict=True) if name not in skipped]
+        used = [t for t, name in zip(dataset.pipeline, dataset.pipeline_types, strict=True) if name not in skipped]
         if outer.wrapper is None:
             outer = outer._replace(wrapper=dataset, offset=0)
-        yield from leaves(dataset.dataset, outer._replace(more_transforms=(*own, *outer.more_transforms)))
+        yield from leaves(dataset.dataset, outer._replace(more_transforms=(*used, *outer.more_transforms)))
     elif inherits_items(dataset, ClassBalancedDataset, Subset) and outer.wrapper is None:
         note = f'{type(dataset).__name__}: all samples of its data set are counted, and each once'
         yield from leaves(dataset.dataset, outer._replace(notes=(*outer.notes, note)))
@@ -69,18 +69,18 @@ def leaves(dataset: Any, outer: Leaf | None = None) -> Iterator[Leaf]:
 
 
 def inherits_items(dataset: Any, *kinds: type) -> bool:
-    """Return True if a data set gives its items as one of these classes does.
+    """Return True if a data set has the ``__getitem__`` of one of these classes.
 
     Args:
-        dataset: of mmengine or PyTorch.
+        dataset: a data set of mmengine or PyTorch.
         kinds: classes with ``__getitem__``.
     """
-    own: Any = type(dataset)
-    return any(isinstance(dataset, kind) and own.__getitem__ is kind.__getitem__ for kind in kinds)  # type: ignore
+    actual: Any = type(dataset)
+    return any(isinstance(dataset, kind) and actual.__getitem__ is kind.__getitem__ for kind in kinds)  # type: ignore
 
 
 def prepares_as_mmseg(dataset: Any) -> bool:
-    """Return True if a data set has no ``prepare_data`` of its own.
+    """Return True if a data set has mmengine's or mmseg's ``prepare_data``.
 
     Args:
         dataset: an mmengine ``BaseDataset``.
@@ -88,5 +88,5 @@ def prepares_as_mmseg(dataset: Any) -> bool:
     return type(dataset).prepare_data in (BaseDataset.prepare_data, BaseSegDataset.prepare_data)
 
 
-def _item(wrapper: Any, offset: int, index: int) -> Any:
+def _get_item(wrapper: Any, offset: int, index: int) -> Any:
     return wrapper[offset + index]

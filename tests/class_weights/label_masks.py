@@ -1,7 +1,7 @@
 """Label masks of three classes, and their statistics."""
 
 import numpy as np
-from mmseg_wce.class_weights import Convention, LabelStatistics
+from mmseg_wce.class_weights import LabelEncoding, LabelStatistics
 from mmseg_wce.class_weights.statistics import FileLabels
 
 CLASSES = ('a', 'b', 'c')
@@ -10,7 +10,7 @@ REDUCED = np.arange(-1, 255) % 256  # what reduce_zero_label=True makes of raw v
 
 def statistics_of(masks, first: int = 0) -> LabelStatistics:
     files = [file_of(f'{first + i}.png', mask, REDUCED) for i, mask in enumerate(masks)]
-    return LabelStatistics.from_files('three', CLASSES, Convention(True), files)
+    return LabelStatistics.from_files('three', CLASSES, LabelEncoding(True), files)
 
 
 def file_of(name: str, mask: np.ndarray, table: np.ndarray) -> FileLabels:

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mmseg_wce.class_weights import SCHEMES, Convention, LabelStatistics, class_weights, load_statistics
+from mmseg_wce.class_weights import SCHEMES, LabelEncoding, LabelStatistics, class_weights, load_statistics
 from mmseg_wce.class_weights.schemes import check_options
 
 PIXELS = np.array([8000, 1500, 400, 100])
@@ -15,7 +15,7 @@ N = 120
 @pytest.fixture
 def statistics():
     return replace(
-        LabelStatistics.empty('four', 'abcd', Convention(True)),
+        LabelStatistics.empty('four', 'abcd', LabelEncoding(True)),
         pixels=PIXELS,
         images=IMAGES,
         pixels_in_images=IN_IMAGES,

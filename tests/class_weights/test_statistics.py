@@ -6,7 +6,7 @@ from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from label_masks import CLASSES, REDUCED, file_of, some_masks, statistics_of
-from mmseg_wce.class_weights import Convention, LabelStatistics, Tally, statistics
+from mmseg_wce.class_weights import LabelEncoding, LabelStatistics, Tally, statistics
 from mmseg_wce.class_weights.statistics import FileLabels
 
 
@@ -56,7 +56,7 @@ def test_against_numpy(seed):
 def test_parts_add_up_to_the_whole(cut):
     masks = some_masks()
 
-    parts = statistics_of(masks[:cut]) if cut else LabelStatistics.empty('three', CLASSES, Convention(True))
+    parts = statistics_of(masks[:cut]) if cut else LabelStatistics.empty('three', CLASSES, LabelEncoding(True))
     if cut < len(masks):
         parts = parts + statistics_of(masks[cut:], cut)
 
@@ -72,7 +72,7 @@ def test_copies():
 
 def test_joining_what_does_not_fit():
     masks = some_masks()
-    other = LabelStatistics.empty('other', 'abcd', Convention(True))
+    other = LabelStatistics.empty('other', 'abcd', LabelEncoding(True))
 
     with pytest.raises(ValueError, match=r"different numbers of classes.*'three' has 3.*'other' has 4"):
         _ = statistics_of(masks) + other
@@ -88,12 +88,12 @@ def test_classes_of_other_names_add_up_by_index():
 
 def test_joining_other_conventions_and_names():
     one = statistics_of(some_masks())
-    other = replace(one, dataset='other', conventions=(Convention(False, label_map={0: 1}),), pixels_in_images=None)
+    other = replace(one, dataset='other', conventions=(LabelEncoding(False, label_map={0: 1}),), pixels_in_images=None)
 
     both = one + other + one
 
     assert both.dataset == 'three + other'
-    assert both.conventions == (Convention(True), Convention(False, label_map={0: 1}))
+    assert both.conventions == (LabelEncoding(True), LabelEncoding(False, label_map={0: 1}))
     assert both.pixels_in_images is None
 
 
@@ -110,7 +110,7 @@ def test_fingerprint_tells_contents_names_and_number_apart():
 def test_an_ignored_class_counts_nowhere():
     mask = np.repeat([0, 1, 2], [70, 20, 10]).reshape(10, 10)
 
-    s = LabelStatistics.from_files('four', 'abcd', Convention(ignore_index=0), [file_of('1', mask, np.arange(256))])
+    s = LabelStatistics.from_files('four', 'abcd', LabelEncoding(ignore_index=0), [file_of('1', mask, np.arange(256))])
 
     assert s.pixels.tolist() == [0, 20, 10, 0]
     assert s.share.tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0])
@@ -129,7 +129,7 @@ def test_labels_beyond_a_byte(ignore_index, cut):
     rng = np.random.default_rng(0)
     masks = [rng.choice([0, 5, 299, ignore_index, -7, 70000], (8, 9)) for _ in range(6)]
     files = [FileLabels(f'{i}.npy', mask.shape, *np.unique(mask, return_counts=True)) for i, mask in enumerate(masks)]
-    classes, convention = [str(c) for c in range(300)], Convention(ignore_index=ignore_index)
+    classes, convention = [str(c) for c in range(300)], LabelEncoding(ignore_index=ignore_index)
 
     s = LabelStatistics.from_files('wide', classes, convention, files[:cut])
     s = s + LabelStatistics.from_files('wide', classes, convention, files[cut:])
@@ -146,13 +146,13 @@ def test_labels_beyond_a_byte(ignore_index, cut):
 
 @pytest.mark.parametrize('cut', [1, 4, 7])
 def test_of_many_unexpected_values_the_smallest_are_kept(monkeypatch, cut):
-    monkeypatch.setattr(statistics, '_MOST_UNEXPECTED', 5)
+    monkeypatch.setattr(statistics, '_MAX_UNEXPECTED', 5)
     rng = np.random.default_rng(1)
     masks = [rng.integers(3, 60, (4, 5)) for _ in range(8)]
     files = [FileLabels(f'{i}', mask.shape, *np.unique(mask, return_counts=True)) for i, mask in enumerate(masks)]
 
-    whole = LabelStatistics.from_files('many', CLASSES, Convention(), files)
-    parts = [LabelStatistics.from_files('many', CLASSES, Convention(), part) for part in (files[:cut], files[cut:])]
+    whole = LabelStatistics.from_files('many', CLASSES, LabelEncoding(), files)
+    parts = [LabelStatistics.from_files('many', CLASSES, LabelEncoding(), part) for part in (files[:cut], files[cut:])]
 
     every = np.concatenate([mask.ravel() for mask in masks])
     assert sorted(whole.unexpected) == np.unique(every)[:5].tolist()
@@ -165,7 +165,7 @@ def test_what_reading_changed_and_left_out_adds_up():
         'a.tif', (1, 2), np.array([0]), np.array([2]), altered={'fraction': (2, '0.5')}, image_mismatch=('size', 'a b')
     )
     once = replace(
-        LabelStatistics.from_files('three', CLASSES, Convention(), [file]), dropped=Tally(0, 1, 'b.tif', 'Filter')
+        LabelStatistics.from_files('three', CLASSES, LabelEncoding(), [file]), dropped=Tally(0, 1, 'b.tif', 'Filter')
     )
 
     twice = once + once

@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 from label_masks import some_masks, statistics_of
 from mmseg.datasets import ADE20KDataset
-from mmseg_wce.class_weights import Convention, load_statistics, save_statistics, statistics_file
+from mmseg_wce.class_weights import LabelEncoding, load_statistics, save_statistics, statistics_file
 
 
 def test_saved_and_read_again(tmp_path):
     mapped = replace(
-        statistics_of(some_masks()), conventions=(Convention(False, 7, {0: 1, 1: 255}),), failed={'x.png': 'cut'}
+        statistics_of(some_masks()), conventions=(LabelEncoding(False, 7, {0: 1, 1: 255}),), failed={'x.png': 'cut'}
     )
 
     save_statistics(mapped, tmp_path / 'new' / 'statistics.json')
@@ -23,8 +23,8 @@ def test_saved_and_read_again(tmp_path):
     [
         (lambda text: text.replace('"num_images": 7', '"num_images": 8'), 'changed by hand'),
         (lambda text: text[: len(text) // 2], 'cannot be read'),
-        (lambda text: '[1.0, 2.0]', 'not a file that tools/class_weights.py wrote'),
-        (lambda text: text.replace('statistics 1', 'statistics 9'), 'not a file that tools/class_weights.py wrote'),
+        (lambda text: '[1.0, 2.0]', 'not a statistics file of tools/class_weights.py'),
+        (lambda text: text.replace('statistics 1', 'statistics 9'), 'not a statistics file of tools/class_weights.py'),
     ],
 )
 def test_bad_files(tmp_path, change, words):

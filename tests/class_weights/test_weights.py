@@ -8,7 +8,7 @@ import torch
 import yaml
 from label_masks import REDUCED, file_of
 from mmseg_wce.class_weights import (
-    Convention,
+    LabelEncoding,
     LabelStatistics,
     class_weights,
     load_class_weight,
@@ -150,7 +150,7 @@ def test_bad_types(weights):
 def statistics_file(tmp_path):
     masks = [np.repeat([0, 1, 2], [10, 60, 30]).reshape(10, 10), np.repeat([1, 3], [70, 30]).reshape(10, 10)]
     files = [file_of(f'{i}.png', mask, REDUCED) for i, mask in enumerate(masks)]  # raw 0 is ignored
-    statistics = LabelStatistics.from_files('three', ['a', 'b', 'c'], Convention(True), files)
+    statistics = LabelStatistics.from_files('three', ['a', 'b', 'c'], LabelEncoding(True), files)
     save_statistics(statistics, tmp_path / 'statistics.json')
     return tmp_path / 'statistics.json'
 

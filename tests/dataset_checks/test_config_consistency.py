@@ -5,7 +5,7 @@ import pytest
 from mmengine.config import Config
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS, TRANSFORMS
-from mmseg_wce.class_weights import Convention, LabelStatistics, save_statistics
+from mmseg_wce.class_weights import LabelEncoding, LabelStatistics, save_statistics
 from mmseg_wce.dataset_checks import Severity, check_classes, check_config, check_heads, from_config
 from three_classes import ThreeClasses, dataset_config, make_masks, write_data
 
@@ -142,7 +142,7 @@ def test_labels_of_depth_are_no_classes(config):
     config.model.decode_head.type = 'VPDDepthHead'
     config.data_preprocessor.seg_pad_val = 0
 
-    assert [f for f in check_config(config) if 'does not count' in f.what] == []
+    assert [f for f in check_config(config) if 'ignored label differs' in f.what] == []
 
 
 @DATASETS.register_module()
@@ -285,14 +285,14 @@ def test_names_differ_only_in_how_they_are_written(tmp_path):
         (dict(classes=('a', 'c', 'b')), Severity.ERROR, "class 1 is 'c' in"),
         (dict(classes=('a', 'b', 'x')), Severity.WARNING, "class 2 is 'x' in"),
         (dict(classes=('a', 'b')), Severity.ERROR, 'has 2 classes, ThreeClasses has 3'),
-        (dict(conventions=(Convention(False),)), Severity.WARNING, 'with reduce_zero_label=False'),
+        (dict(conventions=(LabelEncoding(False),)), Severity.WARNING, 'with reduce_zero_label=False'),
     ],
 )
 def test_statistics_of_other_data(config, tmp_path, changes, severity, words):
     part = from_config(config, 'val')[0]
     statistics = replace(part.statistics(), **changes)
     if len(statistics.classes) == 2:
-        statistics = LabelStatistics.empty('two', statistics.classes, Convention(True))
+        statistics = LabelStatistics.empty('two', statistics.classes, LabelEncoding(True))
     save_statistics(statistics, tmp_path / 'statistics.json')
     config.model.decode_head.loss_decode[0].class_weight = dict(statistics=str(tmp_path / 'statistics.json'))
 

@@ -118,7 +118,7 @@ def _cut(path):
         (_palette, 'cv2', "cv2 makes colours of its palette: set imdecode_backend='pillow'"),
         (_cut, 'pillow', 'truncated'),
         (_cut, 'cv2', ''),
-        (lambda path: Path(path).write_bytes(b''), 'pillow', 'it is empty, or no image'),
+        (lambda path: Path(path).write_bytes(b''), 'pillow', 'it is empty or not an image'),
         (lambda path: Path(path).write_bytes(b'text'), 'cv2', 'cannot decode'),
         (lambda path: Path(path).unlink(), 'pillow', 'it does not exist'),
     ],

@@ -424,7 +424,7 @@ def test_a_transform_that_fails_for_one_file_names_it(data):
 
 
 def test_transforms_that_cannot_be_copied_are_said(data):
-    with pytest.raises(ValueError, match=r'NotCopied cannot be copied .*so its labels are not looked at'):
+    with pytest.raises(ValueError, match=r'NotCopied cannot be copied .*so its labels are not checked'):
         part_of(data, IMAGE, LOAD, dict(type='NotCopied'))
 
 

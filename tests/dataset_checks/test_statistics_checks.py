@@ -67,7 +67,7 @@ def without_last(masks):
         ),
         (lambda masks: masks, dict(reduce_zero_label=False), ERROR, '3 (', None, 'set reduce_zero_label=True'),
         (lambda masks: masks, dict(num_classes=2), ERROR, '2 (raw 3,', None, 'num_classes=2 is too small'),
-        (painted, {}, ERROR, '199 (raw 200, 4 px)', 1, 'painted with values that are no class'),
+        (painted, {}, ERROR, '199 (raw 200, 4 px)', 1, 'painted with values that are not a class'),
         (binary, dict(num_classes=2), WARNING, '0 and 255 only', None, "dict(type='MapLabels', mapping={255: 1})"),
         (binary, dict(num_classes=2, reduce_zero_label=False), WARNING, '0 and 255 only', None, 'mapping={255: 1}'),
         (one_binary, dict(num_classes=2, reduce_zero_label=False), WARNING, 'others hold 1', 1, 'store 1'),

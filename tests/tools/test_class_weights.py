@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from mmseg_wce.class_weights import (
-    Convention,
+    LabelEncoding,
     LabelStatistics,
     class_weights,
     load_class_weight,
@@ -110,7 +110,7 @@ def test_files_that_cannot_be_read_are_named_at_the_end(tool, tmp_path, capsys):
 
     output = capsys.readouterr().out
     for file in broken:
-        assert f'{file}: it is empty, or no image' in output
+        assert f'{file}: it is empty or not an image' in output
     assert (tmp_path / 'weights.json').exists()
     assert load_statistics('work_dirs/class_weights/config.json').num_images == 18
 
@@ -207,7 +207,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tool, tmp_path, capsys, monkeyp
     for folder in ('empty', 'folder.json'):
         (tmp_path / folder).mkdir()
     (tmp_path / 'data/w.json').touch()
-    save_statistics(LabelStatistics.empty('others', 'ab', Convention()), 'of_others.json')
+    save_statistics(LabelStatistics.empty('others', 'ab', LabelEncoding()), 'of_others.json')
     monkeypatch.setattr(tool, 'scan_with_progress', None)  # nothing is read before all this is known
 
     assert tool.main(arguments) == 2
