@@ -333,7 +333,8 @@ def step(channels, nodes, pixels):
     return status('VmHWM') - before
 
 step(4, 8, 32)
-print(json.dumps([step(150, 128, 512)]))
+# the least: pages that the system had taken away meanwhile come back during a step
+print(json.dumps([min(step(150, 128, 512) for _ in range(3))]))
 """
 
 
