@@ -63,7 +63,7 @@ CASES = {
     'lvis': Case('1203 classes, stride 8', 1, 1203, (64, 64), (512, 512)),
     'binary': Case('binary, nothing to resize', 2, 2, (512, 512), (512, 512)),
     'binary-resized': Case('binary, stride 4', 2, 2, (128, 128), (512, 512)),
-    'one-channel': Case('one channel, stride 4', 2, 1, (128, 128), (512, 512), devices=()),  # of sigmoids alone
+    'one-channel': Case('one channel, stride 4', 2, 1, (128, 128), (512, 512), devices=()),  # for sigmoids only
     'tiny': Case('64 images of 3 classes, 32 -> 64', 64, 3, (32, 32), (64, 64)),
     'small': Case('8 images of 5 classes, 64 x 64, nothing to resize', 8, 5, (64, 64), (64, 64)),
     'smaller': Case('19 classes, downscaled 128 -> 32', 1, 19, (128, 128), (32, 32)),
@@ -170,20 +170,16 @@ def ours_sigmoid(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Te
     return weighted_binary_cross_entropy(logits, target, normalize_by='all', pixels=pixels), correct
 
 
-def _always(device: str) -> bool:
-    return True
-
-
 def _has_liger(device: str) -> bool:
     return device == 'cuda' and find_spec('liger_kernel') is not None
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """A loss that is measured; ``is_available`` takes the device, ``by_default`` is False for those to be asked for."""
+    """A loss to measure; ``is_available`` takes the device, ``by_default`` is False if it must be named in --ways."""
 
     loss: LossFunction
-    is_available: Callable[[str], bool] = _always
+    is_available: Callable[[str], bool] = lambda device: True
     by_default: bool = True
 
 

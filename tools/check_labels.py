@@ -121,8 +121,8 @@ def check(
     images = any(part.has_images for part in parts)
     statistics = scan_with_progress(parts, args.workers, console, title, with_images=images)
     findings = [Finding(Severity.NOTE, note, 'see docs/labels.md') for part in parts for note in part.notes]
-    for part, of_part in zip(parts, statistics, strict=True):
-        findings += [*check_statistics(of_part, changed_later_by), *check_raw_zero([part], of_part)]
+    for part, part_statistics in zip(parts, statistics, strict=True):
+        findings += [*check_statistics(part_statistics, changed_later_by), *check_raw_zero([part], part_statistics)]
     findings += check_unused_labels(parts, others)
     return statistics, sorted(dict.fromkeys(findings), key=lambda finding: -finding.severity)
 

@@ -63,11 +63,11 @@ def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
         PreflightError: the config cannot be trained or tested, or has no loss to replace.
     """
     config = load_config(str(file), args.cfg_options)
-    where = f'config file {str(file)!r}'
+    place = f'config file {str(file)!r}'
     comparison = Comparison(base, file, config, args.work_dir, args.out, args.words, args.gpus)
     check_data(config, 'train', 'val', 'test')
     if not isinstance(config.get('model'), dict) or not losses_on_pixels(config):
-        raise PreflightError(f'{where} has no softmax loss on pixels')
+        raise PreflightError(f'{place} has no softmax loss on pixels')
     check_style(file)
     if HARD_PIXELS in args.losses:
         check_hard_pixels(config)
@@ -77,7 +77,7 @@ def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
     except Exception as error:  # custom data sets and transforms may raise anything
         reason = in_one_line(error)
         raise PreflightError(
-            f'{where}: test_dataloader must have one data set with LoadAnnotations: {reason}'
+            f'{place}: test_dataloader must have one data set with LoadAnnotations: {reason}'
         ) from error
     if not comparison.labels.exists():
         parts = scan_with_progress(from_config(config), 0, console, f'Counting pixels for {file.stem}')

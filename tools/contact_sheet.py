@@ -32,18 +32,18 @@ def draw_contact_sheet(path: Path, parts: list[LabelFiles], statistics: Sequence
     Returns:
         True if there was anything to draw.
     """
-    shown = [cell for part, i in _chosen(parts, statistics) if (cell := _cell(part, i))][:IMAGES]
-    if not shown:
+    cells = [cell for part, i in _select(parts, statistics) if (cell := _cell(part, i))][:IMAGES]
+    if not cells:
         return False
-    width = 2 if any(cell[2] is not None for cell in shown) else 1  # the label is next to its image
-    rows = -(-len(shown) * width // COLUMNS)
+    width = 2 if any(cell[2] is not None for cell in cells) else 1  # the label is next to its image
+    rows = -(-len(cells) * width // COLUMNS)
     plt.rcParams.update({'font.size': 9, 'font.family': 'DejaVu Sans', 'hatch.color': 'white', 'hatch.linewidth': 0.7})
     figure = plt.figure(figsize=(16, 3.2 * rows + 0.9), layout='constrained')
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     pixels: Counter = Counter()
     for axis in axes:
         axis.set_axis_off()
-    for k, (part, name, image, labels) in enumerate(shown):
+    for k, (part, name, image, labels) in enumerate(cells):
         axis = axes[width * k]
         axis.set_title(name.replace('$', r'\$'), loc='left', fontsize=8)
         if width > 1:
@@ -56,7 +56,7 @@ def draw_contact_sheet(path: Path, parts: list[LabelFiles], statistics: Sequence
     return True
 
 
-def _chosen(parts: list[LabelFiles], statistics: Sequence[LabelStatistics]) -> list[tuple[LabelFiles, int]]:
+def _select(parts: list[LabelFiles], statistics: Sequence[LabelStatistics]) -> list[tuple[LabelFiles, int]]:
     tallies = [tally for s in statistics for tally in (*s.unexpected.values(), s.images_without_label) if tally]
     suspicious = {tally.example for tally in tallies}
     first = [(part, i) for part in parts for i, file in enumerate(part.files) if file in suspicious]

@@ -55,9 +55,7 @@ def planned(patterns: list[str], out: Path) -> list[tuple[str, Path, Path]]:
     plan = [(base, file, out / f'{file.stem}.py') for base, file in pairs]
     for target, number in Counter(target for *_, target in plan).items():
         if number > 1:
-            raise PreflightError(
-                f'{number} of the configs would be written to {str(target)!r}: convert them one by one'
-            )
+            raise PreflightError(f'{number} configs would be written to {str(target)!r}: convert them one by one')
     return plan
 
 
@@ -79,12 +77,12 @@ def convert(base: str, file: Path, out: Path, fused: bool = False) -> list[Loss]
         PreflightError: the config cannot be read or inherited from; ``out`` exists and differs.
     """
     config = load_config(str(file), import_custom_modules=False)  # mmpretrain or mmdet need not be installed
-    where = f'config file {str(file)!r}'
+    place = f'config file {str(file)!r}'
     if not isinstance(config.get('model'), dict):
-        raise PreflightError(f'{where} has no model')
+        raise PreflightError(f'{place} has no model')
     check_style(file)
     if not isinstance(config.get('custom_imports', {}), dict):
-        raise PreflightError(f'{where}: custom_imports must be dict(imports=[...])')
+        raise PreflightError(f'{place}: custom_imports must be dict(imports=[...])')
     _try_custom_imports(config)
     config_losses = losses(config)
     if not has_changes(config_losses, fused):
@@ -153,8 +151,8 @@ def report(console: Console, results: dict[str, list[Loss]], fused: bool) -> Non
         return
     if len(results) == 1:
         for loss in next(iter(results.values())):
-            what = f'left alone, {loss.skip_reason}' if loss.skip_reason else OURS
-            console.print(f'{loss.place}: {loss.type} -> {what}')
+            result = f'left alone, {loss.skip_reason}' if loss.skip_reason else OURS
+            console.print(f'{loss.place}: {loss.type} -> {result}')
         if fused:
             console.print('default_hooks: FusedLossHook and FusedPredictHook added')
         return
@@ -163,8 +161,8 @@ def report(console: Console, results: dict[str, list[Loss]], fused: bool) -> Non
     replaced = sum(not loss.skip_reason for loss in all_losses)
     console.print(f'{len(written)} of {len(results)} configs written, {replaced} losses replaced')
     kept = Counter(f'{loss.type}: {loss.skip_reason}' for loss in all_losses if loss.skip_reason)
-    for what, number in kept.most_common():
-        console.print(f'{number:5} left alone, {what}')
+    for loss, number in kept.most_common():
+        console.print(f'{number:5} left alone, {loss}')
     for base in sorted(set(results) - set(written)):
         console.print(f'      nothing to replace in {base}')
 

@@ -10,7 +10,7 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import IGNORED, STYLE, colors_of, frame, patches, show_labels
+from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, show_labels
 from matplotlib.patches import Patch
 from mmseg_wce.dataset_checks import LabelFiles
 from rich.console import Console
@@ -67,7 +67,7 @@ def draw_report(
     plt.rcParams.update({**STYLE, 'font.size': 13})
     figure = plt.figure(figsize=(15, 8.6), layout='constrained')
     scenes, bars = figure.subfigures(1, 2, width_ratios=[1.9, 1], wspace=0.03)
-    colors = colors_of(palette)
+    colors = colors_from_palette(palette)
     _draw_scenes(scenes, validation, colors, results, _select_images(validation, shares, number=4))
     _draw_legend(scenes, patches(classes, colors, np.argsort(shares)[::-1]))
     _draw_bars(bars, classes, shares, results)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import griffe
-from docs_pages import PAGES, docstring_as_markdown, notebook_as_markdown, page_of, with_site_links
+from docs_pages import PAGES, docstring_as_markdown, notebook_as_markdown, page_from_source, with_site_links
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -16,7 +16,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     for notebook in ROOT.glob('docs/*.ipynb'):
-        page = page_of(f'docs/{notebook.name}')
+        page = page_from_source(f'docs/{notebook.name}')
         files.append(File.generated(config, page, content=notebook_as_markdown(notebook.read_text())))
     return files
 

@@ -20,13 +20,13 @@ _ESCAPES = re.compile(r'\x1b\[[0-9;]*[A-Za-z]')  # terminal colours
 _DOCTEST = re.compile(r'^( *)(>>> .*(?:\n *\S.*)*)', re.MULTILINE)
 
 
-def source_of(page: str) -> str:
+def source_from_page(page: str) -> str:
     """Return the file that a page of the site is made from, relative to the root of the checkout."""
     sources = {name: source for source, name in PAGES.items()}
     return sources.get(page, f'docs/{page}')
 
 
-def page_of(source: str) -> str:
+def page_from_source(source: str) -> str:
     """Return the name on the site of a file of the checkout; it starts with `../` for files that are no pages."""
     name = PAGES.get(source) or posixpath.relpath(source, 'docs')
     return name.removesuffix('.ipynb') + '.md' if name.endswith('.ipynb') else name
@@ -46,7 +46,7 @@ def with_site_links(text: str, page: str, root: Path) -> str:
     Returns:
         Markdown for the site.
     """
-    folder = posixpath.dirname(source_of(page))
+    folder = posixpath.dirname(source_from_page(page))
 
     def site_link(match: re.Match) -> str:
         target = match['target']
@@ -56,7 +56,7 @@ def with_site_links(text: str, page: str, root: Path) -> str:
         file = posixpath.normpath(posixpath.join(folder, file))
         if file not in PAGES and not file.startswith('docs/') and not match['image'] and (root / file).exists():
             return match['text']
-        address = posixpath.relpath(page_of(file), posixpath.dirname(page) or '.')
+        address = posixpath.relpath(page_from_source(file), posixpath.dirname(page) or '.')
         return f'{match["image"]}[{match["text"]}]({address}{"#" * bool(anchor)}{anchor})'
 
     return _CODE_OR_LINK.sub(site_link, text)

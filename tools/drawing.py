@@ -12,7 +12,7 @@ IGNORED = 255
 STYLE = {'font.family': 'DejaVu Sans', 'hatch.color': '0.75', 'hatch.linewidth': 0.8}
 
 
-def colors_of(palette: Sequence[Sequence[int]]) -> np.ndarray:
+def colors_from_palette(palette: Sequence[Sequence[int]]) -> np.ndarray:
     """Return the RGB of each label, (256, 3); white for labels that are no class."""
     colors = np.full((256, 3), 255, np.uint8)
     colors[: len(palette)] = palette

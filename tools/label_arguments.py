@@ -78,12 +78,12 @@ def source_name(args: argparse.Namespace) -> str:
     return '-'.join(Path(args.labels).resolve().parts[1:][-3:]) if args.labels else Path(args.source).resolve().stem
 
 
-def check_output(path: Path, what: str) -> None:
+def check_output(path: Path, option: str) -> None:
     """Raise ValueError unless a file can be written; create its folder.
 
     Args:
         path: file to be written later.
-        what: option that names the file, for the message.
+        option: command-line option that names the file, for the message.
     """
     existed = path.exists()
     try:
@@ -91,7 +91,7 @@ def check_output(path: Path, what: str) -> None:
         with path.open('ab'):
             pass
     except OSError as error:
-        raise ValueError(f'{what} {str(path)!r} cannot be written: {error.strerror}: {error.filename!r}') from error
+        raise ValueError(f'{option} {str(path)!r} cannot be written: {error.strerror}: {error.filename!r}') from error
     if not existed:
         path.unlink()
 

@@ -91,7 +91,7 @@ def resume_latest(config: Config) -> None:
             is none, and ``load_from`` cannot be read.
     """
     checkpoints, weights = checkpoints_in(config.work_dir, checkpoint_hook(config)), config.get('load_from')
-    listed = '; '.join(f'{path!r}: {why}' for path, why in checkpoints.damaged.items())
+    listed = '; '.join(f'{path!r}: {reason}' for path, reason in checkpoints.damaged.items())
     if checkpoints.usable is None and checkpoints.damaged:
         raise PreflightError(f'--resume: no checkpoint can be read: {listed}. To start anew, leave out --resume')
     if checkpoints.usable is None:

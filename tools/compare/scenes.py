@@ -12,7 +12,7 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import IGNORED, STYLE, colors_of, frame, patches, plain, show_labels
+from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, plain, show_labels
 from matplotlib.patches import Rectangle
 from mmseg_wce.dataset_checks import from_config
 
@@ -111,7 +111,7 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
     if not (runs and chosen):
         return False
     (part,) = from_config(runs[0].comparison.config, 'test')
-    colors = colors_of(part.palette)
+    colors = colors_from_palette(part.palette)
     plt.rcParams.update({**STYLE, 'font.size': 9})
     columns = 2 + len(runs)
     ratio = 1 if zoomed else chosen[0].label.shape[0] / chosen[0].label.shape[1]
