@@ -69,8 +69,7 @@ def measure_case(case: Case, args: argparse.Namespace) -> dict:
     """Return seconds and memory of the loss step of each implementation, and the seconds of its exponentials."""
     names = args.ways or [name for name, implementation in IMPLEMENTATIONS.items() if implementation.by_default]
     names = [name for name in names if IMPLEMENTATIONS[name].is_available(args.device)]
-    steps = {name: Step(name, case, args.device) for name in names}
-    results = time_steps(steps, args.rounds, args.device, case.title)
+    results = time_steps({name: Step(name, case, args.device) for name in names}, args.rounds, args.device, case.title)
     for name in track(names, f'Memory, {case.title}', console=console, transient=True):
         results[name]['megabytes'] = extra_megabytes(name, case, args.device)
     result = dict(case=case.title, ways=results)
