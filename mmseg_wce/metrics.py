@@ -81,8 +81,8 @@ def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
         >>> import numpy as np
         >>> from mmseg_wce.metrics import class_scores
         >>> scores = class_scores(np.array([[3, 1], [0, 4]]))
-        >>> scores['IoU'], scores['Acc'], scores['Precision'], scores['aAcc']
-        (array([75., 80.]), array([ 75., 100.]), array([100.,  80.]), 87.5)
+        >>> {name: values.tolist() for name, values in scores.items()}
+        {'IoU': [75.0, 80.0], 'Acc': [75.0, 100.0], 'Precision': [100.0, 80.0], 'aAcc': 87.5}
     """
     intersection, union, predicted, labelled = class_areas(confusion)
     with np.errstate(invalid='ignore', divide='ignore'):
