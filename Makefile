@@ -58,8 +58,12 @@ coverage: $(STAMP)  ## run the tests and report which lines of mmseg_wce/ they r
 test-slow: $(STAMP)  ## run the tests that take minutes or many gigabytes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-fuzz: $(STAMP)  ## random problems against PyTorch for MINUTES=10; what fails is shrunk into a test case
-	$(BIN)/python tools/fuzz.py --minutes $(or $(MINUTES),10) $(ARGS)
+fuzz: $(STAMP)  ## run the property-based tests on new random examples for MINUTES=10, until one fails
+	@end=$$(($$(date +%s) + 60 * $(or $(MINUTES),10))); \
+	while [ "$$(date +%s)" -lt "$$end" ]; do \
+		MMSEG_WCE_FUZZ=3 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x -m hypothesis -n auto \
+			--hypothesis-profile=default $(ARGS) || exit 1; \
+	done
 
 faults: $(STAMP)  ## break short trainings in every way that long ones meet, resume, compare; some ten minutes
 	$(BIN)/python tools/faults.py $(ARGS)

@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # they write the project's own pages, run its tests, or make its environment
-OF_A_CHECKOUT = ('semantics_table.py', 'try_stack.py', 'faults.py', 'fuzz.py', 'install_torch.sh')
+OF_A_CHECKOUT = ('semantics_table.py', 'try_stack.py', 'faults.py', 'install_torch.sh')
 OF_A_CHECKOUT += ('docs_hooks.py', 'docs_pages.py')
 
 

@@ -52,6 +52,48 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
     return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
 
 
+def class_areas(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the intersection, union, predicted and labelled pixels of each class, in the order that IoUMetric takes.
+
+    Args:
+        confusion: integer, (..., C, C), pixels of each class of the label (row) that were predicted as each class
+            (column).
+
+    Returns:
+        Four arrays (..., C) of the same dtype.
+    """
+    intersection = np.diagonal(confusion, axis1=-2, axis2=-1).copy()
+    predicted, labelled = confusion.sum(-2), confusion.sum(-1)
+    return intersection, predicted + labelled - intersection, predicted, labelled
+
+
+def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the scores of each class, as IoUMetric defines them.
+
+    Args:
+        confusion: integer, (..., C, C), as in :func:`class_areas`.
+
+    Returns:
+        float64, in percent: ``IoU``, ``Acc`` (recall) and ``Precision``, (..., C); ``aAcc`` (pixel accuracy), (...).
+        NaN where the denominator is 0: the class is neither labelled nor predicted, not labelled, or not predicted.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmseg_wce.metrics import class_scores
+        >>> scores = class_scores(np.array([[3, 1], [0, 4]]))
+        >>> {name: values.tolist() for name, values in scores.items()}
+        {'IoU': [75.0, 80.0], 'Acc': [75.0, 100.0], 'Precision': [100.0, 80.0], 'aAcc': 87.5}
+    """
+    intersection, union, predicted, labelled = class_areas(confusion)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return dict(
+            IoU=100 * intersection / union,
+            Acc=100 * intersection / labelled,
+            Precision=100 * intersection / predicted,
+            aAcc=100 * intersection.sum(-1) / labelled.sum(-1),
+        )
+
+
 @METRICS.register_module()
 class ClassIoUMetric(IoUMetric):
     """mmseg's IoUMetric, which besides the means reports every class, as ``IoU/wall`` and ``Acc/wall``.
@@ -117,9 +159,7 @@ class ClassIoUMetric(IoUMetric):
             write_json(
                 Path(self.confusion_file), dict(classes=list(classes), confusion=confusion.tolist()), indent=None
             )
-        intersection, predicted, labelled = confusion.diagonal().copy(), confusion.sum(0), confusion.sum(1)
-        union = predicted + labelled - intersection
-        areas = [torch.from_numpy(area).double() for area in (intersection, union, predicted, labelled)]
+        areas = [torch.from_numpy(area).double() for area in class_areas(confusion)]
         metrics = super().compute_metrics([areas])
         of_classes = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
         for name, values in of_classes.items():

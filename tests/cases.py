@@ -15,7 +15,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 def examples(number: int) -> settings:
-    """So many random examples, or that many times more under tools/fuzz.py."""
+    """Return settings for ``number`` random examples; `make fuzz` multiplies it by ``MMSEG_WCE_FUZZ``."""
     return settings(max_examples=number * int(os.environ.get('MMSEG_WCE_FUZZ', '1')), deadline=None)
 
 

@@ -105,7 +105,7 @@ def error_of(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_sum_that_overflows_in_float16():
-    """Found by tools/fuzz.py: PyTorch's smoothing term is NaN there."""
+    """Found by `make fuzz`: PyTorch's smoothing term is NaN there."""
     case = Recipe(
         batch=3,
         size=(2, 4, 5),

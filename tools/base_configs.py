@@ -1,4 +1,4 @@
-"""Configs that another is written over: what they are called, and how such a config begins."""
+"""Base configs: their files and their names for ``_base_``, and the first lines of a config that inherits from one."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,23 +8,30 @@ import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 from mmengine.config import Config, ConfigDict
 from mmseg_wce.training.preflight import PreflightError
 
-SHIPPED = Path(mmseg.__file__).parent / '.mim/configs'
+MMSEG_CONFIGS = Path(mmseg.__file__).parent / '.mim/configs'
 
 
-def named(pattern: str) -> list[tuple[str, Path]]:
-    """Configs by their name for ``_base_`` and their file; those of mmseg by a pattern, ``.py`` or not."""
+def find_configs(pattern: str) -> list[tuple[str, Path]]:
+    """Return the name for ``_base_`` and the file of each config that a path or a pattern names.
+
+    Args:
+        pattern: path; or ``mmseg::`` and a pattern for the configs that mmseg ships, with or without ``.py``.
+
+    Raises:
+        PreflightError: mmseg ships no such config.
+    """
     if not pattern.startswith('mmseg::'):
         return [(pattern, Path(pattern))]
-    wanted = pattern.removeprefix('mmseg::')
-    names = sorted(path.relative_to(SHIPPED).as_posix() for path in SHIPPED.glob('[!_]*/*.py'))
-    found = [name for name in names if wanted in (name, name.removesuffix('.py')) or fnmatch(name, wanted)]
-    if not found:
-        raise PreflightError(f'mmseg ships no config {wanted!r} (looked in {SHIPPED})')
-    return [(f'mmseg::{name}', SHIPPED / name) for name in found]
+    pattern = pattern.removeprefix('mmseg::')
+    names = sorted(path.relative_to(MMSEG_CONFIGS).as_posix() for path in MMSEG_CONFIGS.glob('[!_]*/*.py'))
+    matches = [name for name in names if pattern in (name, name.removesuffix('.py')) or fnmatch(name, pattern)]
+    if not matches:
+        raise PreflightError(f'mmseg ships no config {pattern!r} (looked in {MMSEG_CONFIGS})')
+    return [(f'mmseg::{name}', MMSEG_CONFIGS / name) for name in matches]
 
 
 def check_style(file: Path) -> None:
-    """Raise PreflightError where a config is one that no file with ``_base_`` can inherit from."""
+    """Raise PreflightError for a config of the new style, which a config with ``_base_`` cannot inherit from."""
     if Config._is_lazy_import(str(file)):
         raise PreflightError(
             f'config file {str(file)!r} is of the new style (imports, read_base()): change its losses there'
@@ -32,9 +39,14 @@ def check_style(file: Path) -> None:
 
 
 def header(base: str, config: Config) -> list[str]:
-    """First lines of a config over another, whose ``model`` the next ones change."""
+    """Return the first lines of a config that inherits from another; the next lines may change its ``model``.
+
+    Args:
+        base: name for ``_base_``.
+        config: the base, whose custom imports are kept.
+    """
     imports = config.get('custom_imports', {})
-    names = [name for name in imported(imports) if name != 'mmseg_wce']
+    names = [name for name in imported_modules(imports) if name != 'mmseg_wce']
     options = ''.join(f', {key}={value!r}' for key, value in imports.items() if key != 'imports')
     return [
         f'_base_ = {base!r}',
@@ -43,6 +55,13 @@ def header(base: str, config: Config) -> list[str]:
     ]
 
 
-def imported(imports: ConfigDict) -> list[str]:
+def evaluators(config: Config, split: str) -> list[ConfigDict]:
+    """Return the metrics of a split; a config has one of them or a list."""
+    evaluator = config[f'{split}_evaluator']
+    return list(evaluator) if isinstance(evaluator, list) else [evaluator]
+
+
+def imported_modules(imports: ConfigDict) -> list[str]:
+    """Return the module names in ``custom_imports``."""
     names = imports.get('imports', [])
     return [names] if isinstance(names, str) else list(names)

@@ -1,9 +1,9 @@
-"""Time and memory of a scan over label files, against merely decoding them.
+"""Measure time and memory of a scan over label files, compared with decoding them only.
 
 python tools/benchmark_labels.py                       generated labels of ADE20K's size
-python tools/benchmark_labels.py --labels DIR          of a folder
+python tools/benchmark_labels.py --labels DIR          labels in a folder
 
-Everything is interleaved in one process, so that a busy machine slows down all of it. Medians, with the range.
+All of it runs in turn in one process, so that a busy machine slows down all of it. Medians, with the range.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-HEIGHT, WIDTH = 512, 683  # ADE20K: 512 at the shorter side, 4:3 as most of its images
+HEIGHT, WIDTH = 512, 683  # as most of ADE20K's images: a shorter side of 512, 4:3
 SCENES = 100
 console = Console()
 
 
 def write_labels(folder: Path, number: int) -> None:
-    """Generated landscapes, each shifted and mirrored in a way of its own."""
+    """Write labels of generated scenes, each shifted at random, every second one mirrored."""
     rng = np.random.default_rng(0)
     scenes = [cv2.resize(draw_scene(rng)[1], (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST) for _ in range(SCENES)]
     for i in track(range(number), f'Writing {number} labels', console=console):
@@ -40,52 +40,55 @@ def write_labels(folder: Path, number: int) -> None:
 
 
 def decode(files: Sequence[str]) -> None:
-    """What there is to beat: bytes from disk to pixels, and nothing with them."""
+    """Read and decode the files, and do nothing with their pixels."""
     for file in files:
         Image.open(io.BytesIO(Path(file).read_bytes())).load()
 
 
-def read_all(part: LabelFiles, workers: int = 0) -> None:
+def scan_all(part: LabelFiles, workers: int = 0) -> None:
+    """Run a scan to its end."""
     for _ in scan([part], workers):
         pass
 
 
-def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, after a round that warms up."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each function, which run in turn, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for i in track(range(rounds + 1), 'Measuring', console=console):
-        for name, way in ways.items():
+        for name, function in functions.items():
             start = time.perf_counter()
-            way()
+            function()
             if i > 0:
                 times[name].append(time.perf_counter() - start)
     return times
 
 
 def peak_megabytes() -> float:
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
     parser.add_argument('--labels', help='folder of PNG label files, instead of generated ones')
-    parser.add_argument('--images', type=int, default=20000, help='number of generated ones [%(default)s]')
-    parser.add_argument('--rounds', type=int, default=3, help='[%(default)s]')
+    parser.add_argument('--images', type=int, default=20000, help='number of generated labels [%(default)s]')
+    parser.add_argument('--rounds', type=int, default=3, help='interleaved rounds [%(default)s]')
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         if args.labels is None:
             write_labels(Path(folder), args.images)
         part = from_folder(args.labels or folder, 150, reduce_zero_label=True)
-        read_all(part.subset(range(max(1, len(part) // 10))))
-        of_a_tenth = peak_megabytes()
-        read_all(part)
-        of_all = peak_megabytes()
-        ways = {
+        scan_all(part.subset(range(max(1, len(part) // 10))))
+        peak_tenth = peak_megabytes()
+        scan_all(part)
+        peak_all = peak_megabytes()
+        functions = {
             'decode only': lambda: decode(part.files),
-            'scan, one process': lambda: read_all(part),
-            'scan, two processes': lambda: read_all(part, 2),
+            'scan, one process': lambda: scan_all(part),
+            'scan, two processes': lambda: scan_all(part, 2),
         }
-        times = interleaved(ways, args.rounds)
+        times = interleaved(functions, args.rounds)
     number = len(part.files)
     table = Table(title=f'{number} label files')
     for column in ('', 'seconds', 'range', 'ms a file', 'of decoding', 'speed-up'):
@@ -93,11 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     decoding, one = (statistics.median(times[name]) for name in ('decode only', 'scan, one process'))
     for name, values in times.items():
         median = statistics.median(values)
-        of_range = f'{min(values):.2f}-{max(values):.2f}'
+        value_range = f'{min(values):.2f}-{max(values):.2f}'
         ratios = f'{median / decoding:.2f} x', f'{one / median:.2f} x'
-        table.add_row(name, f'{median:.2f}', of_range, f'{1000 * median / number:.2f}', *ratios)
+        table.add_row(name, f'{median:.2f}', value_range, f'{1000 * median / number:.2f}', *ratios)
     console.print(table)
-    console.print(f'Peak memory: {of_a_tenth:.0f} MB after a tenth of the files, {of_all:.0f} MB after all of them.')
+    console.print(f'Peak memory: {peak_tenth:.0f} MB after a tenth of the files, {peak_all:.0f} MB after all of them.')
 
 
 if __name__ == '__main__':

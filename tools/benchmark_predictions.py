@@ -1,4 +1,4 @@
-"""Ways to predict photos of 150 classes once the network has run: mmseg's and ours."""
+"""Predictions of photos with 150 classes after the network has run: mmseg's implementation and ours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NUM_CLASSES = 150
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo, the size it is tested at, and of the logits that the network makes of it or of a window."""
+    """Sizes (height, width): logits of the photo or of a window, the photo as it is tested, and the original photo."""
 
     title: str
     logits: tuple[int, int]
@@ -37,14 +37,14 @@ PHOTOS = {
 
 
 class NoNetwork(nn.Module):
-    """A backbone that costs nothing."""
+    """A backbone that returns its input."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [images]
 
 
 def segmentor(photo: Photo, device: str) -> nn.Module:
-    """An EncoderDecoder whose head has its logits ready."""
+    """Build an EncoderDecoder whose head returns ready logits."""
     init_default_scope('mmseg')
     if 'NoNetwork' not in MODELS:
         MODELS.register_module(module=NoNetwork)
@@ -55,30 +55,30 @@ def segmentor(photo: Photo, device: str) -> nn.Module:
         dict(type='EncoderDecoder', backbone=dict(type='NoNetwork'), decode_head=head, test_cfg=ConfigDict(mode))
     )
     logits = torch.randn(1, NUM_CLASSES, *photo.logits, generator=torch.Generator().manual_seed(0)).to(device)
-    model.decode_head.forward = lambda features: logits.clone()  # every window has logits of its own
+    model.decode_head.forward = lambda features: logits.clone()  # a new tensor for every window
     return model.to(device).eval()
 
 
 class Prediction:
-    """One way to predict one photo."""
+    """Prediction of one photo by one implementation."""
 
-    def __init__(self, way: str, photo: Photo, device: str) -> None:
+    def __init__(self, implementation: str, photo: Photo, device: str) -> None:
         self.model, self.photo = segmentor(photo, device), photo
         self.image = torch.zeros(1, 3, *photo.tested, device=device)
         generator = torch.Generator().manual_seed(1)
         self.label = torch.randint(0, NUM_CLASSES, (1, *photo.original), generator=generator).to(device)
         self.run: Callable[[], object] = self.predict
-        if way == 'compiled':
+        if implementation == 'compiled':
             torch.compiler.reset()
             compiled, logits = torch.compile(self.plain, dynamic=False), self.model.decode_head(None)
             self.run = lambda: compiled(logits)
-        elif way != 'built-in':
+        elif implementation != 'built-in':
             fuse_predict(self.model)
-        if way == 'mmseg_wce, with the loss':
+        if implementation == 'mmseg_wce, with the loss':
             add_validation_loss(self.model)
 
     def clear(self) -> None:
-        """Nothing outlives a prediction."""
+        """Do nothing: a prediction keeps no tensors."""
 
     @torch.no_grad()
     def predict(self) -> list[SegDataSample]:
@@ -92,7 +92,7 @@ class Prediction:
         return logits.argmax(1)
 
 
-def ways_of(photo: Photo) -> list[str]:
-    """Windows are added up by mmseg's own Python, which torch.compile does not take whole."""
-    ways = ['built-in', 'compiled', 'mmseg_wce', 'mmseg_wce, with the loss']
-    return [way for way in ways if way != 'compiled' or photo.crop is None]
+def implementations_for(photo: Photo) -> list[str]:
+    """Return the names of the implementations; without 'compiled' for windows: mmseg's Python loop breaks the graph."""
+    names = ['built-in', 'compiled', 'mmseg_wce', 'mmseg_wce, with the loss']
+    return [name for name in names if name != 'compiled' or photo.crop is None]

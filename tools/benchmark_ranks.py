@@ -1,7 +1,7 @@
-"""What the exact gradient on several ranks costs, and what it corrects: gloo processes on this machine.
+"""Measure the cost of the exact gradient on several ranks (gloo processes on this machine), and the error without it.
 
-Times of the loss step with and without the ranks' common denominator, in turn; of the sum of one number over the ranks
-alone; and how unequal the denominators of random crops of CamVid are, which is what averaging without it gets wrong.
+Times the loss step with and without ``sync_normalizer``, in turn, and the all-reduce of one number. With --camvid also
+prints how much the denominators of random crops differ between ranks: DDP's average of gradients is wrong by that much.
 """
 
 import argparse
@@ -30,31 +30,32 @@ CLASSES, CROP = 150, 256
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Of the slowest rank: all start together."""
+    """Return the duration of one call on the slowest rank; all ranks start together."""
     dist.barrier()
     start = time.perf_counter()
     function()
-    taken = torch.tensor(time.perf_counter() - start)
-    dist.all_reduce(taken, dist.ReduceOp.MAX)
-    return taken.item()
+    elapsed = torch.tensor(time.perf_counter() - start)
+    dist.all_reduce(elapsed, dist.ReduceOp.MAX)
+    return elapsed.item()
 
 
 def measure(rank: int, world: int, folder: str, rounds: int) -> None:
+    """Time the steps on one rank; rank 0 writes ``times.json``."""
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world)
     torch.manual_seed(rank)
     logits = torch.randn(1, CLASSES, CROP // 4, CROP // 4, requires_grad=True)
     label, number = torch.randint(0, CLASSES, (1, CROP, CROP)), torch.ones(())
     weights = torch.linspace(0.5, 2, CLASSES).tolist()
-    losses = {on: WeightedCrossEntropyLoss(class_weight=weights, sync_normalizer=on) for on in (False, True)}
+    losses = {sync: WeightedCrossEntropyLoss(class_weight=weights, sync_normalizer=sync) for sync in (False, True)}
 
     def step(synchronised: bool) -> None:
         losses[synchronised](logits, label).backward()
         logits.grad = None
 
-    found = []
+    times = []
     for _ in range(rounds + 1):
-        found.append(
+        times.append(
             dict(
                 plain=seconds(lambda: step(False)),
                 synchronised=seconds(lambda: step(True)),
@@ -63,17 +64,20 @@ def measure(rank: int, world: int, folder: str, rounds: int) -> None:
             )
         )
     if rank == 0:
-        Path(folder, 'times.json').write_text(json.dumps(found[1:]))
+        Path(folder, 'times.json').write_text(json.dumps(times[1:]))
     dist.barrier()
     dist.destroy_process_group()
 
 
 def report_times(world: int, rounds: int) -> None:
+    """Print the medians of a measurement with ``world`` processes."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(measure, (world, folder, rounds), nprocs=world)
-        found = json.loads(Path(folder, 'times.json').read_text())
-    plain, alone = (statistics.median(times[way] for times in found) for way in ('plain', 'alone'))
-    synchronised, again = (statistics.median(t[way] / t['plain'] for t in found) for way in ('synchronised', 'again'))
+        measured = json.loads(Path(folder, 'times.json').read_text())
+    plain, alone = (statistics.median(times[key] for times in measured) for key in ('plain', 'alone'))
+    synchronised, again = (
+        statistics.median(t[key] / t['plain'] for t in measured) for key in ('synchronised', 'again')
+    )
     print(
         f'{world} processes: loss step {1e3 * plain:.1f} ms; with the common denominator {synchronised:.3f} times '
         f'that, without it once more {again:.3f}; the sum of one number alone {1e3 * alone:.2f} ms'
@@ -81,7 +85,7 @@ def report_times(world: int, rounds: int) -> None:
 
 
 def report_denominators(camvid: Path, images: int, draws: int) -> None:
-    """Spread of the denominators of crops as the config makes them."""
+    """Print the spread of the denominators of random crops, as the config augments them."""
     init_default_scope('mmseg')
     set_random_seed(0)
     config = Config.fromfile(CAMVID_CONFIG)
@@ -89,13 +93,14 @@ def report_denominators(camvid: Path, images: int, draws: int) -> None:
     weight = torch.tensor(config.class_weight)
     dataset = DATASETS.build(config.train_dataloader.dataset)
     indices = torch.randint(0, len(dataset), (draws * images,)).tolist()
+    logits = torch.empty(1, len(weight), 1, 1)  # only its shape counts
     sums = {normalize_by: [] for normalize_by in ('class_weight', 'valid')}
     for i in track(indices, 'Crops of CamVid', transient=True):
         label = dataset[i]['data_samples'].gt_sem_seg.data
-        for normalize_by, found in sums.items():
-            found.append(normalizer(torch.empty(1, len(weight), 1, 1), label, weight, normalize_by=normalize_by).item())
-    for normalize_by, found in sums.items():
-        per_rank = torch.tensor(found).view(draws, images).sum(1)
+        for normalize_by, values in sums.items():
+            values.append(normalizer(logits, label, weight, normalize_by=normalize_by).item())
+    for normalize_by, values in sums.items():
+        per_rank = torch.tensor(values).view(draws, images).sum(1)
         relative = per_rank / per_rank.mean()
         low, high = relative.quantile(torch.tensor([0.05, 0.95])).tolist()
         print(
@@ -105,12 +110,13 @@ def report_denominators(camvid: Path, images: int, draws: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure with each number of processes, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--processes', type=int, nargs='+', default=[2, 4], help='[%(default)s]')
-    parser.add_argument('--rounds', type=int, default=30, help='[%(default)s]')
+    parser.add_argument('--processes', type=int, nargs='+', default=[2, 4], help='numbers of ranks [%(default)s]')
+    parser.add_argument('--rounds', type=int, default=30, help='interleaved rounds [%(default)s]')
     parser.add_argument('--camvid', type=Path, help='folder of CamVid, for the denominators of real crops')
     parser.add_argument('--images', type=int, default=2, help='crops a rank [%(default)s]')
-    parser.add_argument('--draws', type=int, default=100, help='of so many crops [%(default)s]')
+    parser.add_argument('--draws', type=int, default=100, help='random draws of that many crops [%(default)s]')
     args = parser.parse_args(arguments)
     for world in args.processes:
         report_times(world, args.rounds)

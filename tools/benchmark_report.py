@@ -1,4 +1,4 @@
-"""The benchmark's results as tables for the terminal and as pictures."""
+"""Tables and pictures of the benchmark's results."""
 
 from pathlib import Path
 
@@ -22,34 +22,36 @@ COLORS = {
 
 
 def milliseconds(seconds: float) -> str:
-    """Without digits that mean nothing."""
+    """Format a duration: with two decimals below 10 ms, with none above."""
     return f'{1e3 * seconds:.2f}' if seconds < 10e-3 else f'{1e3 * seconds:.0f}'
 
 
 def print_table(console: Console, result: dict) -> None:
+    """Print time and memory of every implementation in one case."""
     floor = result.get('floor')
     table = Table(
         title=result['case'],
         caption=None if floor is None else f'The exponentials alone take {1e3 * floor:.2f} ms.',
     )
-    for column in ('way', 'forward', 'backward', 'both', 'range', 'against built-in', 'extra memory'):
-        table.add_column(column, justify='left' if column == 'way' else 'right')
+    table.add_column('implementation')
+    for column in ('forward', 'backward', 'both', 'range', 'against built-in', 'extra memory'):
+        table.add_column(column, justify='right')
     base = result['ways'].get('built-in')
-    for name, way in result['ways'].items():
-        both = way['both']
+    for name, timing in result['ways'].items():
+        both = timing['both']
         ratio = '' if base is None else f'{base["both"]["median"] / both["median"]:.1f} x'
         table.add_row(
             name,
-            *(f'{milliseconds(way[part]["median"])} ms' for part in ('forward', 'backward', 'both')),
+            *(f'{milliseconds(timing[part]["median"])} ms' for part in ('forward', 'backward', 'both')),
             f'{milliseconds(both["min"])} to {milliseconds(both["max"])}',
             ratio,
-            '' if way['megabytes'] is None else f'{way["megabytes"]:.0f} MB',
+            '' if timing['megabytes'] is None else f'{timing["megabytes"]:.0f} MB',
         )
     console.print(table)
 
 
 def markdown(results: dict) -> str:
-    """The results as a table for docs/benchmarks.md: time of the built-in path, the others as times as fast."""
+    """Return a Markdown table for docs/benchmarks.md: the time of the built-in loss, and how much faster others are."""
     cases = [result for result in results['cases'] if 'built-in' in result['ways']]
     names = [name for name in COLORS if any(name in result['ways'] for result in cases)]
     lines = [
@@ -57,37 +59,39 @@ def markdown(results: dict) -> str:
         '| --- ' * (len(names) + 4) + '|',
     ]
     for result in cases:
-        ways, base = result['ways'], result['ways']['built-in']['both']
+        timings, base = result['ways'], result['ways']['built-in']['both']
         median, low, high = (milliseconds(base[key]) for key in ('median', 'min', 'max'))
         cells = [f'{median} ms ({low} to {high})']
         for name in names[1:]:
-            cells.append(f'{base["median"] / ways[name]["both"]["median"]:.1f} x' if name in ways else '')
+            cells.append(f'{base["median"] / timings[name]["both"]["median"]:.1f} x' if name in timings else '')
         cells.append(f'{milliseconds(result["floor"])} ms' if 'floor' in result else '')
         for name in ('built-in', 'mmseg_wce'):
-            megabytes = ways.get(name, {}).get('megabytes')
+            megabytes = timings.get(name, {}).get('megabytes')
             cells.append('' if megabytes is None else f'{megabytes:.0f} MB')
         lines.append(f'| {result["case"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
 
 def print_predictions(console: Console, result: dict) -> None:
+    """Print time and memory of every implementation for one photo."""
     table = Table(title=f'Prediction after the network: {result["case"]}')
-    for column in ('way', 'time', 'range', 'against built-in', 'extra memory'):
-        table.add_column(column, justify='left' if column == 'way' else 'right')
+    table.add_column('implementation')
+    for column in ('time', 'range', 'against built-in', 'extra memory'):
+        table.add_column(column, justify='right')
     base = result['ways']['built-in']['median']
-    for name, way in result['ways'].items():
+    for name, timing in result['ways'].items():
         table.add_row(
             name,
-            f'{milliseconds(way["median"])} ms',
-            f'{milliseconds(way["min"])} to {milliseconds(way["max"])}',
-            f'{base / way["median"]:.1f} x',
-            '' if way['megabytes'] is None else f'{way["megabytes"]:.0f} MB',
+            f'{milliseconds(timing["median"])} ms',
+            f'{milliseconds(timing["min"])} to {milliseconds(timing["max"])}',
+            f'{base / timing["median"]:.1f} x',
+            '' if timing['megabytes'] is None else f'{timing["megabytes"]:.0f} MB',
         )
     console.print(table)
 
 
-def markdown_of_predictions(results: dict) -> str:
-    """The predictions as a table for docs/benchmarks.md."""
+def predictions_markdown(results: dict) -> str:
+    """Return a Markdown table of the predictions for docs/benchmarks.md."""
     if not results['predictions']:
         return ''
     names = list(results['predictions'][0]['ways'])
@@ -98,19 +102,21 @@ def markdown_of_predictions(results: dict) -> str:
     for result in results['predictions']:
         base, cells = result['ways']['built-in'], []
         for name in names:
-            way = result['ways'].get(name)
-            if way is None:
+            timing = result['ways'].get(name)
+            if timing is None:
                 cells += ['', '']
                 continue
-            time = f'{milliseconds(way["median"])} ms ({milliseconds(way["min"])} to {milliseconds(way["max"])})'
-            cells.append(time if way is base else f'{base["median"] / way["median"]:.1f} x')
-            cells.append('' if way['megabytes'] is None else f'{way["megabytes"]:.0f} MB')
+            median, low, high = (milliseconds(timing[key]) for key in ('median', 'min', 'max'))
+            cells.append(
+                f'{median} ms ({low} to {high})' if timing is base else f'{base["median"] / timing["median"]:.1f} x'
+            )
+            cells.append('' if timing['megabytes'] is None else f'{timing["megabytes"]:.0f} MB')
         lines.append(f'| {result["case"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
 
 def draw_times(path: Path, results: dict) -> None:
-    """Bars: how many times faster than the built-in path each way is, case by case; a line at 1."""
+    """Draw the speed of each implementation relative to the built-in loss as bars, case by case; a line at 1."""
     cases = [result for result in results['cases'] if 'built-in' in result['ways']]
     if not cases:
         return
@@ -140,7 +146,7 @@ def draw_times(path: Path, results: dict) -> None:
 
 
 def draw_memory(path: Path, results: dict) -> None:
-    """Extra memory over the crop size, of one image with 150 classes at stride 4."""
+    """Draw the extra memory over the crop size, for one image with 150 classes at stride 4."""
     figure, axis = plt.subplots(figsize=(6.5, 4), layout='constrained')
     for name in ('built-in', 'mmseg_wce'):
         rows = [row for row in results['crops'] if row.get(name) is not None]

@@ -1,9 +1,9 @@
-"""Check the labels of a config, or of a folder: values, conventions, sizes, pairs; and draw some to look at.
+"""Check the labels of a config or of a folder (values, conventions, sizes, pairs), and draw examples.
 
 python tools/check_labels.py CONFIG
 python tools/check_labels.py --labels DIR --num-classes 150 --reduce-zero-label [--images DIR]
 
-Exit status: 0; 1 where something looks wrong, a line for each; 2 where nothing could be done.
+Exit status: 0; 1 if something looks wrong, with a line for each finding; 2 if nothing could be checked.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 from contact_sheet import draw_contact_sheet
-from label_arguments import NOT_RUN, Parser, check_output, config_of, labels_in_folder, name_of, scan_with_progress
+from label_arguments import NOT_RUN, Parser, check_output, labels_in_folder, scan_with_progress, source_name
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.config_walk import preprocessor_of_others
@@ -31,7 +31,7 @@ from mmseg_wce.dataset_checks import (
     check_unused_labels,
     from_config,
 )
-from mmseg_wce.training.preflight import PreflightError, check_data
+from mmseg_wce.training.preflight import PreflightError, check_data, load_config
 from rich.console import Console
 
 MARKS = {Severity.ERROR: '[bold red]wrong[/]', Severity.WARNING: '[yellow]doubt[/]', Severity.NOTE: '[cyan]note [/]'}
@@ -40,10 +40,15 @@ console = Console()
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments; exit with a usage error if some contradict each other."""
     parser = Parser(__doc__.split('\n', 1)[0], 'config file')
     parser.add_argument('--images', metavar='DIR', help='with --labels: folder of images at the same relative paths')
-    parser.add_argument('--image-suffix', help='with --images: of the images, where their stems differ from the labels')
-    parser.add_argument('--splits', nargs='+', choices=SPLITS, default=SPLITS, help='of the config [all three]')
+    parser.add_argument(
+        '--image-suffix', help='with --images: suffix of the images, if their stems differ from the labels'
+    )
+    parser.add_argument(
+        '--splits', nargs='+', choices=SPLITS, default=SPLITS, help='splits of the config to check [all three]'
+    )
     parser.add_argument('--out', type=Path, help='folder for the contact sheets [work_dirs/check_labels/NAME]')
     args = parser.parse(arguments)
     if args.labels is None and (args.images or args.image_suffix):
@@ -55,37 +60,41 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def splits_of(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[LabelFiles]], list[Finding]]:
-    """Label files of each split that the config has, the same files once; and what is to be said of other splits."""
+def read_splits(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[LabelFiles]], list[Finding]]:
+    """Return the label files of each split, the same files once, and findings for splits that cannot be read.
+
+    Raises:
+        ValueError: the config has none of the splits, or none of them can be read.
+    """
     present = [split for split in splits if config.get(f'{split}_dataloader') is not None]
     if not present:
         raise ValueError(f'the config has none of {", ".join(f"{split}_dataloader" for split in splits)}')
-    found: dict[str, list[LabelFiles]] = {}
-    notes: list[Finding] = []
-    unread: list[str] = []
+    label_files: dict[str, list[LabelFiles]] = {}
+    findings: list[Finding] = []
+    unreadable: list[str] = []
     for split in present:
         try:
             check_data(config, split, first_files=False)
             parts = from_config(config, split)
         except LabelConflict as error:
-            notes.append(Finding(Severity.ERROR, f'{split}: {error}', 'nothing else was checked there'))
+            findings.append(Finding(Severity.ERROR, f'{split}: {error}', 'nothing else was checked there'))
         except (PreflightError, UnreadableDataset) as error:
-            notes.append(Finding(Severity.ERROR, str(error), 'nothing else was checked there'))
-            unread.append(str(error))
+            findings.append(Finding(Severity.ERROR, str(error), 'nothing else was checked there'))
+            unreadable.append(str(error))
         except ValueError as error:
             severity = Severity.NOTE if split == 'test' else Severity.WARNING
-            notes.append(Finding(severity, f'{split}: no labels to check: {error}', 'it may be meant to have none'))
-            unread.append(notes[-1].what)
+            findings.append(Finding(severity, f'{split}: no labels to check: {error}', 'it may be meant to have none'))
+            unreadable.append(findings[-1].what)
         else:
-            if not any(_same_labels(parts, others) for others in found.values()):
-                found[split] = parts
-    if len(unread) == len(present):
-        raise ValueError(unread[0])
-    return found, notes
+            if not any(_reads_same_labels(parts, others) for others in label_files.values()):
+                label_files[split] = parts
+    if len(unreadable) == len(present):
+        raise ValueError(unreadable[0])
+    return label_files, findings
 
 
-def _same_labels(parts: list[LabelFiles], others: list[LabelFiles]) -> bool:
-    """Whether two splits read the same files in the same way, and compare them with images in the same way."""
+def _reads_same_labels(parts: list[LabelFiles], others: list[LabelFiles]) -> bool:
+    """Return True if two splits read the same files alike, and compare them with images of the same size."""
     one, other = (
         [(p.files, p.classes, p.convention, str(p.transforms), p.reader.resizes) for p in side]
         for side in (parts, others)
@@ -96,62 +105,75 @@ def _same_labels(parts: list[LabelFiles], others: list[LabelFiles]) -> bool:
 def check(
     parts: list[LabelFiles], others: list[LabelFiles], args: argparse.Namespace, name: str, changed_later_by: str
 ) -> tuple[list[LabelStatistics], list[Finding]]:
-    """Findings of the label files of a split, and the statistics of its parts."""
+    """Scan the label files of a split.
+
+    Args:
+        parts: label files of the split.
+        others: label files of all splits.
+        args: command line.
+        name: of the split.
+        changed_later_by: preprocessor that may change labels after loading; empty if none does.
+
+    Returns:
+        Statistics of each part, and the findings, most severe first.
+    """
     title = f'Reading labels, {name}'
     images = any(part.has_images for part in parts)
     statistics = scan_with_progress(parts, args.workers, console, title, with_images=images)
-    found = [Finding(Severity.NOTE, note, 'see docs/labels.md') for part in parts for note in part.notes]
-    for part, counted in zip(parts, statistics, strict=True):
-        found += [*check_statistics(counted, changed_later_by), *check_raw_zero([part], counted)]
-    found += check_unused_labels(parts, others)
-    return statistics, sorted(dict.fromkeys(found), key=lambda finding: -finding.severity)
+    findings = [Finding(Severity.NOTE, note, 'see docs/labels.md') for part in parts for note in part.notes]
+    for part, part_statistics in zip(parts, statistics, strict=True):
+        findings += [*check_statistics(part_statistics, changed_later_by), *check_raw_zero([part], part_statistics)]
+    findings += check_unused_labels(parts, others)
+    return statistics, sorted(dict.fromkeys(findings), key=lambda finding: -finding.severity)
 
 
-def print_findings(title: str, found: list[Finding]) -> None:
+def print_findings(title: str, findings: list[Finding]) -> None:
+    """Print a line for each finding below a title."""
     console.print(title, style='bold', markup=False, highlight=False, soft_wrap=True)
-    for finding in found:
+    for finding in findings:
         console.print(f'  {MARKS[finding.severity]}  ', end='')
         console.print(str(finding), markup=False, highlight=False, soft_wrap=True)
-    if not any(finding.severity > Severity.NOTE for finding in found):
+    if not any(finding.severity > Severity.NOTE for finding in findings):
         console.print('  [green]nothing looks wrong[/]')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit status."""
     args = parse_args(arguments)
     try:
-        everything = run(args)
+        findings = run(args)
     except (PreflightError, ValueError, OSError, ImportError) as error:
         print(f'error: {error}', file=sys.stderr)
         return NOT_RUN
-    return 1 if any(finding.severity > Severity.NOTE for finding in everything) else 0
+    return 1 if any(finding.severity > Severity.NOTE for finding in findings) else 0
 
 
 def run(args: argparse.Namespace) -> list[Finding]:
-    """Print what is found, and draw."""
-    everything: list[Finding] = []
+    """Print all findings, and draw contact sheets."""
+    all_findings: list[Finding] = []
     changed_later_by = ''
-    out = args.out or Path('work_dirs/check_labels', name_of(args))
+    out = args.out or Path('work_dirs/check_labels', source_name(args))
     check_output(out / 'train.png', '--out')
     if args.labels is not None:
         splits = dict(labels=[labels_in_folder(args, images=args.images, image_suffix=args.image_suffix)])
     else:
-        config = config_of(args)
+        config = load_config(args.source, args.cfg_options)
         changed_later_by = preprocessor_of_others(config)
-        splits, notes = splits_of(config, args.splits)
-        of_classes = [f for split, parts in splits.items() for f in check_classes(config, parts, split)]
-        everything = [*check_config(config), *notes, *dict.fromkeys(of_classes)]
-        print_findings(args.source, everything)
+        splits, findings = read_splits(config, args.splits)
+        class_findings = [f for split, parts in splits.items() for f in check_classes(config, parts, split)]
+        all_findings = [*check_config(config), *findings, *dict.fromkeys(class_findings)]
+        print_findings(args.source, all_findings)
     for name, parts in splits.items():
-        statistics, found = check(parts, [*chain.from_iterable(splits.values())], args, name, changed_later_by)
-        everything += found
+        statistics, findings = check(parts, [*chain.from_iterable(splits.values())], args, name, changed_later_by)
+        all_findings += findings
         number, pixels, ignored = (
-            sum(getattr(s, figure) for s in statistics) for figure in ('num_images', 'num_pixels', 'ignored_pixels')
+            sum(getattr(s, name) for s in statistics) for name in ('num_images', 'num_pixels', 'ignored_pixels')
         )
         share = 100 * ignored / max(pixels, 1)
-        print_findings(f'{name}: {number} labels, {share:.2f} % of their pixels ignored', found)
+        print_findings(f'{name}: {number} labels, {share:.2f} % of their pixels ignored', findings)
         if draw_contact_sheet(out / f'{name}.png', parts, statistics):
             console.print(f'  Picture: {out / f"{name}.png"}', markup=False, highlight=False, soft_wrap=True)
-    return everything
+    return all_findings
 
 
 if __name__ == '__main__':

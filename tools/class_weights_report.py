@@ -1,4 +1,4 @@
-"""Class frequencies and weights as a table for the terminal and as one picture."""
+"""Table and picture of class frequencies and weights."""
 
 import warnings
 from pathlib import Path
@@ -18,6 +18,7 @@ FREQUENCY, CHOSEN, OTHER = '#5c7c99', '#d9480f', '#e3b294'
 
 
 def print_table(console: Console, statistics: LabelStatistics, scheme: str, weights: np.ndarray) -> None:
+    """Print share of pixels, number of images and weight of every class, and the labels that are no class."""
     s = statistics
     table = Table(title=escape(f'{s.dataset}: {s.num_images} images; most frequent first'))
     for column in ('', 'class', 'share of pixels', 'images', f'weight, {scheme}'):
@@ -38,18 +39,18 @@ def print_table(console: Console, statistics: LabelStatistics, scheme: str, weig
             f'{v} ({t.files} file{"s" * (t.files != 1)}, such as {t.example})' for v, t in s.unexpected.items()
         )
         console.print('[bold red]Labels that are no class:[/] ' + escape(listed), soft_wrap=True, highlight=False)
-        console.print('They count for nothing here, and the loss refuses them: tools/check_labels.py says more.')
+        console.print('They are not counted here, and the loss raises an error for them: see tools/check_labels.py.')
     if s.pixels_in_images is None:
         console.print(f'Approximate: {s.source}.', highlight=False)
 
 
 def draw_weights(path: Path, statistics: LabelStatistics, chosen: dict) -> None:
-    """Write the picture: share of pixels, and the weights of every scheme, on logarithmic axes.
+    """Draw the share of pixels and the weights of every scheme, on logarithmic axes.
 
     Args:
-        path: of the PNG.
+        path: file of the PNG.
         statistics: of the labels.
-        chosen: scheme and options as in a config; they are kept for the other schemes where these have them.
+        chosen: scheme and options as in a config; other schemes take the options that they have, too.
     """
     order = np.argsort(-statistics.pixels, kind='stable')
     rows = np.arange(len(order))
@@ -68,18 +69,18 @@ def draw_weights(path: Path, statistics: LabelStatistics, chosen: dict) -> None:
     axes[0].barh(rows, share, 0.75, color=FREQUENCY)
     axes[0].set_title('share of pixels (%)', loc='left')
     axes[0].set_yticks(rows, [statistics.classes[c].replace('$', r'\$') for c in order])
-    weights = _of_every_scheme(statistics, chosen)
+    weights = _weights_by_scheme(statistics, chosen)
     positive = np.concatenate([w[w > 0] for w in weights.values() if w is not None])
-    for axis, (scheme, of_scheme) in zip(axes[1:], weights.items(), strict=True):
-        if of_scheme is None:
+    for axis, (scheme, scheme_weights) in zip(axes[1:], weights.items(), strict=True):
+        if scheme_weights is None:
             axis.set_title(f'{scheme}\noverflows', loc='left')
             continue
-        mine, present = scheme == chosen['scheme'], of_scheme[statistics.pixels > 0]
-        drawn = np.where(of_scheme > 0, of_scheme, np.nan)[order]
+        is_chosen, present = scheme == chosen['scheme'], scheme_weights[statistics.pixels > 0]
+        drawn = np.where(scheme_weights > 0, scheme_weights, np.nan)[order]
         _style(axis)
-        axis.barh(rows, np.abs(drawn - 1), 0.75, left=np.minimum(drawn, 1), color=CHOSEN if mine else OTHER)
+        axis.barh(rows, np.abs(drawn - 1), 0.75, left=np.minimum(drawn, 1), color=CHOSEN if is_chosen else OTHER)
         title = f'{scheme}\nratio {present.max() / present.min():.3g}'
-        axis.set_title(title, loc='left', weight='bold' if mine else 'normal')
+        axis.set_title(title, loc='left', weight='bold' if is_chosen else 'normal')
         axis.axvline(1, color='0.4', linewidth=0.8)
         axis.set_xlim(min(positive.min(), 0.5) / 1.2, max(positive.max(), 2) * 1.2)
     axes[0].set_ylim(len(order) - 0.4, -0.6)  # the most frequent at the top
@@ -87,19 +88,19 @@ def draw_weights(path: Path, statistics: LabelStatistics, chosen: dict) -> None:
     plt.close(figure)
 
 
-def _of_every_scheme(statistics: LabelStatistics, chosen: dict) -> dict[str, np.ndarray | None]:
-    """With the options that were chosen for one; None where they are too much for another."""
+def _weights_by_scheme(statistics: LabelStatistics, chosen: dict) -> dict[str, np.ndarray | None]:
+    """Return the weights of every scheme; None for one that cannot be computed with these options."""
     common = {key: value for key, value in chosen.items() if key not in ('scheme', 'beta')}
-    found: dict[str, np.ndarray | None] = {}
-    with warnings.catch_warnings():  # of absent classes, which the table has named
+    weights: dict[str, np.ndarray | None] = {}
+    with warnings.catch_warnings():  # about absent classes: the table shows them
         warnings.simplefilter('ignore')
         for scheme in SCHEMES:
             options = chosen if scheme == chosen['scheme'] else dict(common, scheme=scheme)
             try:
-                found[scheme] = class_weights(statistics, **options)
+                weights[scheme] = class_weights(statistics, **options)
             except ValueError:  # a large exponent
-                found[scheme] = None
-    return found
+                weights[scheme] = None
+    return weights
 
 
 def _style(axis) -> None:

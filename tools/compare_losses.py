@@ -1,8 +1,8 @@
-"""Train configs from the same seeds with several losses, and show what each loss does to every class.
+"""Train configs from the same seeds with several losses, and report the scores of every class for each loss.
 
 python tools/compare_losses.py my_config.py --seeds 0 1 2
 
-In every head the losses on pixels are replaced, and nothing else. What is done is kept: the same command goes on.
+Only the losses on pixels are replaced, in every head. Finished trainings are kept: the same command continues.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 import mmseg_wce  # noqa: F401  (registers the losses, and makes the stack work on today's PyTorch)
 import torch
-from base_configs import check_style, named
+from base_configs import check_style, find_configs
 from compare.report import write_report
 from compare.runs import (
     BUILT_IN,
@@ -46,66 +46,71 @@ from subprocess_runner import Failed, stop_all
 
 SCHEMES_SHOWN = ('sqrt_inverse_frequency', 'median_frequency', 'effective_number')
 DEFAULT = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES_SHOWN, HARD_PIXELS)
-FIXED = re.compile(r'(randomness|test_evaluator)|model\..*(loss_decode|sampler)')  # keys of a config
+RESERVED = re.compile(r'(randomness|test_evaluator)|model\..*(loss_decode|sampler)')  # set by the comparison
 
 console = Console()
 
 
-def prepared(base: str, file: Path, args: argparse.Namespace) -> Comparison:
-    """A config that can be compared, and the statistics of its training labels.
+def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
+    """Check a config, and scan its training labels unless their statistics exist.
+
+    Args:
+        base: name for ``_base_``.
+        file: of the config.
+        args: command line.
 
     Raises:
-        PreflightError: it cannot be trained or tested, or has no loss that could be replaced.
+        PreflightError: the config cannot be trained or tested, or has no loss to replace.
     """
     config = load_config(str(file), args.cfg_options)
-    where = f'config file {str(file)!r}'
+    place = f'config file {str(file)!r}'
     comparison = Comparison(base, file, config, args.work_dir, args.out, args.words, args.gpus)
     check_data(config, 'train', 'val', 'test')
     if not isinstance(config.get('model'), dict) or not losses_on_pixels(config):
-        raise PreflightError(f'{where} has no softmax loss on pixels')
+        raise PreflightError(f'{place} has no softmax loss on pixels')
     check_style(file)
     if HARD_PIXELS in args.losses:
         check_hard_pixels(config)
     try:
         (part,) = from_config(config, 'test')
         part.labels(0)
-    except Exception as error:  # data sets and transforms of others raise anything
+    except Exception as error:  # custom data sets and transforms may raise anything
         reason = in_one_line(error)
         raise PreflightError(
-            f'{where}: test_dataloader has to be of one data set with LoadAnnotations: {reason}'
+            f'{place}: test_dataloader must have one data set with LoadAnnotations: {reason}'
         ) from error
     if not comparison.labels.exists():
-        counted = scan_with_progress(from_config(config), 0, console, f'Counting pixels for {file.stem}')
-        statistics = sum_statistics(counted)
+        parts = scan_with_progress(from_config(config), 0, console, f'Counting pixels for {file.stem}')
+        statistics = sum_statistics(parts)
         print_failures(console, statistics)
         save_statistics(statistics, comparison.labels)
     return comparison
 
 
-def planned(args: argparse.Namespace) -> tuple[list[Comparison], list[Run]]:
-    """What is to be compared, and every training of it, each once.
+def plan(args: argparse.Namespace) -> tuple[list[Comparison], list[Run]]:
+    """Return the comparisons and all their trainings, each once.
 
     Raises:
-        PreflightError, ValueError: nothing of it can be started.
+        PreflightError, ValueError: a training cannot be started.
     """
     check_work_dir(str(args.work_dir))
     check_work_dir(str(args.out), '--out')
-    fixed = [key for key in args.cfg_options or () if FIXED.match(key)]
-    if fixed:
-        raise PreflightError(f'--cfg-options {fixed[0]}: that is what the comparison sets')
-    files = [pair for name in dict.fromkeys(args.config) for pair in named(name)]
+    reserved = [key for key in args.cfg_options or () if RESERVED.match(key)]
+    if reserved:
+        raise PreflightError(f'--cfg-options {reserved[0]}: the comparison sets it itself')
+    files = [pair for name in dict.fromkeys(args.config) for pair in find_configs(name)]
     stems = [Path(file).stem for _, file in files]
     if len(set(stems)) < len(stems):
-        raise PreflightError(f'configs of one name share their folders: {", ".join(stems)}')
+        raise PreflightError(f'configs with the same name share their folders: {", ".join(stems)}')
     comparisons = [
-        prepared(base if base.startswith('mmseg::') else str(file.resolve()), file, args) for base, file in files
+        prepare(base if base.startswith('mmseg::') else str(file.resolve()), file, args) for base, file in files
     ]
     seeds, losses = dict.fromkeys(args.seeds), dict.fromkeys(args.losses)
     return comparisons, [Run(c, loss, seed) for seed in seeds for c in comparisons for loss in losses]
 
 
-class _AndWords(ConfigOptions):
-    """Keeps the words too, for the command lines of the trainings."""
+class _OptionsWithWords(ConfigOptions):
+    """ConfigOptions that also stores the words as given, for the command lines of the trainings."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         namespace.words = tuple(values)
@@ -113,7 +118,7 @@ class _AndWords(ConfigOptions):
 
 
 class Slots:
-    """Places for trainings at the same time: each its own GPUs, or its share of the CPU."""
+    """Resources for trainings at the same time: each slot has its own GPUs, or its share of the CPU threads."""
 
     def __init__(self, jobs: int, processes: int) -> None:
         self._free = SimpleQueue()
@@ -121,10 +126,11 @@ class Slots:
         gpus = visible.split(',') if visible else [str(i) for i in range(jobs * processes)]
         threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, cores() // (jobs * processes)))
         for slot in range(jobs):
-            on_gpus = dict(CUDA_VISIBLE_DEVICES=','.join(gpus[slot * processes : (slot + 1) * processes]))
-            self._free.put(on_gpus if torch.cuda.is_available() else dict(OMP_NUM_THREADS=threads))
+            gpu_variables = dict(CUDA_VISIBLE_DEVICES=','.join(gpus[slot * processes : (slot + 1) * processes]))
+            self._free.put(gpu_variables if torch.cuda.is_available() else dict(OMP_NUM_THREADS=threads))
 
     def run(self, run: Run, progress: Progress, stop: threading.Event) -> None:
+        """Wait for a free slot, then train and test in it, unless ``stop`` is set by then."""
         environment = self._free.get()
         task = progress.add_task(f'{run.comparison.name}: {run.loss}, seed {run.seed}', total=None, loss='')
         try:
@@ -140,24 +146,30 @@ class Slots:
 
 
 def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
-    """What failed, a line for each."""
+    """Run all trainings, ``jobs`` at a time; return a line for each failure.
+
+    Args:
+        runs: trainings.
+        jobs: number of trainings at the same time.
+        processes: number of processes of each training.
+    """
     slots, stop, failures = Slots(jobs, processes), threading.Event(), []
     columns = (TextColumn('{task.description}', markup=False), BarColumn(), MofNCompleteColumn())
     with (
         Progress(*columns, TextColumn('{task.fields[loss]}'), TimeRemainingColumn(), console=console) as progress,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        whole = progress.add_task('Trainings', total=len(runs), loss='')
+        overall = progress.add_task('Trainings', total=len(runs), loss='')
         futures = {pool.submit(slots.run, run, progress, stop): run for run in runs}
         try:
             for future in as_completed(futures):
                 if error := future.exception():
                     if not isinstance(error, Exception):
                         raise error
-                    what = str(error) if isinstance(error, Failed) else in_one_line(error)
-                    failures.append(f'{futures[future].name}: {what}')
+                    reason = str(error) if isinstance(error, Failed) else in_one_line(error)
+                    failures.append(f'{futures[future].name}: {reason}')
                     console.print(failures[-1], markup=False, highlight=False, soft_wrap=True)
-                progress.advance(whole)
+                progress.advance(overall)
         except BaseException:
             stop.set()
             stop_all()
@@ -166,18 +178,23 @@ def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
 
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the arguments; exit with a usage error if they ask for too many GPUs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', nargs='+', help="config files; 'mmseg::' and the name of one it ships")
+    parser.add_argument('config', nargs='+', help="config files; or 'mmseg::' and the name of one it ships")
     parser.add_argument(
-        '--losses', nargs='+', choices=NAMES, default=list(DEFAULT), metavar='LOSS', help=f'of {", ".join(NAMES)}'
+        '--losses', nargs='+', choices=NAMES, default=list(DEFAULT), metavar='LOSS', help=f'some of {", ".join(NAMES)}'
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='[0 1 2]')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'), help='for trainings [%(default)s]')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/compare/report'), help='for results [%(default)s]')
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/compare'), help='folder for trainings [%(default)s]'
+    )
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/compare/report'), help='folder for results [%(default)s]'
+    )
     parser.add_argument('--jobs', type=int, default=1, help='trainings at the same time [%(default)s]')
     parser.add_argument('--gpus', type=int, default=1, help='processes of each training [%(default)s]')
-    parser.add_argument('--report', action='store_true', help='train nothing, report what is done')
-    parser.add_argument('--cfg-options', nargs='+', action=_AndWords, help='settings that override the configs')
+    parser.add_argument('--report', action='store_true', help='train nothing; report the finished trainings')
+    parser.add_argument('--cfg-options', nargs='+', action=_OptionsWithWords, help='settings that override the configs')
     parser.set_defaults(words=())
     args = parser.parse_args(arguments)
     if min(args.jobs, args.gpus) < 1:
@@ -188,12 +205,12 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 where a training failed, 2 where none is done in the end, 130 where it was interrupted."""
+    """Return the exit status: 0; 1 if a training failed; 2 if none is finished in the end; 130 if interrupted."""
     args = parse_args(arguments)
-    warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
+    warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice for authors of configs
     init_default_scope('mmseg')
     try:
-        comparisons, runs = planned(args)
+        comparisons, runs = plan(args)
         to_do = [run for run in runs if not run.is_done()]
     except (PreflightError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
@@ -201,13 +218,13 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f'{len(runs)} trainings, {len(runs) - len(to_do)} of them done')
     if args.report:
         to_do = []
-    for run in to_do:  # before there are threads: configs are not read by several at once
+    for run in to_do:  # before threads start: reading configs is not thread-safe
         run.write_config()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a scheduler: the trainings have to end too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by schedulers: the trainings must end, too
     try:
         failures = train_all(to_do, args.jobs, args.gpus) if to_do else []
     except KeyboardInterrupt:
-        console.print('Interrupted. What is done is kept: the same command goes on from there.')
+        console.print('Interrupted. Finished work is kept: the same command goes on from there.')
         return 130
     words = [word for word in arguments or sys.argv[1:] if word != '--report']
     command = ' '.join(['python tools/compare_losses.py', *map(shlex.quote, words)])
@@ -217,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     console.print(
-        f'Report: {page}, and beside it its pictures and summary.md', markup=False, highlight=False, soft_wrap=True
+        f'Report: {page}, with its pictures and summary.md next to it', markup=False, highlight=False, soft_wrap=True
     )
     return 1 if failures else 0
 

@@ -1,12 +1,12 @@
-"""Validate with mmseg's predictions, with FusedPredictHook, and with ValidationLoss as well: time and memory.
+r"""Compare time, memory and predictions of a validation by mmseg, with FusedPredictHook, and with ValidationLoss, too.
 
 python tools/compare_predictions.py configs/camvid/segformer_mit-b0_1xb8-4k_camvid-352x480.py
 python tools/compare_predictions.py my_config.py --checkpoint work_dirs/mine/iter_160000.pth --images 20
-python tools/compare_predictions.py mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py \\
+python tools/compare_predictions.py mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py \
     --cfg-options val_dataloader.dataset.data_root=data/ade/ADEChallengeData2016
 
-Without a checkpoint the weights are random, and scaled so that the first image shows many classes.
-Each way runs in a process of its own, one after the other.
+Without a checkpoint the weights are random, and scaled so that many classes are predicted for the first image.
+Each implementation runs in a separate process, one after the other.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 import torch
-from base_configs import named
+from base_configs import evaluators, find_configs
 from memory import HAS_HIGH_WATER_MARK, reset_high_water_mark, resident
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
@@ -36,11 +36,11 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
-WAYS = ('mmseg', 'FusedPredictHook', 'and ValidationLoss')
+IMPLEMENTATIONS = ('mmseg', 'FusedPredictHook', 'and ValidationLoss')
 
 
-def model_of(config: Config, checkpoint: str | None) -> nn.Module:
-    """The segmentor on the CPU, in evaluation."""
+def build_model(config: Config, checkpoint: str | None) -> nn.Module:
+    """Build the segmentor on the CPU, in evaluation mode; with random weights if there is no checkpoint."""
     init_default_scope('mmseg')
     torch.manual_seed(0)
     if checkpoint is None:
@@ -52,7 +52,7 @@ def model_of(config: Config, checkpoint: str | None) -> nn.Module:
 
 
 def spread_logits(model: nn.Module, batch: dict) -> None:
-    """Let random weights predict many classes: logits of mean 0 and standard deviation 1 in every channel."""
+    """Change random weights so that every channel of the logits has mean 0 and standard deviation 1 on a batch."""
     logits = {}
     for layer in main_head(model).modules():
         if isinstance(layer, nn.Conv2d) and layer.out_channels == model.out_channels and layer.bias is not None:
@@ -66,23 +66,32 @@ def spread_logits(model: nn.Module, batch: dict) -> None:
         layer.bias.data = (layer.bias.data - mean) / deviation
 
 
-def validate(way: str, config: Config, checkpoint: str | None, images: int | None) -> dict:
-    """Run one way over the validation set."""
-    model, loader = model_of(config, checkpoint), Runner.build_dataloader(config.val_dataloader, seed=0)
-    evaluators = config.val_evaluator if isinstance(config.val_evaluator, list) else [config.val_evaluator]
-    evaluators = [one for one in evaluators if one.type != 'ValidationLoss']
+def validate(implementation: str, config: Config, checkpoint: str | None, images: int | None) -> dict:
+    """Run one implementation over the validation set.
+
+    Args:
+        implementation: one of :data:`IMPLEMENTATIONS`.
+        config: with the validation set.
+        checkpoint: weights; None for random ones.
+        images: number of batches; None for all.
+
+    Returns:
+        Hash of every prediction, number of predicted classes, seconds, extra MB (None if unknown) and metrics.
+    """
+    model, loader = build_model(config, checkpoint), Runner.build_dataloader(config.val_dataloader, seed=0)
+    metrics = [metric for metric in evaluators(config, 'val') if metric.type != 'ValidationLoss']
     batches = iter(loader)
     batch = next(batches)
     if checkpoint is None:
         spread_logits(model, batch)
-    if way != 'mmseg':
+    if implementation != 'mmseg':
         line = fuse_predict(model)
         if line.startswith('left alone'):
-            sys.exit(f'{way}: {line}')
-    if way == 'and ValidationLoss':
+            sys.exit(f'{implementation}: {line}')
+    if implementation == 'and ValidationLoss':
         add_validation_loss(model)
-        evaluators.append(dict(type='ValidationLoss'))
-    evaluator = Evaluator(evaluators)
+        metrics.append(dict(type='ValidationLoss'))
+    evaluator = Evaluator(metrics)
     evaluator.dataset_meta = loader.dataset.metainfo
     number, hashes, classes, elapsed = min(images or len(loader), len(loader)), [], set(), 0.0
     before = reset_high_water_mark() if HAS_HIGH_WATER_MARK else None
@@ -93,23 +102,23 @@ def validate(way: str, config: Config, checkpoint: str | None, images: int | Non
         evaluator.process(data_samples=samples, data_batch=batch)
         for sample in samples:
             prediction = sample.pred_sem_seg.data
-            what = f'{tuple(prediction.shape)} {prediction.dtype} '.encode() + prediction.numpy().tobytes()
-            hashes.append(hashlib.sha256(what).hexdigest())
+            content = f'{tuple(prediction.shape)} {prediction.dtype} '.encode() + prediction.numpy().tobytes()
+            hashes.append(hashlib.sha256(content).hexdigest())
             classes.update(prediction.unique().tolist())
         print(i + 1, number, flush=True)
         batch = next(batches) if i + 1 < number else None
     megabytes = None if before is None else resident('VmHWM') - before
-    metrics = {name: float(value) for name, value in evaluator.evaluate(len(hashes)).items()}
-    return dict(hashes=hashes, classes=len(classes), seconds=elapsed, megabytes=megabytes, metrics=metrics)
+    values = {name: float(value) for name, value in evaluator.evaluate(len(hashes)).items()}
+    return dict(hashes=hashes, classes=len(classes), seconds=elapsed, megabytes=megabytes, metrics=values)
 
 
-def run_in_process(way: str, arguments: list[str], console: Console) -> dict:
-    """Run :func:`validate` in a process whose memory is its own."""
-    command = [sys.executable, '-W', 'ignore', __file__, *arguments, '--way', way]
+def run_in_process(implementation: str, arguments: list[str], console: Console) -> dict:
+    """Return the result of :func:`validate` from a separate process, so that only its memory is measured."""
+    command = [sys.executable, '-W', 'ignore', __file__, *arguments, '--way', implementation]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = iter(process.stdout.readline, '')
         with Progress(console=console, transient=True) as progress:
-            task = progress.add_task(way, total=None)
+            task = progress.add_task(implementation, total=None)
             for line in lines:
                 if line.startswith('{'):
                     result = json.loads(line)
@@ -123,37 +132,38 @@ def run_in_process(way: str, arguments: list[str], console: Console) -> dict:
 
 
 def report(console: Console, config: str, results: dict[str, dict]) -> None:
-    """One row for each way."""
-    base = results[WAYS[0]]
+    """Print a table with a row for each implementation."""
+    base = results[IMPLEMENTATIONS[0]]
     table = Table(title=f'{config}, {len(base["hashes"])} images')
-    for column in ('way', 'differ', 'classes', 'time', 'extra memory', 'mIoU', 'loss'):
-        table.add_column(column, justify='left' if column == 'way' else 'right')
-    for way, result in results.items():
+    table.add_column('implementation')
+    for column in ('differ', 'classes', 'time', 'extra memory', 'mIoU', 'loss'):
+        table.add_column(column, justify='right')
+    for name, result in results.items():
         different = sum(a != b for a, b in zip(result['hashes'], base['hashes'], strict=True))
         memory = '' if result['megabytes'] is None else f'{result["megabytes"]:.0f} MB'
         metrics = result['metrics']
         mean_iou = f'{metrics["mIoU"]:.2f}' if 'mIoU' in metrics else ''
-        losses = ', '.join(f'{value:.4f}' for name, value in metrics.items() if name.startswith('val/loss'))
+        losses = ', '.join(f'{value:.4f}' for key, value in metrics.items() if key.startswith('val/loss'))
         table.add_row(
-            way, str(different), str(result['classes']), f'{result["seconds"]:.1f} s', memory, mean_iou, losses
+            name, str(different), str(result['classes']), f'{result["seconds"]:.1f} s', memory, mean_iou, losses
         )
     console.print(table)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 1 where a prediction differs."""
+    """Return the exit status: 0, or 1 if a prediction differs."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help="config file, or one of mmseg's: mmseg::...")
+    parser.add_argument('config', help="config file; or 'mmseg::' and the name of one it ships")
     parser.add_argument('--checkpoint', help='weights')
     parser.add_argument('--images', type=int, help='number of images [all]')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, help='settings that override the config')
-    parser.add_argument('--way', choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument('--way', choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.images is not None and args.images < 1:
         parser.error(f'--images must be at least 1, got {args.images}')
     try:
-        (_, file), *others = named(args.config)
+        (_, file), *others = find_configs(args.config)
         if others:
             raise PreflightError(f'{args.config!r} is the name of {1 + len(others)} configs: choose one')
         config = load_config(str(file), args.cfg_options)
@@ -167,9 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(validate(args.way, config, args.checkpoint, args.images)))
         return 0
     console = Console(soft_wrap=True)
-    results = {way: run_in_process(way, arguments, console) for way in WAYS}
+    results = {name: run_in_process(name, arguments, console) for name in IMPLEMENTATIONS}
     report(console, args.config, results)
-    return int(any(result['hashes'] != results[WAYS[0]]['hashes'] for result in results.values()))
+    return int(any(result['hashes'] != results[IMPLEMENTATIONS[0]]['hashes'] for result in results.values()))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Make a long-tailed data set, train FastSCNN on it with the built-in loss and with ours, and show the difference."""
+"""Generate a long-tailed data set, train FastSCNN on it with the built-in loss and with ours, and compare them."""
 
 import argparse
 import json
@@ -12,16 +12,16 @@ from label_arguments import scan_with_progress
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model, init_model
-from mmseg.evaluation import IoUMetric
 from mmseg_wce.class_weights import class_weights
 from mmseg_wce.dataset_checks import LabelFiles, from_config, sum_statistics
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
+from mmseg_wce.metrics import class_scores, confusion_matrix
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 from subprocess_runner import Failed, watch
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA_ROOT = Path('data/demo_scenes')  # where the configs look
+DATA_ROOT = Path('data/demo_scenes')  # data_root of the configs
 WORK_DIR = Path('work_dirs/demo')
 CONFIGS = {
     'built-in': ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-400_demo-192x256.py',
@@ -32,7 +32,7 @@ console = Console()
 
 
 def write_class_weights(config: Config) -> tuple[list[float], list[float]]:
-    """Save the weights where the config looks for them. Returns the classes' shares of pixels and their weights."""
+    """Write the file of class weights that the config names; return the classes' shares of pixels and their weights."""
     statistics = sum_statistics(scan_with_progress(from_config(config), 0, console, 'Counting pixels'))
     weights = [round(float(w), 4) for w in class_weights(statistics, 'sqrt_inverse_frequency')]
     (DATA_ROOT / 'class_weight.json').write_text(json.dumps(weights))
@@ -40,7 +40,7 @@ def write_class_weights(config: Config) -> tuple[list[float], list[float]]:
 
 
 def train(name: str, iterations: int) -> Path:
-    """Run tools/train.py; return the last checkpoint."""
+    """Run tools/train.py; return the path of the last checkpoint."""
     work_dir = WORK_DIR / name
     command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(CONFIGS[name]), '--work-dir', str(work_dir)]
     command += ['--cfg-options', f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}']
@@ -55,28 +55,27 @@ def train(name: str, iterations: int) -> Path:
 
 
 def evaluate(name: str, checkpoint: Path, validation: LabelFiles) -> Result:
-    """Predict every validation image; IoU and accuracy per class as mmseg's IoUMetric defines them."""
+    """Predict every validation image, and compute IoU and accuracy of every class."""
     model = init_model(str(CONFIGS[name]), str(checkpoint), device='cpu')
-    classes = validation.classes
-    predictions, areas = [], []
+    predictions, confusion = [], 0
     for i in track(range(len(validation)), f'Evaluating {name}', console=console):
         prediction = inference_model(model, validation.samples[i].image).pred_sem_seg.data.squeeze(0)
         label = prediction.new_tensor(validation.labels(i))
         predictions.append(prediction.numpy())
-        areas.append(IoUMetric.intersect_and_union(prediction, label, len(classes), ignore_index=255))
-    totals = [sum(area) for area in zip(*areas, strict=True)]
-    metrics = IoUMetric.total_area_to_metrics(*totals, metrics=['mIoU'])
-    return Result(name, predictions, iou=metrics['IoU'] * 100, accuracy=metrics['Acc'] * 100)
+        confusion += confusion_matrix(prediction, label, len(validation.classes)).numpy()
+    scores = class_scores(confusion)
+    return Result(name, predictions, iou=scores['IoU'], accuracy=scores['Acc'])
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Generate the data, train, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--iterations', type=int, default=400, help='of each training [%(default)s]')
+    parser.add_argument('--iterations', type=int, default=400, help='iterations of each training [%(default)s]')
     parser.add_argument(
-        '--images', type=int, default=160, help='for training; a fifth as many to validate [%(default)s]'
+        '--images', type=int, default=160, help='number of training images; a fifth of it for validation [%(default)s]'
     )
     args = parser.parse_args(arguments)
-    warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
+    warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice for authors of configs
     init_default_scope('mmseg')
 
     console.print(f'[bold]1/3[/] Drawing scenes into {DATA_ROOT}')

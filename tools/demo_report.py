@@ -1,4 +1,4 @@
-"""The demo's result as a table for the terminal and as one picture."""
+"""Table and picture of the demo's results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import IGNORED, STYLE, colors_of, frame, patches, show_labels
+from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, show_labels
 from matplotlib.patches import Patch
 from mmseg_wce.dataset_checks import LabelFiles
 from rich.console import Console
@@ -22,7 +22,7 @@ TITLES = ('CrossEntropyLoss', 'WeightedCrossEntropyLoss')
 
 @dataclass(frozen=True)
 class Result:
-    """Predictions of the validation images, (H, W) each, and IoU and accuracy per class in percent, (C,)."""
+    """Predictions for the validation images, (H, W) each; IoU and accuracy of each class in percent, (C,)."""
 
     name: str
     predictions: list[np.ndarray]
@@ -33,6 +33,7 @@ class Result:
 def print_table(
     console: Console, classes: list[str], shares: list[float], weights: list[float], results: list[Result]
 ) -> None:
+    """Print share of pixels, weight, IoU and accuracy of every class, and the means."""
     table = Table(title='Validation, in percent; rarest class last')
     for column in ('class', 'pixels', 'weight', *(f'{m} {r.name}' for m in ('IoU', 'Acc') for r in results)):
         table.add_column(column, justify='left' if column == 'class' else 'right')
@@ -53,21 +54,21 @@ def draw_report(
     shares: list[float],
     results: list[Result],
 ) -> None:
-    """Write the picture.
+    """Draw validation images with labels and predictions, and the IoU of every class.
 
     Args:
-        path: of the PNG.
-        validation: images and labels, (H, W) with 255 = other.
+        path: file of the PNG.
+        validation: images and labels, (H, W) with 255 = ignored.
         classes: names, in order of the class indices.
         palette: RGB of each class.
-        shares: of each class in the pixels of the training labels.
+        shares: share of each class in the pixels of the training labels.
         results: of the built-in loss, then of ours.
     """
     plt.rcParams.update({**STYLE, 'font.size': 13})
     figure = plt.figure(figsize=(15, 8.6), layout='constrained')
     scenes, bars = figure.subfigures(1, 2, width_ratios=[1.9, 1], wspace=0.03)
-    colors = colors_of(palette)
-    _draw_scenes(scenes, validation, colors, results, _most_telling(validation, shares, rows=4))
+    colors = colors_from_palette(palette)
+    _draw_scenes(scenes, validation, colors, results, _select_images(validation, shares, number=4))
     _draw_legend(scenes, patches(classes, colors, np.argsort(shares)[::-1]))
     _draw_bars(bars, classes, shares, results)
     figure.savefig(path, dpi=110, facecolor='white')
@@ -75,8 +76,7 @@ def draw_report(
 
 
 def _draw_legend(figure, handles: list[Patch]) -> None:
-    """Read line by line (matplotlib fills column by column)."""
-    columns = 6
+    columns = 6  # matplotlib fills column by column; the slices below order the entries line by line
     figure.legend(
         handles=[handle for column in range(columns) for handle in handles[column::columns]],
         loc='outside lower center',
@@ -87,20 +87,20 @@ def _draw_legend(figure, handles: list[Patch]) -> None:
     )
 
 
-def _most_telling(validation: LabelFiles, shares: list[float], rows: int) -> list[int]:
-    """Images that show the most of the four rarest classes: chosen by their labels, not by how a model did."""
+def _select_images(validation: LabelFiles, shares: list[float], number: int) -> list[int]:
+    """Return the images that show most of the four rarest classes; predictions have no influence."""
     rare = np.argsort(shares)[:4]
 
     def score(i: int) -> float:
         label = validation.labels(i)
         return sum((label == c).any() for c in rare) + 0.5 * (label == IGNORED).any()
 
-    return sorted(range(len(validation)), key=score, reverse=True)[:rows]
+    return sorted(range(len(validation)), key=score, reverse=True)[:number]
 
 
-def _draw_scenes(figure, validation: LabelFiles, colors: np.ndarray, results: list[Result], chosen: list[int]) -> None:
-    axes = figure.subplots(len(chosen), 2 + len(results))
-    for row, i in zip(axes, chosen, strict=True):
+def _draw_scenes(figure, validation: LabelFiles, colors: np.ndarray, results: list[Result], images: list[int]) -> None:
+    axes = figure.subplots(len(images), 2 + len(results))
+    for row, i in zip(axes, images, strict=True):
         label = validation.labels(i)
         row[0].imshow(plt.imread(validation.samples[i].image), interpolation='nearest')
         for axis, labels in zip(row[1:], [label, *(r.predictions[i] for r in results)], strict=True):

@@ -1,4 +1,4 @@
-"""The exponentials of a loss step alone: what no way of computing a softmax and its gradient gets around."""
+"""Time of a loss step's exponentials alone: a lower bound for every implementation of softmax and its gradient."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ from mmseg_wce.kernels.cpu.scalars import EXP2, exp2
 from mmseg_wce.kernels.cpu.threads import run
 from numba import types
 
-_IN_A_PIECE = 1 << 12  # numbers that stay in a core's first cache
+_PIECE_SIZE = 1 << 12  # float32 numbers that fit into a core's L1 cache, twice
 
 
 @fast_function
@@ -22,7 +22,7 @@ def _add(z, total, constants):
 
 @Kernel(types.UniTuple(types.float32, len(EXP2)), types.float32[::1])
 def _add_up(first, last, pieces, constants, out):
-    z, total = room(_IN_A_PIECE), room(_IN_A_PIECE)
+    z, total = room(_PIECE_SIZE), room(_PIECE_SIZE)
     for j in range(z.shape[0]):
         z[j], total[j] = np.float32(-j % 20), np.float32(0)
     for _ in range(first, last):
@@ -31,12 +31,12 @@ def _add_up(first, last, pieces, constants, out):
 
 
 def seconds_on_cpu(number: int, rounds: int) -> float:
-    """Median time of so many float32 exponentials, in the arithmetic and on the threads of the CPU kernels."""
+    """Return the median time of ``number`` float32 exponentials, with the arithmetic and threads of the CPU kernels."""
     kernel, pieces, out = _add_up.compiled(), np.zeros((1, 1), np.int64), np.zeros(64, np.float32)
 
     def once() -> float:
         start = time.perf_counter()
-        run(lambda first, last: kernel(first, last, pieces, EXP2, out), -(-number // _IN_A_PIECE), number)
+        run(lambda first, last: kernel(first, last, pieces, EXP2, out), -(-number // _PIECE_SIZE), number)
         return time.perf_counter() - start
 
     once()
@@ -44,7 +44,10 @@ def seconds_on_cpu(number: int, rounds: int) -> float:
 
 
 def per_second_on_gpu() -> float | None:
-    """Of the whole GPU, at 16 a clock and multiprocessor (CUDA C++ Programming Guide, arithmetic instructions)."""
+    """Return the GPU's exponentials per second; None if its clock rate is unknown.
+
+    16 per clock and multiprocessor (CUDA C++ Programming Guide, arithmetic instructions).
+    """
     properties = torch.cuda.get_device_properties()
     kilohertz = getattr(properties, 'clock_rate', None)
     return kilohertz and 16e3 * properties.multi_processor_count * kilohertz

@@ -1,7 +1,7 @@
-"""Break short trainings in every way that long ones meet, resume them, and compare with one that was left alone.
+"""Interrupt short trainings with the faults that long ones meet, resume them, and compare with an uninterrupted one.
 
-A training on generated scenes is killed at random moments and in the middle of a checkpoint; its checkpoints are cut,
-its disk is full, an image and a label become unreadable; two processes on CamVid lose one of them.
+A training on generated scenes is killed at random moments and while it writes a checkpoint; its checkpoints are cut;
+its disk is full; an image and a label become unreadable; one of two processes on CamVid is killed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.training.checkpoints import checkpoints_in
 from rich.console import Console
 from rich.progress import Progress
-from semantics_table import built_in_name
+from semantics_table import mmseg_name
 from subprocess_runner import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ PAGE = ROOT / 'docs' / 'reliability.md'
 CONFIG = ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py'
 CAMVID_CONFIG = ROOT / 'configs' / 'camvid' / 'fast_scnn_1xb8-wce-4k_camvid-352x480.py'
 INTERVAL, ITERATIONS = 5, 30
-# mmengine stores no random state: a resumed training is the same where nothing is drawn but the augmentation
+# mmengine stores no random state: a resumed training is the same if only the augmentation is random, so no dropout
 OPTIONS = [
     f'train_cfg.max_iters={ITERATIONS}',
     f'train_cfg.val_interval={ITERATIONS}',
@@ -49,13 +49,13 @@ OPTIONS = [
     *(f'model.{head}.dropout_ratio=0' for head in ('decode_head', 'auxiliary_head.0', 'auxiliary_head.1')),
 ]
 DEMO_OPTIONS = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=1']
-# the fork's mmengine goes on at the right images, but with the random augmentation of the first iterations
+# the fork's mmengine resumes at the right images, but repeats the random augmentation of the first iterations
 WITHOUT_RANDOM_PIXELS = [
     f'train_dataloader.dataset.pipeline.{i}.{setting}'
     for i, setting in ((2, 'prob=0.0'), (3, 'type=RandomFlip'), (3, 'prob=0.0'))
 ]
-# the logger puts the place in its source between level and message of an error
-LAST_WORDS = re.compile(r'ERROR - (?:.* - print_log - \d+ - )?(.*)\n(The training stopped\..*)')
+# between level and message of an error the logger prints the line of source code
+LAST_ERROR = re.compile(r'ERROR - (?:.* - print_log - \d+ - )?(.*)\n(The training stopped\..*)')
 SLOW_DISK = 'slow-disk'
 SLOW_CHUNK, SLOW_PAUSE = 100_000, 0.02  # bytes, seconds
 
@@ -64,7 +64,7 @@ console = Console()
 
 @dataclass
 class Training:
-    """One work dir, and the commands that train in it."""
+    """A work dir, and the commands that train in it."""
 
     command: list[str]
     folder: Path
@@ -77,6 +77,7 @@ class Training:
         self.log = self.folder / 'output.txt'
 
     def start(self, resume: bool = False, slow_disk: bool = False) -> subprocess.Popen:
+        """Start the training in a process group of its own."""
         command = [*self.command, '--work-dir', str(self.folder), *(['--resume'] if resume else [])]
         if slow_disk:
             command[1:2] = [__file__, SLOW_DISK, command[1]]
@@ -92,7 +93,11 @@ class Training:
             )
 
     def run(self, resume: bool = False) -> str:
-        """To its end."""
+        """Train to the end, and return the log.
+
+        Raises:
+            RuntimeError: the training failed.
+        """
         process = self.start(resume)
         if process.wait() != 0:
             raise RuntimeError(f'the training failed, see {self.log}:\n{self.log.read_text()[-2000:]}')
@@ -102,45 +107,54 @@ class Training:
         return self.folder / f'iter_{step}.pth'
 
     def last_step(self) -> int:
-        """Of the checkpoint that a resumed training starts from."""
+        """Return the iteration of the checkpoint that a resumed training starts from; 0 without one."""
         usable = checkpoints_in(str(self.folder)).usable
         return int(Path(usable).stem.split('_')[1]) if usable else 0
 
     def step_reached(self) -> int:
+        """Return the last iteration in the log."""
         steps = re.findall(r'Iter\(train\) \[ *(\d+)/', self.log.read_text())
         return int(steps[-1]) if steps else 0
 
     def lost(self) -> int:
-        """Iterations between the last line of the log and the checkpoint that a resumed training starts from."""
+        """Return the number of iterations that a resumed training repeats."""
         return self.step_reached() - self.last_step()
 
     def result(self) -> dict:
+        """Return weights, optimizer and schedules of the last checkpoint."""
         state = torch.load(self.checkpoint(self.iterations), weights_only=True)
         return dict(weights=state['state_dict'], optimizer=state['optimizer'], schedules=state['param_schedulers'])
 
 
 @dataclass
 class Outcome:
-    """A line of the table."""
+    """Row of the table: fault, number of times, log message, lost iterations, and whether the result is the same."""
 
     fault: str
     times: int
-    said: str
+    message: str
     lost: int
-    same: bool
+    is_same: bool
 
     def row(self) -> list[str]:
+        """Return the cells."""
         lost = f'{self.lost} iteration{"s" * (self.lost != 1)}' if self.lost else 'nothing'
-        return [self.fault, str(self.times), self.said, lost, 'the same bits' if self.same else '**another result**']
+        result = 'the same bits' if self.is_same else '**another result**'
+        return [self.fault, str(self.times), self.message, lost, result]
 
 
 def kill(process: subprocess.Popen) -> None:
+    """Kill the process group."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def wait_until(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 300) -> bool:
-    """Whether it came true before the process ended."""
+    """Wait until a condition holds or the process ends; return True if the condition holds.
+
+    Raises:
+        TimeoutError: neither happened in time; the process is killed.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -153,7 +167,7 @@ def wait_until(process: subprocess.Popen, condition: Callable[[], bool], seconds
 
 
 def same(a, b) -> bool:
-    """Equal to the last bit, whatever it is made of."""
+    """Return True if two nested states are equal to the last bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -164,7 +178,11 @@ def same(a, b) -> bool:
 
 
 def train_on_a_slow_disk(arguments: list[str]) -> None:
-    """tools/train.py where a checkpoint takes a second to be written, so that it can be killed in the middle."""
+    """Run tools/train.py with slow writes, so that it can be killed while it writes a checkpoint.
+
+    Args:
+        arguments: path of the tool, and its arguments.
+    """
     from mmengine.fileio.backends import LocalBackend
 
     def put(self, content, path) -> None:
@@ -180,12 +198,12 @@ def train_on_a_slow_disk(arguments: list[str]) -> None:
     runpy.run_path(arguments[0], run_name='__main__')
 
 
-class Laboratory:
-    """Generated scenes, the training that was left alone, and the faults."""
+class FaultTests:
+    """Generated scenes, an uninterrupted training on them, and a method for each fault."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
-        self.data = folder / 'data/demo_scenes'  # where the config looks
+        self.data = folder / 'data/demo_scenes'  # data_root of the config
         generate_demo_scenes(self.data, num_training=8, num_validation=2)
         (self.data / 'class_weight.json').write_text(json.dumps([0.5 + c for c in range(10)]))
         start = time.monotonic()
@@ -194,32 +212,38 @@ class Laboratory:
         self.seconds, self.expected = time.monotonic() - start, unbroken.result()
 
     def training(self, name: str) -> Training:
-        """Of the same data, in a folder of its own."""
-        options = [*OPTIONS, *DEMO_OPTIONS, *(WITHOUT_RANDOM_PIXELS if 'onedl' in built_in_name() else [])]
+        """Return a training on the same data in a new folder."""
+        options = [*OPTIONS, *DEMO_OPTIONS, *(WITHOUT_RANDOM_PIXELS if 'onedl' in mmseg_name() else [])]
         command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(CONFIG)]
         return Training(command, self.folder / name, options)
 
-    def outcome(self, fault: str, training: Training, said: str | None = None) -> Outcome:
-        """Of a training that is resumed now, and what it said before, or says then of damaged checkpoints."""
+    def resume(self, fault: str, training: Training, message: str | None = None) -> Outcome:
+        """Resume a training, and compare its result with that of the uninterrupted one.
+
+        Args:
+            fault: that stopped the training.
+            training: to resume.
+            message: error that it logged; without one, the message about damaged checkpoints on resuming is shown.
+        """
         lost = training.lost()
         output = training.run(resume=True)
-        if said is None:
-            said = ''.join(re.findall(r'--resume: damaged, and left alone: (.*)', output)[-1:])
-        return Outcome(fault, 1, self.shortened(said), lost, same(training.result(), self.expected))
+        if message is None:
+            message = ''.join(re.findall(r'--resume: damaged, and left alone: (.*)', output)[-1:])
+        return Outcome(fault, 1, self._shorten(message), lost, same(training.result(), self.expected))
 
-    def shortened(self, said: str) -> str:
-        """Without the folders of this machine and the wording of PyTorch's errors."""
+    def _shorten(self, message: str) -> str:
+        """Remove the folders of this machine and the text of PyTorch's errors."""
         for root in (self.folder, ROOT):
-            said = said.replace(f'{root}/', '')
-        return re.sub(r'\((\S+ bytes); .*?\)', r'(\1; ...)', said)
+            message = message.replace(f'{root}/', '')
+        return re.sub(r'\((\S+ bytes); .*?\)', r'(\1; ...)', message)
 
     def killed_at_random(self, times: int, tick: Callable[[], None]) -> Outcome:
-        """One after the other on the way to the same end, as often as it takes."""
-        done, lost, all_same, round_number = 0, 0, True, 0
-        while done < times:
-            training = self.training(f'killed_{round_number}')
-            round_number, ended = round_number + 1, False
-            while done < times and not ended:
+        """Kill and resume a training until it ends, and begin further trainings until there were ``times`` kills."""
+        kills, lost, all_same, number = 0, 0, True, 0
+        while kills < times:
+            training = self.training(f'killed_{number}')
+            number, ended = number + 1, False
+            while kills < times and not ended:
                 process = training.start(resume=training.log.exists())
                 try:
                     process.wait(self.random.uniform(0, self.seconds))
@@ -227,7 +251,7 @@ class Laboratory:
                 except subprocess.TimeoutExpired:
                     kill(process)
                     lost = max(lost, training.lost())
-                    done += 1
+                    kills += 1
                     tick()
             if not ended:
                 training.run(resume=True)
@@ -236,7 +260,7 @@ class Laboratory:
         return Outcome('SIGKILL at a random moment', times, '', lost, all_same)
 
     def killed_while_writing(self) -> Outcome:
-        """Half of the third checkpoint is on the disk."""
+        """Kill a training when half of the third checkpoint is written."""
         training = self.training('writing')
         step = 3 * INTERVAL
         size = (self.folder / 'unbroken' / f'iter_{ITERATIONS}.pth').stat().st_size
@@ -244,10 +268,10 @@ class Laboratory:
         path = training.checkpoint(step)
         wait_until(process, lambda: path.exists() and path.stat().st_size > size // 2)
         kill(process)
-        return self.outcome('SIGKILL while a checkpoint is written', training)
+        return self.resume('SIGKILL while a checkpoint is written', training)
 
     def stopped(self, name: str) -> Training:
-        """Killed some iterations after its second checkpoint."""
+        """Return a training that was killed some iterations after its second checkpoint."""
         training = self.training(name)
         process = training.start()
         wait_until(process, (training.folder / 'last_checkpoint').exists)
@@ -256,69 +280,79 @@ class Laboratory:
         return training
 
     def truncated(self) -> Outcome:
+        """Cut off the last checkpoint."""
         training = self.stopped('truncated')
         os.truncate(training.checkpoint(training.last_step()), 10_000)
-        return self.outcome('the last checkpoint cut off', training)
+        return self.resume('the last checkpoint cut off', training)
 
     def flipped_bit(self) -> Outcome:
+        """Change one bit of the last checkpoint."""
         training = self.stopped('flipped')
         path = training.checkpoint(training.last_step())
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        return self.outcome('a bit of the last checkpoint flipped', training)
+        return self.resume('a bit of the last checkpoint flipped', training)
 
     def no_pointer(self) -> Outcome:
+        """Empty mmengine's ``last_checkpoint``."""
         training = self.stopped('pointer')
         (training.folder / 'last_checkpoint').write_text('')
-        return self.outcome("killed while mmengine's `last_checkpoint` is written: it is empty", training)
+        return self.resume("killed while mmengine's `last_checkpoint` is written: it is empty", training)
 
-    def failing(self, name: str, do: Callable[[subprocess.Popen], None]) -> tuple[Training, str]:
-        """After the second checkpoint something happens, and the training ends by itself. Returns its last words."""
+    def failing(self, name: str, inject: Callable[[subprocess.Popen], None]) -> tuple[Training, str]:
+        """Inject a fault after the second checkpoint; return the training, which ends by itself, and its log.
+
+        Raises:
+            RuntimeError: the training did not fail.
+        """
         training = self.training(name)
         process = training.start()
         wait_until(process, lambda: training.checkpoint(2 * INTERVAL).exists() and training.last_step() >= 2 * INTERVAL)
-        do(process)
+        inject(process)
         wait_until(process, lambda: process.poll() is not None)
         if process.wait() == 0:
-            raise RuntimeError(f'{name}: the training did not notice')
+            raise RuntimeError(f'{name}: the training did not fail')
         return training, training.log.read_text()
 
     def disk_full(self) -> Outcome:
+        """Limit the size of files."""
         training, output = self.failing(
             'disk', lambda process: resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
         )
         return self._after_failure('disk full (RLIMIT_FSIZE) while a checkpoint is written', training, output)
 
     def _after_failure(self, fault: str, training: Training, output: str) -> Outcome:
-        reason, stopped = LAST_WORDS.findall(output)[-1]
-        return self.outcome(fault, training, f'{reason.strip()}. {stopped}'.replace('.. ', '. '))
+        reason, stopped = LAST_ERROR.findall(output)[-1]
+        return self.resume(fault, training, f'{reason.strip()}. {stopped}'.replace('.. ', '. '))
 
     def unreadable_image(self) -> Outcome:
-        return self._spoilt('images', 'an image cut off in the middle of an epoch', lambda file: os.truncate(file, 40))
+        """Cut off an image."""
+        return self._damage('images', 'an image cut off in the middle of an epoch', lambda file: os.truncate(file, 40))
 
     def bad_label(self) -> Outcome:
+        """Write a label that is no class."""
         import cv2
 
-        def spoil(file: Path) -> None:
+        def write_bad_label(file: Path) -> None:
             label = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
             label[100, 50:60] = 77
             cv2.imwrite(str(file), label)
 
-        return self._spoilt('annotations', 'a label that is no class in the middle of an epoch', spoil)
+        return self._damage('annotations', 'a label that is no class in the middle of an epoch', write_bad_label)
 
-    def _spoilt(self, kind: str, fault: str, spoil: Callable[[Path], None]) -> Outcome:
+    def _damage(self, kind: str, fault: str, damage: Callable[[Path], None]) -> Outcome:
         file = sorted((self.data / kind / 'training').iterdir())[3]
-        kept = file.read_bytes()
+        content = file.read_bytes()
         try:
-            training, output = self.failing(kind, lambda _: spoil(file))
+            training, output = self.failing(kind, lambda _: damage(file))
         finally:
-            file.write_bytes(kept)
+            file.write_bytes(content)
         return self._after_failure(fault, training, output)
 
 
 def killed_rank(folder: Path, camvid: Path) -> Outcome:
-    """Two processes on CamVid, started by tools/dist_train.sh; one is killed, and the launcher ends the other."""
+    """Kill one of two processes on CamVid, started by tools/dist_train.sh; the launcher ends the other one."""
     options = [*OPTIONS, *(f'{split}_dataloader.dataset.data_root={camvid}' for split in ('train', 'val'))]
     options += ['train_cfg.max_iters=9', 'default_hooks.checkpoint.interval=3', 'train_dataloader.batch_size=2']
     options += ['train_cfg.val_interval=100', 'train_dataloader.num_workers=1', 'randomness.seed=0']
@@ -347,30 +381,31 @@ def killed_rank(folder: Path, camvid: Path) -> Outcome:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Return the exit status: 0, or 1 if a resumed training has another result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--kills', type=int, default=20, help='at random moments [%(default)s]')
-    parser.add_argument('--seed', type=int, default=0, help='of the moments [%(default)s]')
+    parser.add_argument('--kills', type=int, default=20, help='number of kills at random moments [%(default)s]')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the random moments [%(default)s]')
     parser.add_argument('--camvid', type=Path, help='folder of CamVid, for the training on two processes')
     parser.add_argument('--write', action='store_true', help=f'write the table into {PAGE.relative_to(ROOT)}')
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix='faults_') as name, Progress(console=console) as progress:
         folder = Path(name)
-        task = progress.add_task('Training that is left alone', total=args.kills + 8)
-        laboratory = Laboratory(folder, args.seed)
+        task = progress.add_task('Training without faults', total=args.kills + 8)
+        tests = FaultTests(folder, args.seed)
 
         def tick() -> None:
             progress.advance(task)
 
         progress.update(task, description='Killing at random moments')
-        outcomes = [laboratory.killed_at_random(args.kills, tick)]
+        outcomes = [tests.killed_at_random(args.kills, tick)]
         for fault in (
-            laboratory.killed_while_writing,
-            laboratory.truncated,
-            laboratory.flipped_bit,
-            laboratory.no_pointer,
-            laboratory.disk_full,
-            laboratory.unreadable_image,
-            laboratory.bad_label,
+            tests.killed_while_writing,
+            tests.truncated,
+            tests.flipped_bit,
+            tests.no_pointer,
+            tests.disk_full,
+            tests.unreadable_image,
+            tests.bad_label,
         ):
             progress.update(task, description=fault.__name__.replace('_', ' ').capitalize())
             outcomes.append(fault())
@@ -383,9 +418,9 @@ def main(arguments: list[str] | None = None) -> int:
     lines = markdown(header, [outcome.row() for outcome in outcomes])
     print(*lines, sep='\n')
     if args.write:
-        where = f'{date.today()}, torch {torch.__version__}, Python {platform.python_version()}'
-        replace_table(PAGE, 'faults', [*lines, '', f'({where}, {args.kills} kills with seed {args.seed})'])
-    return 0 if all(outcome.same for outcome in outcomes) else 1
+        versions = f'{date.today()}, torch {torch.__version__}, Python {platform.python_version()}'
+        replace_table(PAGE, 'faults', [*lines, '', f'({versions}, {args.kills} kills with seed {args.seed})'])
+    return 0 if all(outcome.is_same for outcome in outcomes) else 1
 
 
 if __name__ == '__main__':

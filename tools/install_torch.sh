@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install the pinned torch into the environment of the Python given as $1, without gigabytes of CUDA where there is
-# no NVIDIA GPU, if that can be had. TORCH_INDEX_URL, if set, is the package index to take it from, and no other.
+# Install the pinned torch into the environment of the Python given as $1: without an NVIDIA GPU the CPU build, if an
+# index has it, which saves gigabytes of CUDA. If TORCH_INDEX_URL is set, only that package index is used.
 set -eu
 python=$1
 requirements=$(dirname "$0")/../requirements
@@ -12,7 +12,7 @@ elif ! nvidia-smi >/dev/null 2>&1 && "$python" -m pip install "$pin+cpu" 2>/dev/
     : # the configured index has a CPU build
 elif "$python" -m pip install -r "$requirements/uv.txt" &&
     "$python" -m uv pip install --python "$python" --torch-backend=auto "$pin"; then
-    : # uv knows PyTorch's own indexes and chooses by the GPU driver that it finds, or the CPU build without one
+    : # uv knows PyTorch's own indexes and chooses the build for the GPU driver, or the CPU build without a driver
 else
     # sizes of torch 2.13.0
     echo "PyTorch's own index cannot be reached (see above). Installing $pin from the configured index instead." \
@@ -20,5 +20,5 @@ else
     "$python" -m pip install "$pin"
 fi
 
-# A CUDA build brings the triton it was made with. Beside the CPU build the tests run the kernels in its interpreter.
+# A CUDA build depends on its triton. With the CPU build, the tests need triton to run the kernels in its interpreter.
 "$python" -c 'import triton' 2>/dev/null || "$python" -m pip install --no-deps -r "$requirements/triton.txt"

@@ -1,15 +1,21 @@
-"""Tables that scripts write into Markdown, between two comments that name them, and the results that they show."""
+"""Generated tables in Markdown pages, between two comments that name them, and the JSON files of their results."""
 
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 Table = tuple[Path, str, list[str]]
-"""A page, the table's name in it, and its lines."""
+"""Page, name of the table in it, and lines of the table."""
 
 
 def record(file: Path, measured: dict, tables: Callable[[dict], list[Table]]) -> None:
-    """Enter what one environment gave into a file of results, and write every table of them anew."""
+    """Add the results of one environment to a JSON file, and rewrite all tables of these results.
+
+    Args:
+        file: JSON file of the results of all environments.
+        measured: results by name; they replace those of the same name.
+        tables: returns all tables for the results in the file.
+    """
     results = json.loads(file.read_text()) if file.exists() else {}
     results.update(measured)
     file.write_text(json.dumps(results, indent=1) + '\n')
@@ -18,24 +24,24 @@ def record(file: Path, measured: dict, tables: Callable[[dict], list[Table]]) ->
 
 
 def markdown(header: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """The lines of a table; a bar within a cell ends none."""
-    every = [header, ['---'] * len(header), *rows]
-    cells = [[cell.replace('|', r'\|') for cell in row] for row in every]
+    """Return the lines of a table; bars within cells are escaped."""
+    rows = [header, ['---'] * len(header), *rows]
+    cells = [[cell.replace('|', r'\|') for cell in row] for row in rows]
     return ['|' + ''.join(f' {cell} |' if cell else ' |' for cell in row) for row in cells]
 
 
 def replace_table(page: Path, name: str, lines: list[str]) -> None:
-    """Write a table anew where it stands in a page.
+    """Replace a table in a page.
 
     Raises:
-        ValueError: the page has no such place.
+        ValueError: the page has no comments for this table.
     """
     before, after = _around(page, name)
     page.write_text('\n'.join([before, '', *lines, '', after]))
 
 
 def read_table(page: Path, name: str) -> list[str]:
-    """The lines of a table as the page has them."""
+    """Return the lines of a table in a page."""
     before, after = _around(page, name)
     return page.read_text()[len(before) : -len(after)].strip().splitlines()
 
@@ -43,8 +49,8 @@ def read_table(page: Path, name: str) -> list[str]:
 def _around(page: Path, name: str) -> tuple[str, str]:
     text = page.read_text()
     start, end = f'<!-- table: {name} -->', '<!-- end of table -->'
-    at = text.find(start)
-    to = text.find(end, at)
-    if at < 0 or to < 0:
+    begin = text.find(start)
+    stop = text.find(end, begin)
+    if begin < 0 or stop < 0:
         raise ValueError(f'{page.name} has no place for the table {name!r}: it needs {start!r} and then {end!r}')
-    return text[: at + len(start)], text[to:]
+    return text[: begin + len(start)], text[stop:]

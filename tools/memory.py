@@ -1,4 +1,4 @@
-"""Extra peak memory of a benchmark step: of the allocator on CUDA, of a process made for it on CPU."""
+"""Extra peak memory of a benchmark step: from the allocator on CUDA, from a separate process on CPU."""
 
 import ctypes
 import gc
@@ -9,27 +9,30 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from benchmark_implementations import Case, Step, TrainingStep
 from benchmark_predictions import Photo, Prediction
-from benchmark_ways import Case, Step, TrainingStep
 
 HAS_HIGH_WATER_MARK = Path('/proc/self/clear_refs').exists()
 
 
-def extra_megabytes(way: str, case: Case | Photo | str, device: str, crop: int = 0) -> float | None:
-    """Peak of a step above what was in use before, gradients included; None where it cannot be known.
+def extra_megabytes(implementation: str, case: Case | Photo | str, device: str, crop: int = 0) -> float | None:
+    """Return the peak memory of a step, gradients included, minus the memory in use before it.
 
     Args:
-        way: of the benchmark.
-        case: of the benchmark, a photo, or the name of a model for a training iteration.
+        implementation: its name in the benchmark.
+        case: loss step, photo, or name of a model for a training iteration.
         device: 'cpu' or 'cuda'.
-        crop: of the training iteration.
+        crop: crop size of the training iteration.
+
+    Returns:
+        MB; None on CPU where the system cannot reset the peak (all but Linux).
     """
     if device == 'cuda':
-        return _on_cuda(_step(way, case, device, crop))
+        return _peak_on_cuda(_build_step(implementation, case, device, crop))
     if not HAS_HIGH_WATER_MARK:
         return None
-    question = dict(
-        way=way,
+    request = dict(
+        implementation=implementation,
         kind=type(case).__name__,
         case=case if isinstance(case, str) else asdict(case),
         crop=crop,
@@ -37,7 +40,7 @@ def extra_megabytes(way: str, case: Case | Photo | str, device: str, crop: int =
     )
     process = subprocess.run(
         [sys.executable, '-W', 'ignore', __file__],
-        input=json.dumps(question),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
         check=True,
@@ -45,13 +48,17 @@ def extra_megabytes(way: str, case: Case | Photo | str, device: str, crop: int =
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def _step(way: str, case: Case | Photo | str, device: str, crop: int) -> Step | TrainingStep | Prediction:
+def _build_step(
+    implementation: str, case: Case | Photo | str, device: str, crop: int
+) -> Step | TrainingStep | Prediction:
     if isinstance(case, Photo):
-        return Prediction(way, case, device)
-    return TrainingStep(case, way, device, crop) if isinstance(case, str) else Step(way, case, device)
+        return Prediction(implementation, case, device)
+    if isinstance(case, str):
+        return TrainingStep(case, implementation, device, crop)
+    return Step(implementation, case, device)
 
 
-def _on_cuda(step: Step | TrainingStep | Prediction) -> float:
+def _peak_on_cuda(step: Step | TrainingStep | Prediction) -> float:
     step.run()
     step.clear()
     torch.cuda.empty_cache()
@@ -62,42 +69,43 @@ def _on_cuda(step: Step | TrainingStep | Prediction) -> float:
 
 
 def resident(key: str) -> float:
-    """MB of this process, by a line of its status: VmRSS now, VmHWM at most so far."""
+    """Return the resident memory of this process in MB: now for the key 'VmRSS', its peak for 'VmHWM'."""
     line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def reset_high_water_mark() -> float:
-    """MB in use, once what imports and compiling have freed went back: a step that fills it would seem small."""
+    """Start a new measurement of the peak; return the memory in use in MB."""
+    # give back what imports and compilation have freed: a step that reuses it would seem to need less
     gc.collect()
-    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None):  # of glibc
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None):  # glibc only
         trim(0)
     before = resident('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')
     return before
 
 
-def _answer() -> float:
-    question = json.load(sys.stdin)
-    torch.set_num_threads(question['threads'])
-    way, case, crop = question['way'], question['case'], question['crop']
-    # threads, code and caches of PyTorch are not the step's
+def _measure_request() -> float:
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request['threads'])
+    implementation, case, crop = request['implementation'], request['case'], request['crop']
+    # a warm-up step: PyTorch's threads, code and caches do not count for the measured one
     if isinstance(case, dict):
         case = {k: tuple(v) if isinstance(v, list) else v for k, v in case.items()}
-        if question['kind'] == 'Photo':
+        if request['kind'] == 'Photo':
             case = Photo(**case)
             small = Photo('warm-up', (8, 8), (32, 32), (64, 64), case.crop and (16, 16), case.stride and (16, 16))
         else:
             case = Case(**case)
             small = Case('warm-up', 1, 5, (8, 8), (32, 32), case.dtype, case.align_corners)
-        warm_up = _step(way, small, 'cpu', crop)
+        warm_up = _build_step(implementation, small, 'cpu', crop)
         for _ in range(3):
             warm_up.run()
-    step = _step(way, case, 'cpu', crop)
+    step = _build_step(implementation, case, 'cpu', crop)
     before = reset_high_water_mark()
     step.run()
     return resident('VmHWM') - before
 
 
 if __name__ == '__main__':
-    print(json.dumps(_answer()))
+    print(json.dumps(_measure_request()))

@@ -1,6 +1,6 @@
-"""What LossMonitorHook adds to a training iteration of SegFormer-B0: steps with and without it in turn, in one process.
+"""Measure the cost of LossMonitorHook in a training iteration of SegFormer-B0: steps with and without it, in turn.
 
-The difference of two long steps drowns in a shared machine's noise, so what the hook does is also timed alone.
+On a shared machine the difference is smaller than the noise of the steps, so the work of the hook is also timed alone.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import torch
 from benchmark import seconds
-from benchmark_ways import TrainingStep
+from benchmark_implementations import TrainingStep
 from mmengine.visualization import LocalVisBackend
 from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.hooks import LossMonitorHook
@@ -21,7 +21,7 @@ from rich.progress import track
 
 
 class MonitoredStep:
-    """A step with the fused, weighted loss, and as much of a Runner around it as the hook looks at."""
+    """A step with the fused, weighted loss, and a stub of the Runner with the attributes that the hook reads."""
 
     def __init__(self, device: str, crop: int, interval: int, folder: str) -> None:
         self.step, self.device = TrainingStep('SegFormer-B0', 'built-in', device, crop), device
@@ -42,12 +42,13 @@ class MonitoredStep:
         self.observer = self.loss.observer
 
     def plain(self) -> None:
+        """Run a step without the hook."""
         self.loss.observer = None
         self.step.forward()
         self.step.backward()
 
     def plain_again(self) -> None:
-        """What the noise of the machine makes of no difference at all."""
+        """Run the same step again, to measure the noise of the machine."""
         self.plain()
 
     def monitored(self) -> None:
@@ -62,49 +63,52 @@ class MonitoredStep:
         self.runner.iter += 1
 
     def parts(self) -> tuple[Callable[[], None], Callable[[], None]]:
-        """What an iteration adds, and what one with a logging point does."""
-        shown = []
-        self.loss.observer = shown.append
+        """Return two functions: the work of the hook in an iteration, and at a logging point."""
+        observed = []
+        self.loss.observer = observed.append
         self.step.forward()
 
         def iteration() -> None:
-            self.observer(shown[0])
+            self.observer(observed[0])
             self.after()
 
         def point() -> None:
-            self.observer(shown[0])
+            self.observer(observed[0])
             self.hook._point(self.runner, self.runner.iter, log=True)
 
         return iteration, point
 
 
 def milliseconds(function: Callable[[], None], device: str, rounds: int) -> float:
+    """Return the median duration, after one call to warm up."""
     times = [seconds(function, device) for _ in range(rounds + 1)][1:]
     return 1e3 * statistics.median(times)
 
 
-def compared(rounds: list[dict[str, float]], way: str) -> str:
-    low, median, high = statistics.quantiles([times[way] / times['plain'] for times in rounds], n=4)
+def ratio_to_plain(rounds: list[dict[str, float]], name: str) -> str:
+    """Format median and quartiles of the ratio to the plain step."""
+    low, median, high = statistics.quantiles([times[name] / times['plain'] for times in rounds], n=4)
     return f'{median:.4f} (quartiles {low:.3f}, {high:.3f})'
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--rounds', type=int, default=20, help='interleaved rounds [%(default)s]')
-    parser.add_argument('--crop', type=int, default=512, help='[%(default)s]')
-    parser.add_argument('--interval', type=int, default=50, help='from one logging point to the next [%(default)s]')
+    parser.add_argument('--crop', type=int, default=512, help='crop size [%(default)s]')
+    parser.add_argument('--interval', type=int, default=50, help='iterations between logging points [%(default)s]')
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         step = MonitoredStep(args.device, args.crop, args.interval, folder)
-        ways, rounds = [step.plain, step.monitored, step.plain_again], []
+        functions, rounds = [step.plain, step.monitored, step.plain_again], []
         for _ in track(range(args.rounds + 1), 'Steps', transient=True):
-            ways.append(ways.pop(0))  # each has every place in the round
-            rounds.append({way.__name__: seconds(way, args.device) for way in ways})
+            functions.append(functions.pop(0))  # rotate: none is always first
+            rounds.append({function.__name__: seconds(function, args.device) for function in functions})
         iteration, point = (milliseconds(part, args.device, 50) for part in step.parts())
     alone = iteration + point / args.interval
     plain = statistics.median(times['plain'] for times in rounds[1:])
-    monitored, again = (compared(rounds[1:], way) for way in ('monitored', 'plain_again'))
+    monitored, again = (ratio_to_plain(rounds[1:], name) for name in ('monitored', 'plain_again'))
     print(f'step without the hook: {plain:.3f} s; with it {monitored} times that; without it once more: {again}')
     print(
         f'alone: {iteration:.2f} ms an iteration, {point:.2f} ms a logging point every {args.interval}: '

@@ -1,7 +1,7 @@
-"""What a loss comes to, for every combination of weights, ignored pixels and options: PyTorch's, mmseg's and ours.
+"""Compute the losses of PyTorch, mmseg and this package for all combinations of weights, ignored pixels and options.
 
-Prints the table. With --write it enters this environment's column into docs/semantics.json and writes the tables of
-docs/semantics.md and README.md anew; run it on each stack.
+Prints the table. With --write it adds this environment's column to docs/semantics.json and rewrites the tables of
+docs/semantics.md and README.md; run it on each stack.
 """
 
 import argparse
@@ -35,34 +35,40 @@ PYTORCH, OURS = 'PyTorch', 'mmseg_wce'
 
 
 def pytorch(logits: torch.Tensor, label: torch.Tensor, class_weight: list | None, **_) -> torch.Tensor:
-    """It knows no ``avg_non_ignore``: its mean leaves ignored pixels out."""
+    """Return PyTorch's loss, whose mean never counts ignored pixels; it has no ``avg_non_ignore``."""
     weight = None if class_weight is None else torch.tensor(class_weight, dtype=logits.dtype)
     return F.cross_entropy(logits, label, weight, ignore_index=255)
 
 
 def built_in(logits: torch.Tensor, label: torch.Tensor, class_weight: list | None, **options) -> torch.Tensor:
+    """Return mmseg's loss."""
     return CrossEntropyLoss(class_weight=class_weight, **options)(logits, label, ignore_index=255)
 
 
 def ours(logits: torch.Tensor, label: torch.Tensor, class_weight: list | None, **options) -> torch.Tensor:
+    """Return our loss."""
     return WeightedCrossEntropyLoss(class_weight=class_weight, **options)(logits, label, ignore_index=255)
 
 
 def installed(*names: str) -> str:
-    """Name and version of the first of these distributions that is installed."""
+    """Return name and version of the first of these distributions that is installed.
+
+    Raises:
+        RuntimeError: none of them is.
+    """
     for name in names:
         if any(metadata.distributions(name=name)):
             return f'{name} {metadata.version(name)}'
     raise RuntimeError(f'none of {", ".join(names)} is an installed distribution')
 
 
-def built_in_name() -> str:
-    """Of the installed mmseg, upstream's or the fork's, with its version."""
+def mmseg_name() -> str:
+    """Return name and version of the installed mmseg: upstream or the fork."""
     return installed('mmsegmentation', 'onedl-mmsegmentation')
 
 
 def outcome(loss: Callable, row: Row) -> str:
-    """The loss of three pixels of three classes, rounded, or the first line of what it raised."""
+    """Return the rounded loss of three pixels with three classes, or the first line of the error."""
     dtype, weights, ignored, avg_non_ignore = row
     logits = torch.tensor(LOGITS, dtype=DTYPES[dtype]).T[None, :, None]
     label = torch.tensor(LABELS[ignored])[None, None]
@@ -74,18 +80,18 @@ def outcome(loss: Callable, row: Row) -> str:
 
 
 def measure() -> dict[str, dict[str, str]]:
-    """The outcome of each way in this environment, by row."""
-    ways = {PYTORCH: pytorch, built_in_name(): built_in, OURS: ours}
-    return {name: {' | '.join(row): outcome(loss, row) for row in ROWS} for name, loss in ways.items()}
+    """Return the outcome of each loss in this environment, by row."""
+    losses = {PYTORCH: pytorch, mmseg_name(): built_in, OURS: ours}
+    return {name: {' | '.join(row): outcome(loss, row) for row in ROWS} for name, loss in losses.items()}
 
 
 def columns(results: dict) -> list[str]:
-    """Upstream before the fork, ours last."""
+    """Return the losses in the order of the columns: PyTorch, upstream, the fork, ours."""
     return [PYTORCH, *sorted(set(results) - {PYTORCH, OURS}), OURS]
 
 
 def full_table(results: dict, dtype: str) -> list[str]:
-    """Markdown lines for docs/semantics.md."""
+    """Return the Markdown table for docs/semantics.md."""
     names = columns(results)
     header = ['weights', 'ignored', '`avg_non_ignore`', *names]
     rows = [[*row[1:], *(results[name][' | '.join(row)] for name in names)] for row in ROWS if row[0] == dtype]
@@ -93,7 +99,7 @@ def full_table(results: dict, dtype: str) -> list[str]:
 
 
 def small_table(results: dict) -> list[str]:
-    """Markdown lines for README.md: float32, the default of ``avg_non_ignore`` and True, errors by their name."""
+    """Return the Markdown table for README.md: float32, ``avg_non_ignore`` not given or True, errors by their class."""
     stacks = columns(results)[1:-1]
     names = [f'{stack}{options}' for stack in stacks for options in ('', ', `avg_non_ignore=True`')]
     rows = []
@@ -109,7 +115,7 @@ def small_table(results: dict) -> list[str]:
 
 
 def tables(results: dict) -> list[MarkedTable]:
-    """Every table in the project's text."""
+    """Return all tables in README and docs."""
     page = ROOT / 'docs/semantics.md'
     return [
         (page, 'semantics-float32', full_table(results, 'float32')),
@@ -119,6 +125,7 @@ def tables(results: dict) -> list[MarkedTable]:
 
 
 def print_table(results: dict) -> None:
+    """Print all rows."""
     table = Table('dtype', 'weights', 'ignored', 'avg_non_ignore', *results)
     for row in ROWS:
         table.add_row(*row, *(results[name][' | '.join(row)] for name in results))
@@ -126,6 +133,7 @@ def print_table(results: dict) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Compute the losses, and print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--write', action='store_true', help='write docs/semantics.json and the tables')
     args = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Train for long with every hook, and report whether memory stays flat and the loss finite.
+"""Train for many iterations with the hooks, and check that memory does not grow and the loss stays finite.
 
 FastSCNN on generated scenes, all heads fused. Memory is the resident set of the training process after each iteration.
 """
@@ -22,12 +22,12 @@ from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py'
-WARM_UP = 0.5  # share of the iterations: pools, caches and logs fill first
+WARM_UP = 0.5  # share of the iterations, in which pools, caches and logs fill up
 
 
 @HOOKS.register_module()
 class SoakHook(Hook):
-    """Keeps memory in MB and the loss of every iteration."""
+    """Hook that records the loss and the memory in MB after every iteration."""
 
     def __init__(self) -> None:
         self.megabytes: list[float] = []
@@ -38,7 +38,8 @@ class SoakHook(Hook):
         self.megabytes.append(resident('VmRSS'))
 
 
-def config_for(folder: Path, iterations: int) -> Config:
+def build_config(folder: Path, iterations: int) -> Config:
+    """Generate the data in a folder, and return the config of the training."""
     data = folder / 'data'
     generate_demo_scenes(data, num_training=32, num_validation=4)
     config = Config.fromfile(CONFIG)
@@ -55,19 +56,22 @@ def config_for(folder: Path, iterations: int) -> Config:
 
 
 def slope(megabytes: list[float]) -> float:
-    """MB per 1,000 iterations, by least squares, after the warm-up."""
-    flat = np.asarray(megabytes[int(WARM_UP * len(megabytes)) :])
-    return 1000 * float(np.polyfit(np.arange(len(flat)), flat, 1)[0])
+    """Return the growth in MB per 1,000 iterations after the warm-up, by least squares."""
+    measured = np.asarray(megabytes[int(WARM_UP * len(megabytes)) :])
+    return 1000 * float(np.polyfit(np.arange(len(measured)), measured, 1)[0])
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Return the exit status: 0, or 1 if memory grows beyond the limit or a loss is not finite."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--iterations', type=int, default=2000, help='[%(default)s]')
-    parser.add_argument('--limit', type=float, default=2.0, help='MB per 1,000 iterations that pass [%(default)s]')
-    parser.add_argument('--out', type=Path, help='file for all figures, JSON')
+    parser.add_argument('--iterations', type=int, default=2000, help='iterations [%(default)s]')
+    parser.add_argument(
+        '--limit', type=float, default=2.0, help='allowed growth in MB per 1,000 iterations [%(default)s]'
+    )
+    parser.add_argument('--out', type=Path, help='JSON file for the values of every iteration')
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix='soak_') as name:
-        runner = Runner.from_cfg(config_for(Path(name), args.iterations))
+        runner = Runner.from_cfg(build_config(Path(name), args.iterations))
         runner.train()
     soak = next(hook for hook in runner.hooks if isinstance(hook, SoakHook))
     finite, growth = all(map(math.isfinite, soak.losses)), slope(soak.megabytes)

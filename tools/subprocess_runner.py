@@ -1,4 +1,4 @@
-"""Run tools/train.py or tools/test.py and see how far they are."""
+"""Run tools/train.py or tools/test.py in a subprocess, and follow their progress."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _running: set[subprocess.Popen] = set()
 
 
 class Failed(Exception):
-    """A tool ended with an error: its last lines."""
+    """Error for a tool that ended with one; has the last lines of its log."""
 
 
 def watch(
@@ -23,19 +23,19 @@ def watch(
     on_iteration: Callable[[int, int, str | None], None],
     environment: dict[str, str] | None = None,
 ) -> float:
-    """Run a command to its end, with its output in a file.
+    """Run a command to its end, and write its output to a file.
 
     Args:
-        command: of the tool.
-        log_file: for its output, which is added to what it holds.
-        on_iteration: called with the iteration, of how many, and the loss as it was logged.
-        environment: variables beside those of this process.
+        command: command line of the tool.
+        log_file: its output is appended to this file.
+        on_iteration: called with the iteration, the number of iterations, and the logged loss, if there is one.
+        environment: variables in addition to those of this process.
 
     Returns:
-        The most memory that it had in use, in MB; without the processes of its data loaders.
+        Peak memory of the process in MB, without the worker processes of its data loaders.
 
     Raises:
-        Failed: it ended with an error.
+        Failed: the command ended with an error.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -64,13 +64,13 @@ def watch(
 
 
 def stop_all() -> None:
-    """End what other threads watch; their calls raise :class:`Failed`."""
+    """Terminate the commands that other threads run; their calls of :func:`watch` raise :class:`Failed`."""
     for process in list(_running):
         process.terminate()
 
 
 def free_port() -> int:
-    """For a launcher."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
+    """Return a port that is free now, for a launcher."""
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]

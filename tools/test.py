@@ -6,6 +6,7 @@ import os
 import sys
 
 import mmseg_wce  # noqa: F401  (registers the loss, and makes the stack work on today's PyTorch)
+from base_configs import evaluators
 from mmengine.config import Config
 from mmseg.registry import METRICS
 from mmseg_wce.training.launch import add_run_arguments, build_runner, config_from
@@ -13,24 +14,30 @@ from mmseg_wce.training.preflight import PreflightError, check_checkpoint, check
 
 
 def parse_args() -> argparse.Namespace:
+    """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', help="folder for the predictions as PNG, in the label files' own convention")
+    parser.add_argument('--out', help='folder for the predictions as PNG, encoded as the label files')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
-    parser.add_argument('--show-dir', help='folder for painted predictions')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between windows of --show')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     add_run_arguments(parser)
     return parser.parse_args()
 
 
-def takes_output_folder(metric: type) -> bool:
-    """Tell whether a metric can write predictions: mmseg's IoUMetric and others, not DumpResults."""
+def has_output_folder(metric: type) -> bool:
+    """Return True for a metric that can write predictions, as IoUMetric; False for DumpResults."""
     return any('output_dir' in inspect.signature(kind.__init__).parameters for kind in metric.__mro__)
 
 
 def build_config(args: argparse.Namespace) -> Config:
+    """Return the config with the arguments merged into it.
+
+    Raises:
+        PreflightError: the test cannot be started.
+    """
     config = config_from(args)
     check_checkpoint(args.checkpoint)
     config.load_from = args.checkpoint
@@ -45,16 +52,16 @@ def build_config(args: argparse.Namespace) -> Config:
         config.tta_model.module = config.model
         config.model = config.tta_model
     if args.out:
-        os.makedirs(args.out, exist_ok=True)  # mmseg's rank 0 does, perhaps after another one writes
-        evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
-        for evaluator in evaluators:
-            if takes_output_folder(METRICS.get(evaluator.type)):
-                evaluator.update(output_dir=args.out, keep_results=True)
+        os.makedirs(args.out, exist_ok=True)  # in mmseg only rank 0 does, perhaps after another rank writes
+        for metric in evaluators(config, 'test'):
+            if has_output_folder(METRICS.get(metric.type)):
+                metric.update(output_dir=args.out, keep_results=True)
     check_data(config, 'test')
     return config
 
 
 def main() -> None:
+    """Test, or exit with an error on one line."""
     args = parse_args()
     try:
         runner = build_runner(build_config(args))

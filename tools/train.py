@@ -17,29 +17,37 @@ from mmseg_wce.training.resuming import check_can_go_on, check_parameters
 
 
 def parse_args() -> argparse.Namespace:
+    """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     resume = parser.add_mutually_exclusive_group()
-    resume.add_argument('--resume', action='store_true', help='go on from the latest checkpoint in the work dir')
-    resume.add_argument('--resume-from', metavar='FILE', help='go on from this checkpoint')
+    resume.add_argument(
+        '--resume', action='store_true', help='resume from the latest intact checkpoint in the work dir'
+    )
+    resume.add_argument('--resume-from', metavar='FILE', help='resume from this checkpoint')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     add_run_arguments(parser)
     return parser.parse_args()
 
 
 def build_config(args: argparse.Namespace) -> Config:
+    """Return the config with the arguments merged into it.
+
+    Raises:
+        PreflightError: the training cannot be started.
+    """
     config = config_from(args)
     check_model(config)
-    named = (args.cfg_options or {}).get('load_from')
+    load_from = (args.cfg_options or {}).get('load_from')
     config.resume = args.resume or args.resume_from is not None
     if args.resume_from is not None:
-        if named is not None and osp.abspath(named) != osp.abspath(args.resume_from):
+        if load_from is not None and osp.abspath(load_from) != osp.abspath(args.resume_from):
             raise PreflightError(
-                f'--resume-from {args.resume_from!r} contradicts load_from={named!r}: give one of the two'
+                f'--resume-from {args.resume_from!r} contradicts load_from={load_from!r}: give one of the two'
             )
         resume_from(config, args.resume_from, '--resume-from')
-    elif args.resume and named is not None:
-        resume_from(config, named, '--resume with load_from on the command line')
+    elif args.resume and load_from is not None:
+        resume_from(config, load_from, '--resume with load_from on the command line')
     elif args.resume:
         resume_latest(config)
     else:
@@ -55,15 +63,15 @@ def build_config(args: argparse.Namespace) -> Config:
 
 
 def resume_from(config: Config, checkpoint: str, option: str) -> None:
-    """Go on from a checkpoint of the user's choice, whatever the work dir holds.
+    """Resume from a given checkpoint, whatever the work dir contains.
 
     Args:
-        config: changed.
-        checkpoint: path or address.
-        option: of the command line that names it.
+        config: its ``load_from`` is set.
+        checkpoint: path or URL.
+        option: command-line option that names it, for the log.
 
     Raises:
-        PreflightError: it cannot be read, or holds weights alone.
+        PreflightError: the checkpoint cannot be read, or has no training state.
     """
     check_can_go_on(checkpoint, config)
     config.load_from = checkpoint
@@ -71,51 +79,61 @@ def resume_from(config: Config, checkpoint: str, option: str) -> None:
 
 
 def resume_latest(config: Config) -> None:
-    """Go on from the work dir, whatever weights the config starts from: mmengine itself would resume from those.
+    """Resume from the work dir; without a checkpoint there, start with the weights in ``load_from``.
+
+    mmengine itself would resume from ``load_from``.
 
     Args:
-        config: changed.
+        config: its ``load_from`` and ``resume`` are set.
 
     Raises:
-        PreflightError: all there is is damaged, and starting anew would overwrite it; the work dir is empty, and
-            ``load_from`` cannot be read.
+        PreflightError: all checkpoints in the work dir are damaged, and a new training would overwrite them; or there
+            is none, and ``load_from`` cannot be read.
     """
-    found, weights = checkpoints_in(config.work_dir, checkpoint_hook(config)), config.get('load_from')
-    listed = '; '.join(f'{path!r}: {why}' for path, why in found.damaged.items())
-    if found.usable is None and found.damaged:
+    checkpoints, weights = checkpoints_in(config.work_dir, checkpoint_hook(config)), config.get('load_from')
+    listed = '; '.join(f'{path!r}: {reason}' for path, reason in checkpoints.damaged.items())
+    if checkpoints.usable is None and checkpoints.damaged:
         raise PreflightError(f'--resume: no checkpoint can be read: {listed}. To start anew, leave out --resume')
-    if found.usable is None:
+    if checkpoints.usable is None:
         check_checkpoint(weights)
         config.resume = False
         start = 'starts from the beginning' + (f', with the weights in {weights!r}' if weights else '')
         print_log(f'--resume: no checkpoint in {config.work_dir!r}: training {start}', 'current')
         return
-    if found.damaged:
-        message = f'--resume: damaged, and left alone: {listed}. Training goes on from {found.usable!r}'
+    if checkpoints.damaged:
+        message = f'--resume: damaged, and left alone: {listed}. Training goes on from {checkpoints.usable!r}'
         print_log(message, 'current', logging.WARNING)
     elif weights:
-        message = f'--resume: training goes on from {found.usable!r}; load_from={weights!r} was for its beginning'
+        message = f'--resume: training goes on from {checkpoints.usable!r}; load_from={weights!r} was for its beginning'
         print_log(message, 'current')
-    check_can_go_on(found.usable, config)
-    config.load_from = found.usable
+    check_can_go_on(checkpoints.usable, config)
+    config.load_from = checkpoints.usable
 
 
 def checkpoint_hook(config: Config) -> dict | None:
+    """Return the settings of the CheckpointHook."""
     return (config.get('default_hooks') or {}).get('checkpoint')
 
 
 def how_to_go_on(config: Config, started: float) -> str:
-    """What to say last when a training has failed."""
-    found = checkpoints_in(config.work_dir, checkpoint_hook(config), since=started)
-    cut = ''.join(f' {path!r} was not written completely.' for path in found.damaged)
-    if found.usable is not None:
-        return f'The training stopped.{cut} The last whole checkpoint is {found.usable!r}: --resume goes on from there.'
+    """Return the advice that is logged after a training has failed.
+
+    Args:
+        config: of the training.
+        started: time of its start; older checkpoints are not checked.
+    """
+    checkpoints = checkpoints_in(config.work_dir, checkpoint_hook(config), since=started)
+    cut = ''.join(f' {path!r} was not written completely.' for path in checkpoints.damaged)
+    if checkpoints.usable is not None:
+        last = checkpoints.usable
+        return f'The training stopped.{cut} The last whole checkpoint is {last!r}: --resume goes on from there.'
     if config.get('resume'):
         return f'The training stopped.{cut} It had written no checkpoint since it went on from {config.load_from!r}.'
     return f'The training stopped.{cut} No checkpoint had been written: it has to start anew.'
 
 
 def main() -> None:
+    """Train, or exit with an error on one line."""
     args, started = parse_args(), time.time()
     try:
         config = build_config(args)
@@ -128,8 +146,8 @@ def main() -> None:
         runner.train()
         raise_pending()  # bad labels of the last iterations on a CUDA device
     except (Exception, KeyboardInterrupt) as error:
-        words = str(error).strip().splitlines()[-1:]  # of a loader's process, its traceback stands before
-        kind, reason = type(error).__name__, ''.join(words)
+        last_line = str(error).strip().splitlines()[-1:]  # before it, a loader's worker has its traceback
+        kind, reason = type(error).__name__, ''.join(last_line)
         reason = reason if reason.startswith(f'{kind}: ') else f'{kind}: {reason}'
         print_log(f'{reason}\n{how_to_go_on(config, started)}', 'current', logging.ERROR)
         raise

@@ -35,11 +35,11 @@ def test_table_results_and_pictures(benchmark, tmp_path, capsys):
 
 
 def test_all_ways_agree(import_tool):
-    ways = import_tool('benchmark_ways')
+    ways = import_tool('benchmark_implementations')
     case = ways.Case('small', 2, 7, (8, 8), (30, 33))
     found = {}
-    for name, way in ways.WAYS.items():
-        if way.by_default and way.runs('cpu') and name != 'compiled':  # compiled is plain, which needs a compiler
+    for name, way in ways.IMPLEMENTATIONS.items():
+        if way.by_default and way.is_available('cpu') and name != 'compiled':  # plain, but it needs a compiler
             step = ways.Step(name, case, 'cpu')
             step.forward()
             step.backward()
@@ -60,7 +60,7 @@ def test_all_ways_agree(import_tool):
 
 @pytest.mark.parametrize('classes', [1, 7])
 def test_ways_with_sigmoids_agree(import_tool, classes):
-    ways = import_tool('benchmark_ways')
+    ways = import_tool('benchmark_implementations')
     case, found = ways.Case('small', 2, classes, (8, 8), (30, 33)), []
     for name in ('built-in, sigmoid', 'mmseg_wce, sigmoid'):
         step = ways.Step(name, case, 'cpu')
@@ -86,7 +86,9 @@ def test_predictions_are_measured(import_tool, monkeypatch, tmp_path, capsys):
     sizes = dict(logits=(8, 8), tested=(32, 32), original=(48, 40))
     monkeypatch.setitem(tool.PHOTOS, 'photo', tool.Photo('a photo', **sizes))
     monkeypatch.setitem(tool.PHOTOS, 'slide', tool.Photo('a large photo', **sizes, crop=(16, 16), stride=(8, 8)))
-    monkeypatch.setattr(tool, 'ways_of', lambda photo: ['built-in', 'mmseg_wce', 'mmseg_wce, with the loss'])
+    monkeypatch.setattr(
+        tool, 'implementations_for', lambda photo: ['built-in', 'mmseg_wce', 'mmseg_wce, with the loss']
+    )
     megabytes = tool.extra_megabytes('mmseg_wce', tool.PHOTOS['slide'], 'cpu')  # each is a process of its own
     assert megabytes is None or megabytes >= 0
     monkeypatch.setattr(tool, 'extra_megabytes', lambda *_: megabytes)
@@ -109,14 +111,14 @@ def test_all_ways_predict_the_same(import_tool, key):
     crop, stride = ((16, 16), (8, 8)) if key == 'slide' else (None, None)
     photo = tool.Photo('small', (8, 8), (32, 32), (48, 40), crop, stride)
     found = []
-    for way in tool.ways_of(photo):
+    for way in tool.implementations_for(photo):
         step = tool.Prediction(way, photo, 'cpu')
         if way == 'compiled':
             found.append(step.plain(step.model.decode_head(None)))
         else:
             found.append(step.run()[0].pred_sem_seg.data)
 
-    assert len(found) == len(tool.ways_of(photo))
+    assert len(found) == len(tool.implementations_for(photo))
     assert all(torch.equal(one, found[0]) for one in found)
 
 

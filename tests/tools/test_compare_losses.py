@@ -477,9 +477,9 @@ def test_only_the_last_weights_are_tested(a_run):
 
 
 def test_a_line_that_was_cut_costs_no_training(tool):
-    from compare.runs import _whole_lines
+    from compare.runs import _complete_lines
 
-    assert list(_whole_lines('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 2, "loss": 1.0}\n')) == [
+    assert list(_complete_lines('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 2, "loss": 1.0}\n')) == [
         {'step': 1, 'loss': 2.0},
         {'step': 2, 'loss': 1.0},
     ]
@@ -558,14 +558,14 @@ NO_LABELS = "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageF
     ('text', 'words', 'message'),
     [
         (WITHOUT_SIZE, [], 'hard_pixels needs model.data_preprocessor.size'),
-        (SAMPLES, [], 'model.decode_head has a sampler of its own'),
-        (NO_LABELS, [], 'test_dataloader has to be of one data set'),
-        ('', ['--cfg-options', 'randomness.seed=5'], 'randomness.seed: that is what the comparison sets'),
-        ('', ['--cfg-options', 'model.decode_head.loss_decode.type=X'], 'that is what the comparison sets'),
+        (SAMPLES, [], 'model.decode_head already has a sampler'),
+        (NO_LABELS, [], 'test_dataloader must have one data set'),
+        ('', ['--cfg-options', 'randomness.seed=5'], 'randomness.seed: the comparison sets it itself'),
+        ('', ['--cfg-options', 'model.decode_head.loss_decode.type=X'], 'the comparison sets it itself'),
         ('', ['--work-dir', 'mine.py'], "--work-dir 'mine.py' is a file"),
         ('', ['--out', 'mine.py'], "--out 'mine.py' is a file"),
-        ('', ['--report'], 'no training of mine is done'),
-        ('', [str(Path('other') / 'mine.py')], 'configs of one name share their folders'),
+        ('', ['--report'], 'no training of mine is finished'),
+        ('', [str(Path('other') / 'mine.py')], 'configs with the same name share their folders'),
     ],
 )
 def test_errors_before_anything_is_trained(tool, root, demo_folder, capsys, text, words, message):

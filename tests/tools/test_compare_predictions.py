@@ -22,7 +22,7 @@ def test_every_way_predicts_the_same(tool, root, monkeypatch, capsys):
     rows = [line.split('│') for line in capsys.readouterr().out.splitlines() if '│' in line]
     columns = zip(*([cell.strip() for cell in row[1:-1]] for row in rows), strict=True)
     names, differ, classes, _, _, mean_iou, loss = map(list, columns)
-    assert names == list(tool.WAYS)
+    assert names == list(tool.IMPLEMENTATIONS)
     assert differ == ['0'] * 3
     assert int(classes[0]) > 1
     assert mean_iou == mean_iou[:1] * 3
@@ -32,7 +32,7 @@ def test_every_way_predicts_the_same(tool, root, monkeypatch, capsys):
 
 def test_predictions_that_differ_are_counted(tool, root, monkeypatch, capsys):
     result = dict(hashes=['a', 'b'], classes=3, seconds=1.0, megabytes=None, metrics={})
-    results = dict.fromkeys(tool.WAYS, result) | {tool.WAYS[1]: result | dict(hashes=['a', 'c'])}
+    results = dict.fromkeys(tool.IMPLEMENTATIONS, result) | {tool.IMPLEMENTATIONS[1]: result | dict(hashes=['a', 'c'])}
     monkeypatch.setattr(tool, 'run_in_process', lambda way, *_: results[way])
 
     assert tool.main([str(root / CONFIG)]) == 1
@@ -42,7 +42,7 @@ def test_predictions_that_differ_are_counted(tool, root, monkeypatch, capsys):
 
 
 def test_a_process_for_each_way(tool, root, monkeypatch, capsys):
-    monkeypatch.setattr(tool, 'WAYS', tool.WAYS[1:2])
+    monkeypatch.setattr(tool, 'IMPLEMENTATIONS', tool.IMPLEMENTATIONS[1:2])
 
     assert tool.main([str(root / CONFIG), '--images', '1', *IN_THIS_PROCESS]) == 0
 

@@ -128,7 +128,7 @@ def test_ade20k_configs_of_mmseg_differ_in_their_losses_alone(
     tool, import_tool, root, tmp_path, capsys, monkeypatch, pattern, fewest
 ):
     monkeypatch.setattr(utils, 'load', cache(utils.load))  # mmengine reads every index of models for every config
-    names = sorted(name for name, _ in import_tool('base_configs').named(pattern))
+    names = sorted(name for name, _ in import_tool('base_configs').find_configs(pattern))
 
     assert tool.main([pattern, '--out', 'converted']) == 0
 
@@ -165,7 +165,7 @@ def test_ade20k_configs_of_mmseg_differ_in_their_losses_alone(
 def test_a_sample_trains_converted_and_fused(tool, import_tool, tmp_path, monkeypatch, family):
     """Heads and backbones that configs/ does not have, and heads with sigmoids."""
     trial = import_tool('try_stack')
-    file = trial.of_each_family()[family]
+    file = trial.family_configs()[family]
     assert ('ade20k' in file.name) == (family not in ('fastscnn', 'stdc'))
     seen, value = [], _SharedMaps.value
 
@@ -176,7 +176,7 @@ def test_a_sample_trains_converted_and_fused(tool, import_tool, tmp_path, monkey
     monkeypatch.setattr(_SharedMaps, 'value', watched)
     tool.convert(f'mmseg::{file.relative_to(SHIPPED)}', file, tmp_path / 'mine.py')
 
-    trial.an_iteration(Config.fromfile(tmp_path / 'mine.py'), size=64, fuse=True)
+    trial.train_step(Config.fromfile(tmp_path / 'mine.py'), size=64, fuse=True)
 
     assert (WeightedCrossEntropyLoss, (8, 8)) in seen or (WeightedCrossEntropyLoss, (4, 4)) in seen
 
@@ -196,7 +196,7 @@ def test_one_channel_trains_converted_and_fused(tool, import_tool, tmp_path, mon
 
     assert tool.main(['theirs.py', '--out', 'mine.py']) == 0
     config = Config.fromfile(tmp_path / 'mine.py')
-    import_tool('try_stack').an_iteration(config, size=64, fuse=True)
+    import_tool('try_stack').train_step(config, size=64, fuse=True)
 
     assert types(config.model) == [OURS] * 3
     assert seen == [1] * 3
@@ -208,7 +208,7 @@ def test_upernet_convnext(tool, import_tool, tmp_path):
     tool.convert(f'mmseg::{name}', SHIPPED / name, tmp_path / 'mine.py')
 
     config = Config.fromfile(tmp_path / 'mine.py')  # imports mmpretrain.models and mmseg_wce
-    import_tool('try_stack').an_iteration(config, size=64, fuse=True)
+    import_tool('try_stack').train_step(config, size=64, fuse=True)
 
     assert config.custom_imports.imports == ['mmpretrain.models', 'mmseg_wce']
     assert types(config.model) == [OURS, OURS]

@@ -78,7 +78,7 @@ def test_every_page_is_in_the_navigation(docs_pages, root):
 
     pages = [page for entry in nav for page in entry.values()]
     sources = [str(p.relative_to(root)) for p in (root / 'docs').iterdir() if p.suffix in ('.md', '.ipynb')]
-    assert sorted(pages) == sorted(map(docs_pages.page_of, [*sources, *docs_pages.PAGES]))
+    assert sorted(pages) == sorted(map(docs_pages.page_from_source, [*sources, *docs_pages.PAGES]))
     assert all((root / source).is_file() for source in docs_pages.PAGES)
 
 

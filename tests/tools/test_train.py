@@ -169,7 +169,7 @@ def test_two_processes_on_cpu(root, demo_folder, import_tool, monkeypatch):
     [
         (['dist_train.sh', 'config.py'], 'usage: '),
         (['dist_test.sh', 'config.py', 'iter_3.pth'], 'usage: '),
-        (['dist_train.sh', 'config.py', '--resume'], "error: the number of GPUs is to be a number, got '--resume'"),
+        (['dist_train.sh', 'config.py', '--resume'], "error: the number of GPUs must be a number, got '--resume'"),
         (['dist_run.sh'], 'usage: '),
     ],
 )

@@ -26,11 +26,11 @@ def recorded(tool):
 
 @pytest.mark.parametrize('family', ['ccnet', 'cgnet', 'psanet'])
 def test_families_are_as_recorded(tool, recorded, tmp_path, family):
-    assert tool.of_a_family(tool.of_each_family()[family], tmp_path) == recorded['families'][family]
+    assert tool.try_family(tool.family_configs()[family], tmp_path) == recorded['families'][family]
 
 
 def test_commands_are_as_recorded(tool, recorded, tmp_path):
-    trials = tool.of_the_command_line(tmp_path)
+    trials = tool.command_trials(tmp_path)
     assert list(trials) == list(recorded['commands'])
 
     for what, trial in trials.items():
@@ -59,7 +59,7 @@ def test_a_command_that_fails_says_why(tool, tmp_path):
 def test_a_family_from_trial_to_table(tool, tmp_path, monkeypatch, capsys):
     written = []
     monkeypatch.setattr(tool, 'RESULTS', tmp_path / 'stacks.json')
-    monkeypatch.setattr(tool, 'of_the_command_line', lambda folder: {'a command': lambda: None})
+    monkeypatch.setattr(tool, 'command_trials', lambda folder: {'a command': lambda: None})
     monkeypatch.setattr(
         sys.modules['marked_tables'], 'replace_table', lambda page, name, lines: written.append((name, lines))
     )

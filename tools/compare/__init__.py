@@ -1,1 +1,1 @@
-"""What tools/compare_losses.py is made of."""
+"""Modules of tools/compare_losses.py."""

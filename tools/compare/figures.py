@@ -1,4 +1,4 @@
-"""Pictures of a comparison: what each loss does to the means, to every class, and on the way there."""
+"""Pictures of a comparison: means, scores of every class and training curves for each loss."""
 
 import warnings
 from pathlib import Path
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from drawing import plain
 
-from compare.results import MOST_NAMED, ConfigResults, shared_seeds
+from compare.results import MAX_NAMES, ConfigResults, shared_seeds
 from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
 
 COLORS = {
@@ -40,7 +40,7 @@ STYLE = {
 
 
 def draw_means(path: Path, results: ConfigResults) -> None:
-    """Every seed as a dot, the mean as a bar; the dashed line is the base."""
+    """Draw mIoU, mAcc and aAcc: a dot for each seed, a bar for their mean; the dashed line is the mean of the base."""
     figure, axes = _figure(1, 3, height=0.9 + 0.42 * len(results.outcomes), sharey=True)
     rows = np.arange(len(results.outcomes))
     for axis, (key, title) in zip(axes, TITLES.items(), strict=True):
@@ -61,9 +61,9 @@ def draw_means(path: Path, results: ConfigResults) -> None:
 
 
 def draw_classes(path: Path, results: ConfigResults) -> None:
-    """IoU, accuracy and precision of every class: mean and standard deviation over the seeds."""
+    """Draw IoU, accuracy and precision of every class: mean and standard deviation over the seeds."""
     figure, axes = _figure(3, 1, height=11, sharex=True)
-    places = np.arange(len(results.shown))
+    positions = np.arange(len(results.shown))
     shift = 0.8 / len(results.outcomes)
     for axis, key, title in zip(
         axes, ('iou', 'accuracy', 'precision'), ('IoU (%)', 'accuracy = recall (%)', 'precision (%)'), strict=True
@@ -71,31 +71,31 @@ def draw_classes(path: Path, results: ConfigResults) -> None:
         for k, outcome in enumerate(results.outcomes.values()):
             values = getattr(outcome, key)[:, results.shown]
             axis.errorbar(
-                places + (k - (len(results.outcomes) - 1) / 2) * shift,
-                *_mean_and_spread(values),
+                positions + (k - (len(results.outcomes) - 1) / 2) * shift,
+                *_mean_and_std(values),
                 fmt=MARKERS[outcome.loss],
                 color=COLORS[outcome.loss],
                 markersize=5,
                 capsize=2,
                 label=outcome.loss,
             )
-        for place in places[:-1]:
-            axis.axvline(place + 0.5, color='0.92', linewidth=1)
+        for position in positions[:-1]:
+            axis.axvline(position + 0.5, color='0.92', linewidth=1)
         axis.set_title(title)
         axis.grid(axis='y', color='0.9')
         axis.set_ylim(-2, 102)
-    axes[-1].set_xticks(places, _ticks(results), rotation=_turn(results), ha='right')
-    axes[-1].set_xlim(-0.5, len(places) - 0.5)
+    axes[-1].set_xticks(positions, _ticks(results), rotation=_rotation(results), ha='right')
+    axes[-1].set_xlim(-0.5, len(positions) - 0.5)
     axes[-1].set_xlabel('classes and their share of the training pixels')
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
     _save(figure, path)
 
 
 def draw_changes(path: Path, results: ConfigResults) -> bool:
-    """What became better and worse, in points; bold where all trainings are apart from those without weights.
+    """Draw the differences to the base in points; bold where all trainings are beyond those without weights.
 
     Returns:
-        Whether there is anything to compare.
+        True if there is anything to compare.
     """
     others = [loss for loss in results.outcomes if loss != results.base.loss]
     losses = [loss for loss in others if len(results.difference(loss, 'iou'))]
@@ -104,35 +104,35 @@ def draw_changes(path: Path, results: ConfigResults) -> bool:
     figure, axes = _figure(2, 1, height=1.6 + 0.8 * len(losses), sharex=True)
     for axis, key, title in zip(axes, ('iou', 'accuracy'), ('IoU', 'accuracy'), strict=True):
         changes = [results.difference(loss, key)[:, results.shown] for loss in losses]
-        mean = np.array([_mean_and_spread(change)[0] for change in changes])
+        mean = np.array([_mean_and_std(change)[0] for change in changes])
         picture = axis.imshow(mean, cmap='RdBu', vmin=-20, vmax=20, aspect='auto')
         for row, loss in enumerate(losses):
             apart = results.apart(loss, key)[results.shown]
-            for column, (points, sure) in enumerate(zip(mean[row], apart, strict=True)):
+            for column, (points, is_apart) in enumerate(zip(mean[row], apart, strict=True)):
                 if np.isnan(points):  # no seed has a value
                     continue
-                ink = 'white' if abs(points) > 11 else '0.1' if sure or abs(points) > 5 else '0.4'
-                weight = 'bold' if sure else 'normal'
+                color = 'white' if abs(points) > 11 else '0.1' if is_apart or abs(points) > 5 else '0.4'
+                weight = 'bold' if is_apart else 'normal'
                 axis.text(
-                    column, row, f'{points:+.1f}', ha='center', va='center', fontsize=10, weight=weight, color=ink
+                    column, row, f'{points:+.1f}', ha='center', va='center', fontsize=10, weight=weight, color=color
                 )
         axis.set_yticks(range(len(losses)), losses)
         axis.set_title(f'{title}, points above {results.base.loss}; bold: beyond every training without weights')
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-    axes[-1].set_xticks(range(len(results.shown)), _ticks(results), rotation=_turn(results), ha='right')
+    axes[-1].set_xticks(range(len(results.shown)), _ticks(results), rotation=_rotation(results), ha='right')
     figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.01, extend='both')
     _save(figure, path)
     return True
 
 
 def draw_confusions(path: Path, results: ConfigResults) -> None:
-    """Shares of each class's pixels, over all seeds."""
+    """Draw the confusion matrices of all seeds together, as shares of each class's pixels."""
     columns = min(4, len(results.outcomes))
     rows = -(-len(results.outcomes) // columns)
     figure, axes = _figure(rows, columns, height=0.6 + 3.3 * rows, squeeze=False)
-    named = len(results.order) <= MOST_NAMED
-    names = [plain(results.classes[c]) for c in results.order] if named else []
+    has_names = len(results.order) <= MAX_NAMES
+    names = [plain(results.classes[c]) for c in results.order] if has_names else []
     for axis in axes.flat[len(results.outcomes) :]:
         axis.set_visible(False)
     for axis, outcome in zip(axes.flat, results.outcomes.values(), strict=False):
@@ -145,16 +145,18 @@ def draw_confusions(path: Path, results: ConfigResults) -> None:
         axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.tick_params(length=0)
     axes[0, 0].set_ylabel('label')
-    axes[-1, 0].set_xlabel('predicted as' if named else 'predicted as; classes from the most frequent to the rarest')
+    axes[-1, 0].set_xlabel(
+        'predicted as' if has_names else 'predicted as; classes from the most frequent to the rarest'
+    )
     figure.colorbar(picture, ax=axes, shrink=0.5, pad=0.01, label="% of the class's pixels")
     _save(figure, path)
 
 
 def draw_curves(path: Path, results: ConfigResults) -> None:
-    """Of training and validation: mean over the seeds, and their range."""
+    """Draw training loss and validation scores: mean and range over the seeds."""
     figure, axes = _figure(1, 3, height=4.6)
-    wanted = [('training', 'loss'), ('validation', 'mIoU'), ('validation', 'mAcc')]
-    for axis, (part, key) in zip(axes, wanted, strict=True):
+    curves = [('training', 'loss'), ('validation', 'mIoU'), ('validation', 'mAcc')]
+    for axis, (part, key) in zip(axes, curves, strict=True):
         for outcome in results.outcomes.values():
             steps, values = outcome.curve(part, key)
             axis.plot(steps, values.mean(0), color=COLORS[outcome.loss], label=outcome.loss, linewidth=1.4)
@@ -168,20 +170,20 @@ def draw_curves(path: Path, results: ConfigResults) -> None:
 
 
 def draw_agreement(path: Path, results: ConfigResults) -> bool:
-    """The same loss computed by mmseg and by us: training curves of each seed over each other.
+    """Draw the training losses of mmseg and of ours without weights, which are the same function, for each seed.
 
     Returns:
-        Whether both were trained from a same seed.
+        True if both were trained from at least one common seed.
     """
     if not {NON_IGNORE, UNWEIGHTED} <= results.outcomes.keys():
         return False
-    theirs, ours = results.outcomes[NON_IGNORE], results.outcomes[UNWEIGHTED]
-    seeds = shared_seeds(theirs, ours)
+    built_in, ours = results.outcomes[NON_IGNORE], results.outcomes[UNWEIGHTED]
+    seeds = shared_seeds(built_in, ours)
     if not seeds:
         return False
     figure, axes = _figure(1, len(seeds), height=3.4, sharey=True, squeeze=False)
     for axis, seed in zip(axes[0], seeds, strict=True):
-        for outcome, width, color in ((theirs, 4, '#c9d1d9'), (ours, 1.2, COLORS[UNWEIGHTED])):
+        for outcome, width, color in ((built_in, 4, '#c9d1d9'), (ours, 1.2, COLORS[UNWEIGHTED])):
             steps, values = outcome.curve('training', 'loss')
             axis.plot(steps, values[outcome.seeds.index(seed)], color=color, linewidth=width, label=outcome.loss)
         axis.set_title(f'training loss, seed {seed}')
@@ -194,9 +196,8 @@ def draw_agreement(path: Path, results: ConfigResults) -> bool:
 
 
 def _logarithmic(axis) -> None:
-    """Unless nothing is drawn that has a logarithm."""
-    drawn = np.concatenate([[], *(line.get_ydata() for line in axis.lines)])
-    if not (drawn > 0).any():
+    values = np.concatenate([[], *(line.get_ydata() for line in axis.lines)])
+    if not (values > 0).any():  # a logarithmic axis needs a positive value
         return
     axis.set_yscale('log')
     axis.yaxis.set_major_formatter('{x:g}')
@@ -207,14 +208,14 @@ def _ticks(results: ConfigResults) -> list[str]:
     return [f'{plain(results.classes[c])}  {100 * results.share[c]:.2g} %' for c in results.shown]
 
 
-def _turn(results: ConfigResults) -> int:
+def _rotation(results: ConfigResults) -> int:
     return 30 if len(results.shown) <= 15 else 90
 
 
-def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Over the seeds that have a value: a class that is never predicted has no precision."""
+def _mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return mean and standard deviation over the seeds, without NaN (a class that is never predicted)."""
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)  # no seed has one
+        warnings.simplefilter('ignore', RuntimeWarning)  # all seeds are NaN
         return np.nanmean(values, 0), np.nanstd(values, 0, ddof=1) if len(values) > 1 else None
 
 

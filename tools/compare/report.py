@@ -1,4 +1,4 @@
-"""A comparison as one page that needs no other file; its pictures as PNG files, its table in Markdown beside it."""
+"""Report of a comparison: a self-contained HTML page, its pictures as PNG files, and its tables in Markdown."""
 
 import base64
 from collections.abc import Sequence
@@ -18,31 +18,35 @@ TEMPLATE = Path(__file__).with_name('report.html.j2')
 
 
 def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Run], command: str) -> Path:
-    """Write the pictures of every config, the page over all of them, and ``summary.md``.
+    """Write the pictures of every config, the page about all configs, and ``summary.md``.
 
     Args:
         out: folder of the results.
-        comparisons: configs; those of which no training is done are left out.
-        runs: that were asked for.
-        command: that made them.
+        comparisons: configs; those without a finished training are left out.
+        runs: all requested trainings.
+        command: command line of the comparison.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        ValueError: no training is done, or the result of one cannot be read.
+        ValueError: no training is finished, or a result cannot be read.
     """
     sections = []
     for comparison in comparisons:
-        folder, of_it = out / comparison.name, [run for run in runs if run.comparison is comparison]
-        if not any(run.result_file.exists() for run in of_it):
+        folder, config_runs = out / comparison.name, [run for run in runs if run.comparison is comparison]
+        if not any(run.result_file.exists() for run in config_runs):
             continue
-        results = load_results(of_it)
-        facts = dict(rows=_rows(results), environment=_environment(results), agreement=_agreement(results))
-        facts['done'] = dict(runs=sum(len(outcome.runs) for outcome in results.outcomes.values()), of=len(of_it))
-        sections.append(dict(facts, results=results, pictures=_pictures(folder, comparison, of_it, results)))
+        results = load_results(config_runs)
+        section = dict(results=results, rows=_rows(results), environment=_environment(results))
+        section['agreement'] = _agreement(results)
+        section['done'] = dict(
+            runs=sum(len(outcome.runs) for outcome in results.outcomes.values()), of=len(config_runs)
+        )
+        section['pictures'] = _pictures(folder, comparison, config_runs, results)
+        sections.append(section)
     if not sections:
-        raise ValueError(f'no training of {", ".join(c.name for c in comparisons)} is done')
+        raise ValueError(f'no training of {", ".join(c.name for c in comparisons)} is finished')
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True, undefined=StrictUndefined
     )
@@ -59,14 +63,14 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
 
 
 def _pictures(folder: Path, comparison: Comparison, runs: Sequence[Run], results: ConfigResults) -> dict[str, str]:
-    """Of a config, as addresses that hold them."""
-    drawn = {}
+    """Draw the pictures of a config, and return them as data URLs by name."""
+    urls = {}
 
     def add(name: str, draw, *arguments) -> None:
         path = folder / f'{name}.png'
         if draw(path, *arguments) is not False:
             shrink(path)
-            drawn[name] = 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
+            urls[name] = 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
 
     add('means', draw_means, results)
     add('classes', draw_classes, results)
@@ -74,39 +78,39 @@ def _pictures(folder: Path, comparison: Comparison, runs: Sequence[Run], results
     add('confusions', draw_confusions, results)
     add('curves', draw_curves, results)
     add('agreement', draw_agreement, results)
-    of_first_seed = [run for run in runs if run.seed == runs[0].seed]
+    first_seed_runs = [run for run in runs if run.seed == runs[0].seed]
     chosen = scenes(comparison, results.share)
-    for run in of_first_seed:
+    for run in first_seed_runs:
         keep_predictions(run, chosen)
-    add('scenes', draw_scenes, False, of_first_seed, chosen, results)
-    add('zoomed', draw_scenes, True, of_first_seed, chosen, results)
-    return drawn
+    add('scenes', draw_scenes, False, first_seed_runs, chosen, results)
+    add('zoomed', draw_scenes, True, first_seed_runs, chosen, results)
+    return urls
 
 
 def _rows(results: ConfigResults) -> list[dict]:
-    """A line of the table for each loss."""
+    """Return a row of the table for each loss."""
     rows = []
     for loss, outcome in results.outcomes.items():
         is_base = loss == results.base.loss
         row = dict(loss=loss, seeds=outcome.seeds, is_base=is_base)
         for key, values in outcome.means.items():
             differences = results.difference(loss, key)
-            row[key] = dict(mean=values.mean(), spread=_spread(values), apart=bool(results.apart(loss, key)))
+            row[key] = dict(mean=values.mean(), spread=_std(values), apart=bool(results.apart(loss, key)))
             row[key]['difference'] = None if is_base or not len(differences) else differences.mean()
-        validated = outcome.last_validation.mean()
-        row['validation'] = '' if np.isnan(validated) else f'{validated:.1f}'
+        validation = outcome.last_validation.mean()
+        row['validation'] = '' if np.isnan(validation) else f'{validation:.1f}'
         row['validation_apart'] = bool(results.apart(loss, 'last_validation'))
         row['rarest'] = outcome.mean_iou_of(results.rarest_third).mean()
         row['better'] = results.classes_apart(loss, 'iou', +1)
         row['worse'] = results.classes_apart(loss, 'iou', -1)
-        row['seconds'] = _least(run['seconds_per_iteration'] for run in outcome.runs)
-        row['megabytes'] = _least(run['megabytes'] for run in outcome.runs)
+        row['seconds'] = _min(run['seconds_per_iteration'] for run in outcome.runs)
+        row['megabytes'] = _min(run['megabytes'] for run in outcome.runs)
         rows.append(row)
     return rows
 
 
 def _table(rows: list[dict]) -> list[str]:
-    """The means in Markdown, with their spread and the difference to the first row."""
+    """Return the means in Markdown, with their standard deviation and the difference to the base."""
     lines = []
     for row in rows:
         cells = [f'`{row["loss"]}`', str(len(row['seeds']))]
@@ -125,7 +129,7 @@ def _table(rows: list[dict]) -> list[str]:
 
 
 def _class_table(results: ConfigResults, figure: str) -> list[str]:
-    """A figure of every class, most frequent first, and every loss, in Markdown: its mean over the seeds."""
+    """Return the mean of a score over the seeds, for every class and loss, in Markdown; most frequent class first."""
     means = [getattr(outcome, figure).mean(0) for outcome in results.outcomes.values()]
     lines = []
     for c in results.order:
@@ -135,34 +139,33 @@ def _class_table(results: ConfigResults, figure: str) -> list[str]:
 
 
 def _agreement(results: ConfigResults) -> dict | None:
-    """Largest difference of the training loss, relative, between mmseg's and ours: at the first point, at any."""
+    """Return the largest relative difference of the training losses of mmseg and ours: at the first step, at any."""
     if not {NON_IGNORE, UNWEIGHTED} <= results.outcomes.keys():
         return None
-    theirs, ours = (results.outcomes[loss] for loss in (NON_IGNORE, UNWEIGHTED))
-    seeds = shared_seeds(theirs, ours)
-    (steps, a), (others, b) = (outcome.curve('training', 'loss') for outcome in (theirs, ours))
-    both, of_a, of_b = np.intersect1d(steps, others, return_indices=True)
-    if not seeds or not len(both):
+    built_in, ours = (results.outcomes[loss] for loss in (NON_IGNORE, UNWEIGHTED))
+    seeds = shared_seeds(built_in, ours)
+    (steps_a, a), (steps_b, b) = (outcome.curve('training', 'loss') for outcome in (built_in, ours))
+    steps, columns_a, columns_b = np.intersect1d(steps_a, steps_b, return_indices=True)
+    if not seeds or not len(steps):
         return None
-    a, b = theirs.of(seeds, a)[:, of_a], ours.of(seeds, b)[:, of_b]
+    a, b = built_in.select_seeds(seeds, a)[:, columns_a], ours.select_seeds(seeds, b)[:, columns_b]
     difference = np.abs(a - b) / np.abs(a)
-    return dict(step=int(both[0]), first=float(difference[:, 0].max()), most=float(difference.max()))
+    return dict(step=int(steps[0]), first=float(difference[:, 0].max()), most=float(difference.max()))
 
 
-def _spread(values: np.ndarray) -> float | None:
-    """Standard deviation over seeds."""
+def _std(values: np.ndarray) -> float | None:
     return values.std(ddof=1) if len(values) > 1 else None
 
 
-def _least(values) -> float | None:
-    """What else a machine does makes a training slower and larger, and never the reverse."""
+def _min(values) -> float | None:
+    # other work of the machine only adds time and memory
     return min((value for value in values if value is not None), default=None)
 
 
 def _environment(results: ConfigResults) -> dict[str, list[str]]:
-    """Device, versions and days of all trainings."""
-    found: dict[str, set[str]] = {}
+    """Return the devices, versions and dates of all trainings."""
+    environment: dict[str, set[str]] = {}
     for run in (run for outcome in results.outcomes.values() for run in outcome.runs):
         for name, value in run['environment'].items():
-            found.setdefault(name, set()).add(value)
-    return {name: sorted(values) for name, values in found.items()}
+            environment.setdefault(name, set()).add(value)
+    return {name: sorted(values) for name, values in environment.items()}

@@ -1,4 +1,4 @@
-"""Test images of a comparison, with labels and predictions; the rarest classes from near."""
+"""Test images of a comparison that show the rarest classes, with labels and predictions, whole and enlarged."""
 
 import shutil
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import IGNORED, STYLE, colors_of, frame, patches, plain, show_labels
+from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, plain, show_labels
 from matplotlib.patches import Rectangle
 from mmseg_wce.dataset_checks import from_config
 
 from compare.results import ConfigResults
 from compare.runs import Comparison, Run
 
-RAREST = 4
-WIDEST = 3.2  # inches of an image
+NUM_RAREST = 4
+MAX_WIDTH = 3.2  # of an image, in inches
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class Scene:
 
     Attributes:
         image: file.
-        label: (H, W), as the loss would get it.
-        rare: the class.
-        window: rows and columns around the largest region of it.
-        shifted: whether the files count from 1, as mmseg's predictions then do.
+        label: (H, W), as the loss gets it.
+        rare: index of the class.
+        window: rows and columns around the largest region of the class.
+        is_shifted: class k is k + 1 in the label files, and then in mmseg's predictions, too.
     """
 
     image: str
     label: np.ndarray
     rare: int
     window: tuple[slice, slice]
-    shifted: bool
+    is_shifted: bool
 
     @property
     def name(self) -> str:
@@ -47,74 +47,75 @@ class Scene:
 
 
 def scenes(comparison: Comparison, pixels: Sequence[float]) -> list[Scene]:
-    """For each of the rarest classes a test image: of those that show it, the one at three quarters by its pixels.
+    """Select a test image for each of the rarest classes.
 
-    Chosen by labels, not by what a model does; the largest would be the easiest.
+    Three quarters of the images that show the class have fewer pixels of it: the one with the most would be the
+    easiest. Only labels decide, not predictions.
 
     Args:
-        comparison: its config names the test set.
-        pixels: (C,), of the classes in the training labels, or their shares; what never occurs cannot be learned.
+        comparison: its config has the test set.
+        pixels: (C,), pixels of each class in the training labels, or their shares; classes without any are skipped.
     """
     (part,) = from_config(comparison.config, 'test')
-    rarest = [c for c in np.argsort(pixels, kind='stable') if pixels[c] > 0][:RAREST]
+    rarest = [c for c in np.argsort(pixels, kind='stable') if pixels[c] > 0][:NUM_RAREST]
     labels = (part.labels(i) for i in range(len(part)))
     counts = np.array([[(label == c).sum() for c in rarest] for label in labels])
-    found = []
+    selected = []
     for c, count in reversed(list(zip(rarest, counts.T, strict=True))):
-        shown = np.argsort(count, kind='stable')[(count == 0).sum() :]
-        if len(shown):
-            i = int(shown[3 * (len(shown) - 1) // 4])
+        candidates = np.argsort(count, kind='stable')[(count == 0).sum() :]
+        if len(candidates):
+            i = int(candidates[3 * (len(candidates) - 1) // 4])
             image, label = part.samples[i].image, part.labels(i)
-            found.append(Scene(image, label, c, _window(label == c), part.convention.reduce_zero_label))
-    return found
+            selected.append(Scene(image, label, c, _window(label == c), part.convention.reduce_zero_label))
+    return selected
 
 
 def _window(region: np.ndarray) -> tuple[slice, slice]:
-    """A square on the largest connected part, with some of what is beside it; the middle of what is very long."""
+    """Return a square around the centre of the largest connected part, with a margin, at most half the image."""
     _, _, parts, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
     left, top, width, height, _ = max(parts[1:], key=lambda part: part[cv2.CC_STAT_AREA])
-    most = max(64, min(region.shape) // 2)
-    side = int(min(max(2 * max(width, height), 64), most, *region.shape))
+    max_side = max(64, min(region.shape) // 2)
+    side = int(min(max(2 * max(width, height), 64), max_side, *region.shape))
     y = int(np.clip(top + height / 2 - side / 2, 0, region.shape[0] - side))
     x = int(np.clip(left + width / 2 - side / 2, 0, region.shape[1] - side))
     return slice(y, y + side), slice(x, x + side)
 
 
 def keep_predictions(run: Run, chosen: Sequence[Scene]) -> None:
-    """Copy those of the chosen images from the work dir of a run that is done."""
+    """Copy the predictions for some images from a run's work dir to its results, if they exist."""
     for scene in chosen:
-        source, target = run.predictions / f'{scene.name}.png', _kept(run, scene)
+        source, target = run.predictions / f'{scene.name}.png', _prediction_file(run, scene)
         if source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
 
 
-def _kept(run: Run, scene: Scene) -> Path:
+def _prediction_file(run: Run, scene: Scene) -> Path:
     return run.result_file.with_suffix('') / f'{scene.name}.png'
 
 
 def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[Scene], results: ConfigResults) -> bool:
-    """Write the picture: a row for each scene with image, label, and the prediction of each run.
+    """Draw a row for each scene with image, label, and the prediction of each run.
 
     Args:
-        path: of the PNG.
-        zoomed: the windows alone.
-        runs: those whose predictions were kept are shown.
+        path: file of the PNG.
+        zoomed: draw only the windows.
+        runs: those without predictions for the scenes are left out.
         chosen: scenes.
-        results: for the names of the classes.
+        results: has the names of the classes.
 
     Returns:
-        Whether there was anything to draw.
+        True if there was anything to draw.
     """
-    runs = [run for run in runs if all(_kept(run, scene).exists() for scene in chosen)]
+    runs = [run for run in runs if all(_prediction_file(run, scene).exists() for scene in chosen)]
     if not (runs and chosen):
         return False
     (part,) = from_config(runs[0].comparison.config, 'test')
-    colors = colors_of(part.palette)
+    colors = colors_from_palette(part.palette)
     plt.rcParams.update({**STYLE, 'font.size': 9})
     columns = 2 + len(runs)
     ratio = 1 if zoomed else chosen[0].label.shape[0] / chosen[0].label.shape[1]
-    width = min(16 / columns, WIDEST)
+    width = min(16 / columns, MAX_WIDTH)
     figure, axes = plt.subplots(
         len(chosen),
         columns,
@@ -123,11 +124,11 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
         layout='constrained',
     )
     for row, scene in zip(axes, chosen, strict=True):
-        part = scene.window if zoomed else (slice(None), slice(None))
-        row[0].imshow(cv2.imread(scene.image)[..., ::-1][part])
+        window = scene.window if zoomed else (slice(None), slice(None))
+        row[0].imshow(cv2.imread(scene.image)[..., ::-1][window])
         row[0].set_ylabel(plain(results.classes[scene.rare]))
         for axis, labels in zip(row[1:], [scene.label, *(_prediction(run, scene) for run in runs)], strict=True):
-            show_labels(axis, labels[part], scene.label[part] == IGNORED, colors)
+            show_labels(axis, labels[window], scene.label[window] == IGNORED, colors)
         for axis in row:
             frame(axis)
         if not zoomed:
@@ -145,6 +146,6 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
 
 
 def _prediction(run: Run, scene: Scene) -> np.ndarray:
-    """(H, W), class indices: mmseg writes them as the label files count."""
-    raw = cv2.imread(str(_kept(run, scene)), cv2.IMREAD_UNCHANGED)
-    return raw - 1 if scene.shifted else raw
+    """Return the predicted class indices, (H, W); mmseg writes them encoded as the label files."""
+    raw = cv2.imread(str(_prediction_file(run, scene)), cv2.IMREAD_UNCHANGED)
+    return raw - 1 if scene.is_shifted else raw

@@ -1,8 +1,9 @@
-"""The loss steps that the benchmark compares, each as a careful user of its kind would write it."""
+"""Loss steps that the benchmark compares, each as a careful user of that implementation would write it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.util import find_spec
 
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 import torch
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class Case:
-    """Logits (N, C, h, w), normally distributed, for labels (N, H, W), 8 % of them ignored."""
+    """Sizes of a loss step: normally distributed logits (N, C, h, w), and labels (N, H, W), 8 % of them ignored."""
 
     title: str
     images: int
@@ -37,10 +38,11 @@ class Case:
     devices: tuple[str, ...] = ('cpu', 'cuda')
 
     def exponentials(self) -> int:
-        """Two for each logit of a pixel: what no way of computing the softmax and its gradient gets around."""
+        """Return 2 N C H W: every implementation needs one for the softmax and one for its gradient."""
         return 2 * self.images * self.classes * self.pixels[0] * self.pixels[1]
 
     def make(self, device: str) -> tuple[Tensor, Tensor]:
+        """Return logits and labels."""
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(self.images, self.classes, *self.nodes, generator=generator) * self.scale
         target = torch.randint(0, max(self.classes, 2), (self.images, *self.pixels), generator=generator)
@@ -61,7 +63,7 @@ CASES = {
     'lvis': Case('1203 classes, stride 8', 1, 1203, (64, 64), (512, 512)),
     'binary': Case('binary, nothing to resize', 2, 2, (512, 512), (512, 512)),
     'binary-resized': Case('binary, stride 4', 2, 2, (128, 128), (512, 512)),
-    'one-channel': Case('one channel, stride 4', 2, 1, (128, 128), (512, 512), devices=()),  # of sigmoids alone
+    'one-channel': Case('one channel, stride 4', 2, 1, (128, 128), (512, 512), devices=()),  # for sigmoids only
     'tiny': Case('64 images of 3 classes, 32 -> 64', 64, 3, (32, 32), (64, 64)),
     'small': Case('8 images of 5 classes, 64 x 64, nothing to resize', 8, 5, (64, 64), (64, 64)),
     'smaller': Case('19 classes, downscaled 128 -> 32', 1, 19, (128, 128), (32, 32)),
@@ -75,11 +77,12 @@ CASES = {
     'scale-40': Case('ADE20K, logits times 40', *ADE20K, scale=40.0),
 }
 
-Way = Callable[[Tensor, Tensor, Case], tuple[Tensor, Tensor]]
+LossFunction = Callable[[Tensor, Tensor, Case], tuple[Tensor, Tensor]]
+"""Returns the loss and the pixel accuracy for logits and labels."""
 
 
 def built_in(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    """As ``BaseDecodeHead.loss_by_feat`` runs them."""
+    """Run mmseg's loss and accuracy as ``BaseDecodeHead.loss_by_feat`` does."""
     z = resize(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
     return _built_in_loss()(z, target, ignore_index=255), accuracy(z.detach(), target, ignore_index=255)
 
@@ -90,7 +93,7 @@ def _built_in_loss() -> CrossEntropyLoss:
 
 
 def plain(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    """The same mathematics in a form that torch.compile takes whole."""
+    """Compute the same as ``built_in`` in plain PyTorch, which torch.compile compiles without graph breaks."""
     z = logits
     if logits.shape[2:] != target.shape[1:]:
         z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
@@ -99,18 +102,19 @@ def plain(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def compiled(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """Run ``plain`` through torch.compile."""
     return _compiled_for(case)(logits, target, case)
 
 
 @lru_cache(maxsize=1)
-def _compiled_for(case: Case) -> Way:
-    """For the shapes of one case: without the reset, later cases would get code for any shape, or none at all."""
+def _compiled_for(case: Case) -> LossFunction:
+    # without the reset, later cases would get code for dynamic shapes, or run eagerly
     torch.compiler.reset()
     return torch.compile(plain, dynamic=False)
 
 
 def checkpointed(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    """Image by image, full-size logits thrown away and computed again in the backward."""
+    """Compute one image after the other, and its full-size logits again in the backward."""
 
     def total(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if z.shape[2:] != y.shape[1:]:
@@ -126,7 +130,7 @@ def checkpointed(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Te
 
 
 def liger(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    """Liger-Kernel's cross-entropy on full-size logits."""
+    """Run Liger-Kernel's cross-entropy on full-size logits."""
     from liger_kernel.transformers.functional import liger_cross_entropy
 
     z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
@@ -136,17 +140,19 @@ def liger(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def ours(logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As fused heads run it."""
+    """Run our loss as fused heads do."""
     maps = pixel_maps(logits, target, weight, ignore_index=255, align_corners=case.align_corners)
     correct, valid = maps.count_pixels(target, 255)
     return weighted_cross_entropy(logits, target, weight, pixels=maps), correct / valid
 
 
 def ours_weighted(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """Run our loss with class weights from 0.5 to 2."""
     return ours(logits, target, case, torch.linspace(0.5, 2, case.classes, device=logits.device))
 
 
 def built_in_sigmoid(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """Run mmseg's loss with ``use_sigmoid=True``."""
     z = resize(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
     loss = _built_in_sigmoid_loss()(z, target, ignore_index=255)
     return loss, accuracy(z.detach(), target, ignore_index=255)
@@ -158,45 +164,46 @@ def _built_in_sigmoid_loss() -> CrossEntropyLoss:
 
 
 def ours_sigmoid(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """Run our binary cross-entropy as fused heads do."""
     pixels = pixel_bce(logits, target, ignore_index=255, align_corners=case.align_corners)
     correct = pixels[2].count_nonzero() / (target != 255).count_nonzero()
     return weighted_binary_cross_entropy(logits, target, normalize_by='all', pixels=pixels), correct
 
 
-def _always(device: str) -> bool:
-    return True
-
-
-def _with_liger(device: str) -> bool:
-    from importlib.util import find_spec
-
+def _has_liger(device: str) -> bool:
     return device == 'cuda' and find_spec('liger_kernel') is not None
 
 
 @dataclass(frozen=True)
-class Opponent:
-    step: Way
-    runs: Callable[[str], bool] = _always
+class Implementation:
+    """A loss to measure; ``is_available`` takes the device, ``by_default`` is False if it must be named in --ways."""
+
+    loss: LossFunction
+    is_available: Callable[[str], bool] = lambda device: True
     by_default: bool = True
 
 
-WAYS = {
-    'built-in': Opponent(built_in),
-    'compiled': Opponent(compiled),
-    'checkpointed': Opponent(checkpointed),
-    'liger': Opponent(liger, _with_liger),
-    'mmseg_wce': Opponent(ours),
-    'mmseg_wce, weighted': Opponent(ours_weighted),
-    'built-in, sigmoid': Opponent(built_in_sigmoid, by_default=False),
-    'mmseg_wce, sigmoid': Opponent(ours_sigmoid, by_default=False),
+class Baseline(Implementation):
+    """An implementation that ours is compared with."""
+
+
+IMPLEMENTATIONS = {
+    'built-in': Baseline(built_in),
+    'compiled': Baseline(compiled),
+    'checkpointed': Baseline(checkpointed),
+    'liger': Baseline(liger, _has_liger),
+    'mmseg_wce': Implementation(ours),
+    'mmseg_wce, weighted': Implementation(ours_weighted),
+    'built-in, sigmoid': Baseline(built_in_sigmoid, by_default=False),
+    'mmseg_wce, sigmoid': Implementation(ours_sigmoid, by_default=False),
 }
 
 
 class Step:
-    """One way on one case, forward and backward apart."""
+    """A loss step of one implementation in one case; forward and backward can be timed separately."""
 
     def __init__(self, name: str, case: Case, device: str) -> None:
-        self.way, self.case = WAYS[name].step, case
+        self.loss_function, self.case = IMPLEMENTATIONS[name].loss, case
         self.logits, self.target = case.make(device)
         self.logits.requires_grad_()
 
@@ -205,7 +212,7 @@ class Step:
 
     def forward(self) -> None:
         self.clear()
-        self.loss, self.accuracy = self.way(self.logits, self.target, self.case)
+        self.loss, self.accuracy = self.loss_function(self.logits, self.target, self.case)
 
     def backward(self) -> None:
         self.loss.backward()
@@ -215,7 +222,7 @@ class Step:
         self.backward()
 
 
-# mmseg's configs of whole models
+# configs of mmseg
 END_TO_END = {
     'SegFormer-B0': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
     'FCN-R50': 'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py',
@@ -223,16 +230,16 @@ END_TO_END = {
 
 
 class TrainingStep:
-    """Loss and gradients of a whole model on random images, with and without fused heads."""
+    """Loss and gradients of a whole model on random images; with fused heads for the implementation 'mmseg_wce'."""
 
-    def __init__(self, name: str, way: str, device: str, crop: int) -> None:
-        config = get_config(END_TO_END[name])
+    def __init__(self, model: str, implementation: str, device: str, crop: int) -> None:
+        config = get_config(END_TO_END[model])
         init_default_scope('mmseg')
         config.model.data_preprocessor.size = (crop, crop)
         config.model.backbone.init_cfg = config.model.pretrained = None
         torch.manual_seed(0)
         self.model = revert_sync_batchnorm(MODELS.build(config.model)).to(device).train()
-        if way == 'mmseg_wce':
+        if implementation == 'mmseg_wce':
             lines = fuse_decode_heads(self.model, built_in=True)
             assert all(line.endswith('fused') for line in lines), lines
         labels = torch.randint(0, 150, (2, 1, crop, crop))
