@@ -73,7 +73,7 @@ class MonitoredStep:
 
         def point() -> None:
             self.observer(shown[0])
-            self.hook._point(self.runner, self.runner.iter, log=True)
+            self.hook._check_and_log(self.runner, self.runner.iter, log=True)
 
         return iteration, point
 
