@@ -166,11 +166,11 @@ def check_sigmoid_weight(class_weight: Tensor | None, logits: Tensor, normalize_
     num_weights, num_channels = 0 if class_weight is None else class_weight.numel(), logits.shape[1]
     if class_weight is not None and class_weight.shape not in ((), (1,), (max(num_channels, 2),)):
         if num_channels == 1:
-            allowed = 'one number, for label 1, or two, for labels 0 and 1,'
+            allowed = 'one number (label 1) or two (labels 0 and 1)'
         else:
             allowed = f'one number for all channels, or one for each of the {num_channels} channels,'
         raise ValueError(
-            f'class_weight must hold {allowed} of logits {tuple(logits.shape)}: got shape {tuple(class_weight.shape)}'
+            f'class_weight must hold {allowed} for logits {tuple(logits.shape)}: got shape {tuple(class_weight.shape)}'
         )
     if normalize_by == 'class_weight' and (num_channels > 1 or num_weights != 2):
         raise ValueError(

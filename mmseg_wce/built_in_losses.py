@@ -50,7 +50,7 @@ def needs_full_size_built_in(loss: nn.Module, channels: int, built_in: bool) -> 
 def _needs_full_size_sigmoid(loss: CrossEntropyLoss, channels: int, built_in: bool) -> str:
     if loss.class_weight is not None and np.size(loss.class_weight) > 1:
         return (
-            'a CrossEntropyLoss with use_sigmoid and several class weights, which mmseg applies to columns, or raises'
+            'a CrossEntropyLoss with use_sigmoid and several class weights, which mmseg applies to columns or rejects'
         )
     if channels > 1 and loss.reduction == 'none':
         return "a CrossEntropyLoss with use_sigmoid and reduction='none', whose value has full size itself"

@@ -125,7 +125,7 @@ def weighted_binary_cross_entropy(
     align_corners: bool = False,
     pixels: SigmoidMaps | None = None,
 ) -> Tensor:
-    """Binary cross-entropy of every channel, with class weights, an ignored label and logits of any size.
+    """Compute the binary cross-entropy of every channel, with class weights, an ignored label and logits of any size.
 
     Same value and gradient as these lines of plain PyTorch, with two differences: it is 0 with zero gradient, not NaN,
     if all pixels are ignored, and ignored pixels contribute nothing even if their logits are NaN or inf::
@@ -210,7 +210,7 @@ def weighted_cross_entropy(
     align_corners: bool = False,
     pixels: Pixels | None = None,
 ) -> Tensor:
-    """Cross-entropy with class weights, an ignored label and logits of any size.
+    """Compute the cross-entropy with class weights, an ignored label and logits of any size.
 
     Same value and gradient as this line of plain PyTorch, with two differences: it is 0 with zero gradient, not NaN, if
     all pixels are ignored, and ignored pixels contribute nothing even if their logits are NaN or inf::

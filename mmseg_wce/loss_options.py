@@ -107,7 +107,7 @@ def resolve_binary_normalizer(
     if normalize_by == 'class_weight' and number_of_weights != 2:
         raise ValueError(
             "WeightedCrossEntropyLoss: normalize_by='class_weight' with use_sigmoid=True needs one channel and two "
-            f"class weights, of labels 0 and 1: got {number_of_weights}. Use 'valid' or 'all'"
+            f"class weights, for labels 0 and 1: got {number_of_weights}. Use 'valid' or 'all'"
         )
     if avg_non_ignore is None:
         return normalize_by or 'valid'

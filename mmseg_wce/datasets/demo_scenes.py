@@ -96,10 +96,10 @@ class _Canvas:
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One landscape: large regions first, then ever smaller and rarer things.
+    """Draw a landscape: large regions first, then smaller and rarer objects.
 
     Args:
-        rng: decides all of it.
+        rng: random generator.
 
     Returns:
         Image (192, 256, 3), RGB, uint8, and raw labels (192, 256), uint8: 0 = other, 1..10 = classes.

@@ -126,7 +126,7 @@ class _SharedMaps:
 
     @cached_property
     def _smoothing_loss(self) -> WeightedCrossEntropyLoss | None:
-        """First loss with label smoothing; its smoothing map is computed in the first sweep."""
+        """First loss with label smoothing, or None; its smoothing map is computed in the first sweep."""
         weighted = (loss for loss in pixel_losses(self.head) if isinstance(loss, WeightedCrossEntropyLoss))
         return next((loss for loss in weighted if loss.label_smoothing > 0), None)
 

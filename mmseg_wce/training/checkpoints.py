@@ -77,24 +77,19 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
     if last_path:
         last_path = _locate(last_path, folders, patterns)
         folders.append(Path(last_path).parent)
-    checkpoints = [checkpoint for checkpoint in _list_checkpoints(folders, patterns) if checkpoint.modified >= since]
-    checkpoints.sort(key=lambda checkpoint: (checkpoint.modified, checkpoint.step), reverse=True)
+    checkpoints = [x for x in _list_checkpoints(folders, patterns) if x.modified >= since]
+    checkpoints.sort(key=lambda x: (x.modified, x.step), reverse=True)
     newer: list[_Checkpoint] = []
     if last_path and (last := _parse_checkpoint(last_path, patterns)):
-        others = [
-            checkpoint for checkpoint in checkpoints if checkpoint.kind == last.kind and checkpoint.path != last_path
-        ]
+        others = [x for x in checkpoints if x.kind == last.kind and x.path != last_path]
         # a newer one was being written when the training was killed; other higher steps are of another training
-        newer = [
-            checkpoint for checkpoint in others if checkpoint[2:] > last[2:] and checkpoint.modified > last.modified
-        ]
-        checkpoints = sorted(
-            (x for x in others if x.step < last.step), key=lambda x: (x.step, x.modified), reverse=True
-        )
-    candidates = [checkpoint.path for checkpoint in checkpoints]
+        newer = [x for x in others if x[2:] > last[2:] and x.modified > last.modified]
+        checkpoints = [x for x in others if x.step < last.step]
+        checkpoints.sort(key=lambda x: (x.step, x.modified), reverse=True)
+    candidates = [x.path for x in checkpoints]
     if last_path and _modification_time(last_path) >= since:
         candidates.insert(0, last_path)
-    damaged = {checkpoint.path: reason for checkpoint in newer if (reason := damage(checkpoint.path)) is not None}
+    damaged = {x.path: reason for x in newer if (reason := damage(x.path)) is not None}
     for path in dict.fromkeys(candidates):
         reason = damage(path)
         if reason is None:
@@ -219,9 +214,7 @@ def damage(path: str) -> str | None:
         torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # each format raises different errors
         message = str(error).splitlines()[0][:100] if str(error) else ''
-        return (
-            f'it is damaged, or no checkpoint ({os.stat(path).st_size:,} bytes; {type(error).__name__}: {message})'
-        )
+        return f'it is damaged, or no checkpoint ({os.stat(path).st_size:,} bytes; {type(error).__name__}: {message})'
     return None
 
 
