@@ -1,4 +1,4 @@
-"""Check the arguments of the losses on logits, once, before anything is computed."""
+"""Check the arguments of the losses on logits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_logits_and_target(logits: Tensor, target: Tensor) -> None:
-    """Raise TypeError or ValueError where kinds, shapes, dtypes or devices do not fit; reads no values.
+    """Raise TypeError or ValueError unless types, shapes, dtypes and devices fit; does not read values.
 
     Args:
         logits: (N, C, h, w), (N, C, ...) or (N, C), floating point.
@@ -45,27 +45,26 @@ def check_logits_and_target(logits: Tensor, target: Tensor) -> None:
     for name, value in (('logits', logits), ('target', target)):
         if not isinstance(value, Tensor):
             raise TypeError(f'{name} must be a tensor, got {type(value).__name__}')
-    both = f'logits {tuple(logits.shape)} {logits.dtype}, target {tuple(target.shape)} {target.dtype}'
+    inputs = f'logits {tuple(logits.shape)} {logits.dtype}, target {tuple(target.shape)} {target.dtype}'
     if logits.dtype not in _LOGITS_DTYPES:
-        raise TypeError(f'logits must be float16, bfloat16, float32 or float64: got {both}')
+        raise TypeError(f'logits must be float16, bfloat16, float32 or float64: got {inputs}')
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
-        change = _one_hot_advice(logits, target) or _dtype_advice(logits, target)
-        raise TypeError(f'target must hold class indices in an integer dtype, not {target.dtype}: got {both}{change}')
+        advice = _one_hot_advice(logits, target) or _dtype_advice(logits, target)
+        raise TypeError(f'target must hold class indices in an integer dtype, not {target.dtype}: got {inputs}{advice}')
     if logits.device != target.device:
-        raise ValueError(f'logits are on {logits.device}, target is on {target.device}: got {both}')
+        raise ValueError(f'logits are on {logits.device}, target is on {target.device}: got {inputs}')
     if logits.dim() < 2:
-        raise ValueError(f'logits must be (N, C) or (N, C, ...): got {both}')
+        raise ValueError(f'logits must be (N, C) or (N, C, ...): got {inputs}')
     if target.dim() != logits.dim() - 1:
-        raise ValueError(
-            f'target must be (N, ...) for logits (N, C, ...), one dimension less: got {both}{_hint(logits, target)}'
-        )
+        advice = _dimension_advice(logits, target)
+        raise ValueError(f'target must be (N, ...) for logits (N, C, ...), one dimension less: got {inputs}{advice}')
     if target.shape[0] != logits.shape[0]:
-        raise ValueError(f'logits and target differ in batch size: got {both}')
+        raise ValueError(f'logits and target differ in batch size: got {inputs}')
     check_shapes(logits, target)
 
 
-def _hint(logits: Tensor, target: Tensor) -> str:
-    """Name the likely cause of a target with a dimension too many."""
+def _dimension_advice(logits: Tensor, target: Tensor) -> str:
+    """Explain the likely cause of a target with one dimension too many."""
     if advice := _one_hot_advice(logits, target):
         return advice
     if target.dim() != 4:
@@ -75,29 +74,29 @@ def _hint(logits: Tensor, target: Tensor) -> str:
             return f'. Remove the channel dimension: target.squeeze({dim})'
     if target.shape[-1] in (3, 4) or target.shape[1] in (3, 4):
         return (
-            '. The labels have colour channels: they were read from RGB masks or from palette PNGs that the reader '
-            'expanded (OpenCV does). Store the class index in a single-channel PNG'
+            '. The labels have colour channels: they were read from RGB masks, or from palette PNGs that the reader '
+            '(such as OpenCV) converted to RGB. Store the class index in a single-channel PNG'
         )
     return ''
 
 
 def _one_hot_advice(logits: Tensor, target: Tensor) -> str:
-    """Recognise one-hot labels by their shape, and where they could be colours, by their values."""
+    """Recognise one-hot labels by their shape, or by their values if they could be colours."""
     if logits.dim() < 2 or target.dim() != logits.dim():
         return ''
     for dim in (1, -1):
-        number = target.shape[dim]
-        if number == max(logits.shape[1], 2) and (number not in (3, 4) or _is_one_hot(target, dim)):
+        size = target.shape[dim]
+        if size == max(logits.shape[1], 2) and (size not in (3, 4) or _is_one_hot(target, dim)):
             return f'. The labels are one-hot: take their class indices, target.argmax({dim})'
     return ''
 
 
 def _dtype_advice(logits: Tensor, target: Tensor) -> str:
-    """Say how labels of another dtype become class indices."""
+    """Say how to convert labels of another dtype to class indices."""
     if target.is_complex():
         return ''
     has_channel = target.dim() == logits.dim() and target.dim() > 1 and target.shape[1] == 1
-    return f'. If all are whole numbers, or True and False: target{".squeeze(1)" * has_channel}.long()'
+    return f'. If all values are whole numbers or bools, convert them: target{".squeeze(1)" * has_channel}.long()'
 
 
 def _is_one_hot(target: Tensor, dim: int) -> bool:
@@ -107,34 +106,34 @@ def _is_one_hot(target: Tensor, dim: int) -> bool:
 
 
 def resolve_ignore_index(ignore_index: int | None, num_classes: int) -> int:
-    """Return the label that does not count; warn once where the default is a class.
+    """Return the ignored label; warn once if the default is a class.
 
     Args:
         ignore_index: None for 255.
         num_classes: C.
 
     Returns:
-        The label.
+        The ignored label.
     """
     if ignore_index is not None:
         return ignore_index
     if num_classes > DEFAULT_IGNORE_INDEX and not torch.compiler.is_compiling():
-        _warn_that_a_class_is_ignored(num_classes)
+        _warn_class_is_ignored(num_classes)
     return DEFAULT_IGNORE_INDEX
 
 
 @lru_cache
-def _warn_that_a_class_is_ignored(num_classes: int) -> None:
+def _warn_class_is_ignored(num_classes: int) -> None:
     default = DEFAULT_IGNORE_INDEX
     warnings.warn(
-        f'class {default} of {num_classes} does not count, because it is the ignore_index where none is given: give a '
-        f'label that is no class (ignore_index=-1, say), or ignore_index={default} if it is meant',
+        f'class {default} of {num_classes} is ignored, because it is the default ignore_index: set ignore_index to a '
+        f'label that is not a class, such as -1, or to {default} to ignore that class',
         stacklevel=4,
     )
 
 
 def check_softmax_weight(class_weight: Tensor | None, logits: Tensor) -> None:
-    """Raise TypeError or ValueError unless these logits have a softmax, and each of their classes a weight.
+    """Raise TypeError or ValueError unless the logits have two channels or more, and ``class_weight`` one per channel.
 
     Args:
         class_weight: (C,), floating point, or None.
@@ -156,7 +155,7 @@ def check_softmax_weight(class_weight: Tensor | None, logits: Tensor) -> None:
 
 
 def check_sigmoid_weight(class_weight: Tensor | None, logits: Tensor, normalize_by: Normalizer = 'valid') -> None:
-    """Raise TypeError or ValueError unless class weights fit the channels of these logits and the denominator.
+    """Raise TypeError or ValueError unless the class weights fit the channels of the logits and the denominator.
 
     Args:
         class_weight: one number, (C,), or (2,) for one channel, floating point; or None.
@@ -164,19 +163,19 @@ def check_sigmoid_weight(class_weight: Tensor | None, logits: Tensor, normalize_
         normalize_by: denominator of the mean: 'class_weight' needs one channel and two weights.
     """
     _check_class_weight_tensor(class_weight, logits)
-    number, num_channels = 0 if class_weight is None else class_weight.numel(), logits.shape[1]
+    num_weights, num_channels = 0 if class_weight is None else class_weight.numel(), logits.shape[1]
     if class_weight is not None and class_weight.shape not in ((), (1,), (max(num_channels, 2),)):
         if num_channels == 1:
-            allowed = 'one number, of label 1, or two, of labels 0 and 1,'
+            allowed = 'one number (label 1) or two (labels 0 and 1)'
         else:
             allowed = f'one number for all channels, or one for each of the {num_channels} channels,'
         raise ValueError(
-            f'class_weight must hold {allowed} of logits {tuple(logits.shape)}: got shape {tuple(class_weight.shape)}'
+            f'class_weight must hold {allowed} for logits {tuple(logits.shape)}: got shape {tuple(class_weight.shape)}'
         )
-    if normalize_by == 'class_weight' and (num_channels > 1 or number != 2):
+    if normalize_by == 'class_weight' and (num_channels > 1 or num_weights != 2):
         raise ValueError(
-            "normalize_by='class_weight' of a binary cross-entropy needs one channel and two class weights, of labels "
-            f"0 and 1: got {number} for logits {tuple(logits.shape)}. Use 'valid' or 'all'"
+            "normalize_by='class_weight' of a binary cross-entropy needs one channel and two class weights, for labels "
+            f"0 and 1: got {num_weights} for logits {tuple(logits.shape)}. Use 'valid' or 'all'"
         )
 
 
@@ -192,7 +191,7 @@ def _check_class_weight_tensor(class_weight: Tensor | None, logits: Tensor) -> N
 
 
 def check_smoothing(label_smoothing: float) -> None:
-    """Raise TypeError or ValueError unless it is a number in [0, 1]."""
+    """Raise TypeError or ValueError unless ``label_smoothing`` is a number in [0, 1]."""
     if not isinstance(label_smoothing, (int, float, torch.SymFloat)):
         raise TypeError(f'label_smoothing must be a number, got {label_smoothing!r}')
     if not 0.0 <= label_smoothing <= 1.0:
@@ -205,7 +204,7 @@ def check_options(reduction: str, normalize_by: str, avg_factor: float | Tensor 
     Args:
         reduction: one of ``REDUCTIONS``.
         normalize_by: one of ``NORMALIZERS``.
-        avg_factor: a finite number that is not negative, or a tensor of one element, whose value is not read; or None.
+        avg_factor: a finite non-negative number, a tensor of one element (whose value is not read), or None.
         ignore_index: an integer.
     """
     if reduction not in REDUCTIONS:
@@ -226,17 +225,17 @@ def check_options(reduction: str, normalize_by: str, avg_factor: float | Tensor 
 
 
 def broadcast_pixel_weight(pixel_weight: Tensor, target: Tensor) -> Tensor:
-    """Return the weights of pixels in the shape of the target.
+    """Return the pixel weights expanded to the shape of the target.
 
     Args:
-        pixel_weight: as many dimensions as the target, each of its size or 1.
+        pixel_weight: same number of dimensions as the target, each of the same size or 1.
         target: (N, ...).
 
     Returns:
         (N, ...), a view.
 
     Raises:
-        TypeError: it is no tensor of real numbers.
+        TypeError: ``pixel_weight`` is not a real tensor.
         ValueError: its shape or device does not fit.
     """
     if not isinstance(pixel_weight, Tensor):

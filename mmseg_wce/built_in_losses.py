@@ -1,4 +1,4 @@
-"""The values of mmseg's own cross-entropies, from per-pixel maps and with mmseg's normalisation."""
+"""Values of mmseg's own cross-entropies, computed from per-pixel maps with mmseg's normalisation."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = [
 
 
 def needs_full_size_built_in(loss: nn.Module, channels: int, built_in: bool) -> str:
-    """Explain why a loss of mmseg's, or of somebody else, cannot be computed from the maps.
+    """Explain why a loss other than ``WeightedCrossEntropyLoss`` cannot be computed from the maps.
 
     Args:
-        loss: of a decode head.
-        channels: of its logits.
+        loss: loss of a decode head.
+        channels: number of channels of its logits.
         built_in: compute mmseg's losses from the maps.
 
     Returns:
-        The reason; empty where it can.
+        The reason; empty if it can be computed.
     """
     if type(loss) not in (CrossEntropyLoss, OhemCrossEntropy):
         return f'a {type(loss).__name__}'
@@ -43,15 +43,17 @@ def needs_full_size_built_in(loss: nn.Module, channels: int, built_in: bool) -> 
     if getattr(loss, 'use_sigmoid', False):
         return _needs_full_size_sigmoid(loss, channels, built_in)
     if channels == 1:
-        return f'a {type(loss).__name__} without use_sigmoid=True, and one channel is no softmax'
+        return f'a {type(loss).__name__} without use_sigmoid=True, and a softmax needs two channels'
     return '' if built_in else f'a softmax {type(loss).__name__}, which built_in=True would fuse'
 
 
 def _needs_full_size_sigmoid(loss: CrossEntropyLoss, channels: int, built_in: bool) -> str:
     if loss.class_weight is not None and np.size(loss.class_weight) > 1:
-        return 'a CrossEntropyLoss with use_sigmoid and several class weights, by which mmseg weights columns or raises'
+        return (
+            'a CrossEntropyLoss with use_sigmoid and several class weights, which mmseg applies to columns or rejects'
+        )
     if channels > 1 and loss.reduction == 'none':
-        return "a CrossEntropyLoss with use_sigmoid and reduction='none', which is of full size itself"
+        return "a CrossEntropyLoss with use_sigmoid and reduction='none', whose value has full size itself"
     return '' if built_in else 'a CrossEntropyLoss with use_sigmoid, which built_in=True would fuse'
 
 
@@ -61,12 +63,12 @@ def built_in_value(
     weight: Tensor | None = None,
     reduction_override: Reduction | None = None,
 ) -> Tensor:
-    """Compute the value of a loss of mmseg's: its own normalisation, its attributes as they are now.
+    """Compute the value of one of mmseg's losses, with mmseg's normalisation and the loss's current attributes.
 
     Args:
-        loss: one for which :func:`needs_full_size_built_in` has no reason.
-        batch: of :func:`built_in_batch`.
-        weight: weight of every pixel, (N, H, W), or None.
+        loss: a loss for which :func:`needs_full_size_built_in` returns no reason.
+        batch: result of :func:`built_in_batch`.
+        weight: pixel weights, (N, H, W), or None.
         reduction_override: replaces the reduction of the loss.
 
     Returns:
@@ -75,37 +77,37 @@ def built_in_value(
     if isinstance(loss, OhemCrossEntropy):
         losses = batch.reduce('none', 'valid')
         hard = is_hard(batch.maps[0].detach(), batch.target != batch.ignore_index, loss.min_kept, loss.thresh)
-        return loss.loss_weight * (losses * hard).sum() / hard.count_nonzero().clamp(min=1)  # 0 where none is hard
+        return loss.loss_weight * (losses * hard).sum() / hard.count_nonzero().clamp(min=1)  # 0 if no pixel is hard
     reduction, avg_factor = reduction_override or loss.reduction, None
-    if reduction == 'mean' and _weighs_ignored_pixels(loss, batch) and batch.class_weight is not None:
-        _ = batch.valid  # refuses labels that are no index
+    if reduction == 'mean' and _counts_ignored_weights(loss, batch) and batch.class_weight is not None:
+        _ = batch.valid  # raises for labels that cannot be an index
         avg_factor = batch.class_weight[batch.target].sum()
     return loss.loss_weight * batch.reduce(reduction, built_in_normalizer(loss), weight, avg_factor)
 
 
-def _weighs_ignored_pixels(loss: CrossEntropyLoss, batch: SoftmaxBatch | SigmoidBatch) -> bool:
-    """Return whether the mean of a loss counts ignored pixels with the weight of their label."""
+def _counts_ignored_weights(loss: CrossEntropyLoss, batch: SoftmaxBatch | SigmoidBatch) -> bool:
+    """Return True if the denominator of the mean includes the class weights of ignored pixels."""
     is_class = -batch.num_channels <= batch.ignore_index < batch.num_channels
-    return is_class and not loss.use_sigmoid and not loss.avg_non_ignore and _mmseg_weighs_ignored_pixels()
+    return is_class and not loss.use_sigmoid and not loss.avg_non_ignore and _mmseg_counts_ignored_weights()
 
 
 def built_in_batch(
     loss: nn.Module, logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
 ) -> SoftmaxBatch | SigmoidBatch:
-    """Make the batch of a loss of mmseg's.
+    """Create the batch for one of mmseg's losses.
 
     Args:
-        loss: one for which :func:`needs_full_size_built_in` has no reason.
+        loss: a loss for which :func:`needs_full_size_built_in` returns no reason.
         logits: (N, C, h, w).
         target: (N, H, W), int64.
         ignore_index: as the head passes it.
-        align_corners: of the head.
+        align_corners: ``align_corners`` of the head.
 
     Returns:
         The batch, with the class weights of the loss.
 
     Raises:
-        TypeError, ValueError: class weights that do not fit the logits.
+        TypeError, ValueError: the class weights do not fit the logits.
     """
     class_weight = built_in_class_weight(loss, logits.device)
     inputs = logits, target, class_weight, ignore_index, align_corners
@@ -117,69 +119,72 @@ def built_in_batch(
 
 
 @cache
-def _mmseg_weighs_ignored_pixels() -> bool:
-    """Whether its weighted mean counts ignored pixels with the weight of their label: upstream does, the fork not."""
+def _mmseg_counts_ignored_weights() -> bool:
+    """Return True if mmseg's weighted mean divides by the class weights of ignored pixels too.
+
+    Upstream mmseg does, the maintained fork does not.
+    """
     options = dict(class_weight=torch.ones(2), ignore_index=0)
     mean = cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1]), **options)  # log(2) over 2 pixels, or over 1
     return mean.item() < 0.5
 
 
-# Of each loss: its class weights as given, kept alive so that no other tensor gets their id, their state, and as read.
+# For each loss: its class weights, kept alive so that no other tensor gets their id; their state; the loaded weights.
 _class_weights: WeakKeyDictionary[nn.Module, tuple[Any, Any, Tensor]] = WeakKeyDictionary()
 
 
 def built_in_class_weight(
     loss: CrossEntropyLoss | OhemCrossEntropy, device: torch.device | str = 'cpu'
 ) -> Tensor | None:
-    """Return the class weights of a loss of mmseg's; read and checked again only after they have changed.
+    """Return the class weights of one of mmseg's losses; cached until they change.
 
     Args:
-        loss: of a decode head.
-        device: of the weights.
+        loss: loss of a decode head.
+        device: device of the returned weights.
 
     Returns:
-        (C,) float32, or for a sigmoid perhaps one number; None without weights.
+        (C,) float32, or for a sigmoid possibly one number; None without weights.
 
     Raises:
         TypeError, ValueError: as :func:`mmseg_wce.class_weights.load_class_weight`.
     """
-    given = loss.class_weight
-    if given is None:
+    class_weight = loss.class_weight
+    if class_weight is None:
         return None
-    state = _state(given)
-    kept = _class_weights.get(loss)
-    if kept is None or kept[1] != state or kept[2].device != torch.device(device):
+    state = _state_of(class_weight)
+    cached = _class_weights.get(loss)
+    if cached is None or cached[1] != state or cached[2].device != torch.device(device):
         single = bool(getattr(loss, 'use_sigmoid', False))
-        kept = _class_weights[loss] = given, state, load_class_weight(given, single).to(device)
-    return kept[2]
+        cached = _class_weights[loss] = class_weight, state, load_class_weight(class_weight, single).to(device)
+    return cached[2]
 
 
-def _state(class_weight: Any) -> Any:
-    """Return what changes whenever class weights do. That of a tensor is read without waiting for its device."""
+def _state_of(class_weight: Any) -> Any:
+    """Return a value that changes whenever the class weights change; never waits for the device of a tensor."""
     if isinstance(class_weight, Tensor):
         return id(class_weight), class_weight._version
     return class_weight.tolist() if isinstance(class_weight, np.ndarray) else copy.copy(class_weight)
 
 
 def built_in_normalizer(loss: CrossEntropyLoss) -> Normalizer:
-    """Return what the mean of mmseg's ``CrossEntropyLoss`` divides by, as ``normalize_by`` names it.
+    """Return the ``normalize_by`` that equals the mean of mmseg's ``CrossEntropyLoss``.
 
     Args:
-        loss: of a decode head.
+        loss: loss of a decode head.
     """
     if loss.use_sigmoid:
         return 'valid' if loss.avg_non_ignore else 'all'
     return 'class_weight' if loss.avg_non_ignore or loss.class_weight is not None else 'all'
 
 
-def is_hard(nll: Tensor, valid: Tensor, kept: int, thresh: float) -> Tensor:
-    """Find pixels whose label has a probability below ``thresh``, or below that of the ``kept`` hardest.
+def is_hard(nll: Tensor, valid: Tensor, min_kept: int, thresh: float) -> Tensor:
+    """Select pixels whose label has a probability below ``thresh``, and at least the ``min_kept`` hardest pixels.
 
     Args:
-        nll: (N, H, W), of a softmax.
+        nll: (N, H, W), negative log-likelihood of a softmax.
         valid: (N, H, W), bool.
-        kept: at least so many pixels are picked.
-        thresh: of the probability.
+        min_kept: minimum number of selected pixels.
+        thresh: threshold of the probability.
 
     Returns:
         (N, H, W), bool.
@@ -188,10 +193,10 @@ def is_hard(nll: Tensor, valid: Tensor, kept: int, thresh: float) -> Tensor:
     limit: Tensor | float = thresh
     number = int(valid.count_nonzero())
     if number > 0:
-        place = min(kept, number - 1)
-        if torch.are_deterministic_algorithms_enabled():  # which CUDA's kthvalue refuses
-            value = probability.flatten().sort()[0][place]
+        rank = min(min_kept, number - 1)
+        if torch.are_deterministic_algorithms_enabled():  # CUDA's kthvalue is not deterministic
+            value = probability.flatten().sort()[0][rank]
         else:
-            value = probability.flatten().kthvalue(place + 1)[0]
+            value = probability.flatten().kthvalue(rank + 1)[0]
         limit = value.clamp(min=thresh)
     return probability < limit

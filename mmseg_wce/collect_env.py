@@ -1,4 +1,4 @@
-"""What a bug report has to say of an installation, also of one that is broken."""
+"""Collect the environment for a bug report, also from a broken installation."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _DISTRIBUTIONS = dict(
 )
 _VARIABLES = [ENVIRONMENT_VARIABLE, 'NUMBA_DISABLE_JIT', 'NUMBA_CACHE_DIR', 'TRITON_INTERPRET', 'CUDA_VISIBLE_DEVICES']
 _VARIABLES += ['OMP_NUM_THREADS', 'MKL_NUM_THREADS']
-_RANDOM = 'numpy_random_seed'  # mmengine gives one
+_RANDOM_SEED = 'numpy_random_seed'  # a key of mmengine's collect_env
 
 
 def collect_env() -> dict[str, str]:
-    """Versions, back ends, GPUs and threads: what mmengine's ``collect_env`` finds, and what this package depends on.
+    """Collect versions, back ends, GPUs and threads: mmengine's ``collect_env`` and the dependencies of this package.
 
     Returns:
-        Texts by name. What cannot be found out says why; nothing raises.
+        Texts by name. An entry that cannot be determined holds the reason; nothing raises.
 
     Example:
         >>> import mmseg_wce
@@ -39,30 +39,31 @@ def collect_env() -> dict[str, str]:
         >>> collect_env()['mmseg_wce'] == mmseg_wce.__version__
         True
     """
+    reason = mmseg_wce.why_not_registered
     return {
-        **_of_mmengine(),
+        **_collect_mmengine_env(),
         'mmseg_wce': mmseg_wce.__version__,
-        'registered with mmseg': _registered(),
-        **{name: _installed(name) for name in _DISTRIBUTIONS},
-        "mmcv's compiled ops": _answer(_compiled_ops),
-        'back end on CPU': _answer(lambda: _backend('cpu')),
-        'back end on CUDA': _answer(lambda: _backend('cuda')),
-        'GPUs': _answer(_gpus),
-        'threads': _answer(_threads),
+        'registered with mmseg': 'yes' if reason is None else f'no ({reason})',
+        **{name: _installed_versions(name) for name in _DISTRIBUTIONS},
+        "mmcv's compiled ops": _try(_compiled_ops),
+        'back end on CPU': _try(lambda: _backend('cpu')),
+        'back end on CUDA': _try(lambda: _backend('cuda')),
+        'GPUs': _try(_gpus),
+        'threads': _try(_threads),
         'set in the environment': ', '.join(f'{v}={os.environ[v]}' for v in _VARIABLES if v in os.environ) or 'nothing',
     }
 
 
-def _answer(question: Callable[[], str]) -> str:
+def _try(query: Callable[[], str]) -> str:
     try:
-        return question()
-    except Exception as error:  # a report of a broken installation is what this is for
+        return query()
+    except Exception as error:  # the installation may be broken
         return f'unknown ({in_one_line(error)})'
 
 
-def _of_mmengine() -> dict[str, str]:
+def _collect_mmengine_env() -> dict[str, str]:
     try:
-        found = import_module('mmengine.utils.dl_utils').collect_env()
+        env = import_module('mmengine.utils.dl_utils').collect_env()
     except Exception as error:
         return {
             'sys.platform': sys.platform,
@@ -70,26 +71,20 @@ def _of_mmengine() -> dict[str, str]:
             'PyTorch': torch.__version__,
             "mmengine's collect_env": f'failed ({in_one_line(error)})',
         }
-    return {name: str(value).strip() for name, value in found.items() if name != _RANDOM}
+    return {name: str(value).strip() for name, value in env.items() if name != _RANDOM_SEED}
 
 
-def _registered() -> str:
-    if mmseg_wce.why_not_registered is None:
-        return 'yes'
-    return f'no ({mmseg_wce.why_not_registered})'
-
-
-def _installed(name: str) -> str:
-    """Name and version of every distribution that has this import name."""
-    found = ((d, installed) for d in _DISTRIBUTIONS[name] for installed in metadata.distributions(name=d))
-    versions = [f'{d} {_answer(partial(getattr, installed, "version"))}' for d, installed in found]
+def _installed_versions(name: str) -> str:
+    """Return name and version of every installed distribution with this import name."""
+    distributions = ((d, installed) for d in _DISTRIBUTIONS[name] for installed in metadata.distributions(name=d))
+    versions = [f'{d} {_try(partial(getattr, installed, "version"))}' for d, installed in distributions]
     return ', '.join(dict.fromkeys(versions)) or 'not installed'
 
 
 def _compiled_ops() -> str:
     try:
         import_module('mmcv._ext')
-    except Exception as error:  # not there, or made for another torch
+    except Exception as error:  # missing, or built for another torch
         return f'no ({in_one_line(error)})'
     return 'yes'
 
@@ -101,9 +96,9 @@ def _backend(device: str) -> str:
 
 
 def _gpus() -> str:
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    listed = (f'{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}' for gpu in found)
-    return '; '.join(listed) or 'none'
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    lines = (f'{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}' for gpu in gpus)
+    return '; '.join(lines) or 'none'
 
 
 def _threads() -> str:

@@ -1,7 +1,7 @@
-"""The OpenMMLab stack on today's PyTorch and Python: small fixes, each with the condition under which it is needed.
+"""Small fixes that make the OpenMMLab stack work with current PyTorch and Python, each with its condition.
 
-A fix does nothing where its condition does not hold, so it disappears by itself when the stack is upgraded. None of
-them hides a missing feature: an op that is not there raises when it is called, and says how to get it.
+A fix does nothing unless its condition holds, so it becomes inactive when the stack is upgraded. No fix hides a missing
+feature: a missing op raises an error when it is called, which says how to install it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def apply() -> None:
 
 
 def _let_mmcv_lite_import() -> None:
-    """mmcv-lite: make ``import mmcv.ops`` (and with it ``import mmseg.models``) work without the compiled ops.
+    """Make ``import mmcv.ops``, and with it ``import mmseg.models``, work with mmcv-lite, without compiled ops.
 
-    Condition: mmcv has no compiled extension, and is older than 2.3, whose maintained fork guards missing ops itself.
-    ``mmcv._ext`` itself stays absent: mmengine probes it to learn whether mmcv is complete.
+    Condition: mmcv has no compiled extension and is older than 2.3; later versions, by the maintained fork, handle
+    missing ops themselves. ``mmcv._ext`` stays absent, because mmengine tests for it to see if mmcv is complete.
     """
     import mmcv
     from mmcv.utils import ext_loader
@@ -48,7 +48,7 @@ def _let_mmcv_lite_import() -> None:
 
 
 def _load_missing_ext(name: str, funcs: list[str]) -> SimpleNamespace:
-    """Stand-in for ``mmcv.utils.ext_loader.load_ext``: the ops exist by name, and calling one raises."""
+    """Replace ``mmcv.utils.ext_loader.load_ext``: return ops that raise an error when called."""
     return SimpleNamespace(**{func: _missing_op(func) for func in funcs})
 
 
@@ -64,9 +64,9 @@ def _missing_op(op: str) -> Callable[..., NoReturn]:
 
 
 def _let_mmengine_look_for_compiled_ops() -> None:
-    """mmengine and mmcv ask ``pkgutil.find_loader`` whether mmcv has compiled ops, mmengine in every training.
+    """Provide ``pkgutil.find_loader``, which mmcv and, in every training, mmengine call to look for compiled ops.
 
-    Condition: Python 3.14 or later, which no longer has this function.
+    Condition: Python 3.14 or later, which removed this function.
     """
     from mmcv.utils import ext_loader
     from mmengine.utils.dl_utils import misc
@@ -76,11 +76,10 @@ def _let_mmengine_look_for_compiled_ops() -> None:
 
 
 def _let_checkpoints_load_safely() -> None:
-    """Let ``torch.load(weights_only=True)`` read all that mmengine stores in its checkpoints, and execute none of them.
+    """Make ``torch.load(weights_only=True)`` load mmengine's checkpoints, without executing code in them.
 
-    The allowed classes can only hold numbers, see :mod:`mmseg_wce.safe_io.pickled_arrays`; all others are refused.
-    Files from an address, and with the fork all files that are refused, would otherwise be loaded without
-    ``weights_only``.
+    The allowed classes can only hold numbers, see :mod:`mmseg_wce.safe_io.pickled_arrays`; all others raise an error.
+    mmengine would load files from a URL, and the fork all files that raise an error, without ``weights_only``.
 
     Condition: torch >= 2.6, where weights_only became the default.
     """
@@ -91,7 +90,7 @@ def _let_checkpoints_load_safely() -> None:
         return
     torch.serialization.add_safe_globals([HistoryBuffer, (_history_statistic, 'builtins.getattr'), *SAFE_GLOBALS])
     checkpoint.load_url = _load_from_address
-    if hasattr(checkpoint, '_safe_torch_load'):  # of the fork
+    if hasattr(checkpoint, '_safe_torch_load'):  # the fork
         checkpoint._safe_torch_load = _load_safely
 
 
@@ -104,7 +103,7 @@ def _load_safely(file: Any, map_location: Any = None, weights_only: bool | None 
 
 
 def _history_statistic(owner: type, name: str) -> Any:
-    """What ``getattr`` may do in a checkpoint: name the statistics of mmengine's HistoryBuffer, and nothing else."""
+    """Replace ``getattr`` in checkpoints: return statistics of mmengine's HistoryBuffer, raise for all else."""
     from mmengine.logging.history_buffer import HistoryBuffer
 
     if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
@@ -113,9 +112,9 @@ def _history_statistic(owner: type, name: str) -> Any:
 
 
 def _let_checkpoints_bring_no_config() -> None:
-    """mmengine: to resume, it executes the config that a checkpoint may hold as ``meta['config']``, for its gpu_ids.
+    """Remove ``meta['config']`` from loaded checkpoints; to resume, mmengine would execute it to read ``gpu_ids``.
 
-    Condition: none; mmengine itself has written it under another name since its first version.
+    Condition: none; mmengine itself has always written the config under another key.
     """
     from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -137,9 +136,9 @@ def _without_config(load: Callable) -> Callable:
 
 
 def _let_configs_inherit_from_the_fork() -> None:
-    """``_base_ = 'mmseg::...'``: mmengine looks for the configs in the distribution ``mmsegmentation``.
+    """Make ``_base_ = 'mmseg::...'`` work with the fork; mmengine looks in the distribution ``mmsegmentation``.
 
-    Condition: that is not installed, and its maintained fork, which holds the same configs under another name, is.
+    Condition: ``mmsegmentation`` is not installed, but its maintained fork, which has the same configs, is.
     """
     from mmengine.config.utils import MODULE2PACKAGE
 
@@ -153,27 +152,27 @@ def _is_installed(distribution: str) -> bool:
 
 
 def _name_samples_that_fail() -> None:
-    """A data set of mmseg: say which sample could not be read, or transformed, in the middle of an epoch.
+    """Name the sample of an mmseg data set that cannot be read or transformed.
 
-    Condition: mmseg does not do so itself (no version up to 1.2.2, nor the fork's 1.4.2, does). A file that cannot be
-    decoded is otherwise an AttributeError of None.
+    Condition: mmseg does not do so itself (up to 1.2.2, and the fork up to 1.4.2, it does not). Otherwise a file that
+    cannot be decoded raises an AttributeError of None.
     """
     from mmengine.dataset import BaseDataset
     from mmseg.datasets import BaseCDDataset, BaseSegDataset
 
-    for kind in (BaseSegDataset, BaseCDDataset):
-        if kind.prepare_data is BaseDataset.prepare_data:
-            kind.prepare_data = _prepare_named
+    for dataset_class in (BaseSegDataset, BaseCDDataset):
+        if dataset_class.prepare_data is BaseDataset.prepare_data:
+            dataset_class.prepare_data = _prepare_data
 
 
-def _prepare_named(dataset: Any, index: int) -> Any:
-    """``prepare_data`` of :class:`mmengine.dataset.BaseDataset` with the sample's files in the message."""
+def _prepare_data(dataset: Any, index: int) -> Any:
+    """Replace ``mmengine.dataset.BaseDataset.prepare_data``; add the sample's files to the error message."""
     info = dataset.get_data_info(index)
-    paths = {kind: info[kind] for kind in ('img_path', 'img_path2', 'seg_map_path') if info.get(kind)}
+    paths = {key: info[key] for key in ('img_path', 'img_path2', 'seg_map_path') if info.get(key)}
     try:
         return dataset.pipeline(info)
-    except Exception as error:  # transforms raise anything
-        files = ', '.join(f'{kind} {path!r}' for kind, path in paths.items())
+    except Exception as error:  # transforms can raise anything
+        files = ', '.join(f'{key} {path!r}' for key, path in paths.items())
         raise RuntimeError(
             f'sample {index} of {type(dataset).__name__} cannot be used: {files or "no file"}: '
             f'{type(error).__name__}: {error}'
@@ -181,9 +180,9 @@ def _prepare_named(dataset: Any, index: int) -> Any:
 
 
 def _silence_pkg_resources() -> None:
-    """mmengine imports pkg_resources for every `mmseg::` config, which warns three times about what no user can change.
+    """Silence the deprecation warnings of pkg_resources, which mmengine imports for every ``mmseg::`` config.
 
-    Condition: setuptools < 82, which still has pkg_resources (newer ones do not, and mmengine needs it).
+    Condition: setuptools < 82, which still has pkg_resources (mmengine needs it).
     """
     if importlib.util.find_spec('pkg_resources') is not None:
         warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)

@@ -1,4 +1,4 @@
-"""Weighted cross-entropies with an ignored label, for any PyTorch model. Knows no mmseg.
+"""Weighted cross-entropies with an ignored label, for any PyTorch model. Imports no mmseg.
 
 loss = sum_i w[y_i] * nll_i / sum_i w[y_i]      over the pixels i with y_i != ignore_index
 """
@@ -34,7 +34,7 @@ __all__ = [
     'weighted_cross_entropy',
 ]
 
-Pixels = tuple[Tensor, Tensor, Tensor] | PixelMaps  # nll, smooth, correct, and sums of them or not
+Pixels = tuple[Tensor, Tensor, Tensor] | PixelMaps  # nll, smooth, correct; PixelMaps may also hold sums
 
 
 def normalizer(
@@ -48,10 +48,10 @@ def normalizer(
     """Return the denominator of :func:`weighted_cross_entropy`, computed from the labels alone.
 
     Args:
-        logits: (N, C, ...); their shape and dtype matter.
+        logits: (N, C, ...); only their shape, dtype and device are read.
         target: (N, ...), any integer dtype: classes in [0, C) or ``ignore_index``.
         class_weight: (C,).
-        ignore_index: the label that does not count, 255 by default.
+        ignore_index: the ignored label, 255 by default.
         normalize_by: as in :func:`weighted_cross_entropy`.
 
     Returns:
@@ -86,10 +86,10 @@ def binary_normalizer(
     """Return the denominator of :func:`weighted_binary_cross_entropy`, computed from the labels alone.
 
     Args:
-        logits: (N, C, ...); their shape and dtype matter.
+        logits: (N, C, ...); only their shape, dtype and device are read.
         target: (N, ...), any integer dtype.
         class_weight: as in :func:`weighted_binary_cross_entropy`.
-        ignore_index: the label that does not count, 255 by default.
+        ignore_index: the ignored label, 255 by default.
         normalize_by: as in :func:`weighted_binary_cross_entropy`.
 
     Returns:
@@ -125,57 +125,57 @@ def weighted_binary_cross_entropy(
     align_corners: bool = False,
     pixels: SigmoidMaps | None = None,
 ) -> Tensor:
-    """Binary cross-entropy of every channel, with class weights, an ignored label and logits of any size.
+    """Compute the binary cross-entropy of every channel, with class weights, an ignored label and logits of any size.
 
-    Same value and gradient as these lines of plain PyTorch, except that it is 0 with zero gradient, not NaN, where no
-    pixel counts, and that ignored pixels contribute exactly nothing even where their logits are NaN or inf::
+    Same value and gradient as these lines of plain PyTorch, with two differences: it is 0 with zero gradient, not NaN,
+    if all pixels are ignored, and ignored pixels contribute nothing even if their logits are NaN or inf::
 
         z = F.interpolate(logits, size=target.shape[1:], mode='bilinear')
-        counted = target != 255
-        one_hot = F.one_hot(target.where(counted, 0), C).movedim(-1, 1).to(z.dtype)
+        valid = target != 255
+        one_hot = F.one_hot(target.where(valid, 0), C).movedim(-1, 1).to(z.dtype)
         loss = F.binary_cross_entropy_with_logits(z, one_hot, pos_weight=class_weight.view(C, 1, 1), reduction='none')
-        loss.movedim(1, -1)[counted].mean()
+        loss.movedim(1, -1)[valid].mean()
 
     One channel has the labels 0 and 1, and ``one_hot`` is ``target == 1``. Its class weight is one number, the
-    ``pos_weight`` of label 1, or two, of labels 0 and 1: then the loss is :func:`weighted_cross_entropy` of the logits
-    (0, z) with these weights, divided by their sum with ``normalize_by='class_weight'``.
+    ``pos_weight`` of label 1, or two, for labels 0 and 1. With two, the loss is :func:`weighted_cross_entropy` of the
+    logits (0, z) with these weights; ``normalize_by='class_weight'`` divides by their sum over the pixels.
 
-    The mean is the sum of ``pixel_weight * loss`` over all channels of the pixels that count, divided by what
-    ``normalize_by`` says:
+    The mean is the sum of ``pixel_weight * loss`` over all channels of the pixels that are not ignored, divided by
+    ``avg_factor`` or, by default, by the denominator that ``normalize_by`` selects:
 
-    - 'valid': the number of their elements, C times that of pixels,
-    - 'all': the number of all elements, ignored pixels included, mmseg's default,
-    - 'class_weight': the sum of the labels' weights over the pixels that count; only for one channel with two weights,
+    - 'valid': the number of elements that are not ignored, C times the number of pixels,
+    - 'all': the number of all elements, including ignored ones; mmseg's default,
+    - 'class_weight': the sum of the labels' weights over the pixels that are not ignored; needs one channel and two
+      weights.
 
-    or by ``avg_factor`` where it is given. ``pixel_weight`` never enters a denominator.
+    ``pixel_weight`` is never part of a denominator.
 
     Args:
-        logits: (N, C, h, w), upsampled bilinearly where its size is not the target's; or (N, C, ...) or (N, C) of the
-            target's size. C >= 1. float16, bfloat16, float32 or float64; computed in float32 at least.
-        target: (N, H, W), (N, ...) or (N,), any integer dtype: labels in [0, C), of one channel 0 and 1, or
+        logits: (N, C, h, w), upsampled bilinearly if their size is not the target's; or (N, C, ...) or (N, C) of the
+            target's size. C >= 1. float16, bfloat16, float32 or float64; computed in at least float32.
+        target: (N, H, W), (N, ...) or (N,), any integer dtype: labels in [0, C), for one channel 0 and 1, or
             ``ignore_index``.
-        class_weight: (C,), finite and not negative (:class:`mmseg_wce.losses.WeightedCrossEntropyLoss` checks the
-            values once, when it is built; here they are taken as they are); or one number, () or (1,), for all
-            channels; (2,) for one channel. No gradient flows to it.
-        ignore_index: the label that does not count, 255 by default; may be negative or inside [0, C). A warning says so
-            once where the default is a class.
-        pixel_weight: shape of the target, or broadcastable to it with as many dimensions; enters the numerator.
+        class_weight: (C,), finite and not negative; or one number, () or (1,), for all channels; (2,) for one channel.
+            The values are not checked here (:class:`mmseg_wce.losses.WeightedCrossEntropyLoss` checks them once, when
+            it is built). No gradient flows to it.
+        ignore_index: the ignored label, 255 by default; may be negative or in [0, C). Warns once if the default is a
+            class.
+        pixel_weight: factor of each pixel's loss; shape of the target, or broadcastable to it with as many dimensions.
         reduction: 'mean', 'sum', or 'none' for the losses of the elements: (N, C, ...), or (N, ...) for one channel;
-            0 where ignored. For more than one channel it needs memory for full-size logits.
-        normalize_by: what the mean divides by.
-        avg_factor: one number or one-element tensor that replaces the denominator of the mean. As in mmseg, 0 counts
-            as 1.2e-7, reduction 'none' does not look at it and 'sum' refuses it. The value of a tensor is not checked.
-        align_corners: of the upsampling, as in :func:`torch.nn.functional.interpolate`.
-        pixels: maps that :func:`mmseg_wce.kernels.pixel_bce` returned for these logits and this target; computed by
-            default.
+            0 where ignored. With more than one channel, 'none' needs memory for full-size logits.
+        normalize_by: denominator of the mean.
+        avg_factor: number or one-element tensor that replaces the denominator of the mean. As in mmseg, 0 is replaced
+            by 1.2e-7, reduction 'none' ignores it and 'sum' raises an error. The value of a tensor is not checked.
+        align_corners: option of the upsampling, as in :func:`torch.nn.functional.interpolate`.
+        pixels: result of :func:`mmseg_wce.kernels.pixel_bce` for these logits and this target; computed by default.
 
     Returns:
-        Scalar, or the shape that reduction 'none' has. float32, or float64 for float64 logits.
+        Scalar, or for reduction 'none' the shape given there. float32, or float64 for float64 logits.
 
     Raises:
-        TypeError: a dtype that cannot be meant (float targets, integer logits).
-        ValueError: shapes that do not fit, an option out of range, or a label out of range that is not ignored (see
-            :mod:`mmseg_wce.targets`; on CUDA one of the next calls raises it).
+        TypeError: a wrong dtype (float targets, integer logits).
+        ValueError: shapes do not fit, an option is out of range, or a label is out of range and not ignored (see
+            :mod:`mmseg_wce.targets`; on CUDA a later call raises it).
 
     Example:
         >>> import torch
@@ -210,52 +210,54 @@ def weighted_cross_entropy(
     align_corners: bool = False,
     pixels: Pixels | None = None,
 ) -> Tensor:
-    """Cross-entropy with class weights, an ignored label and logits of any size.
+    """Compute the cross-entropy with class weights, an ignored label and logits of any size.
 
-    Same value and gradient as this line of plain PyTorch, except that it is 0 with zero gradient, not NaN, where no
-    pixel counts, and that ignored pixels contribute exactly nothing even where their logits are NaN or inf::
+    Same value and gradient as this line of plain PyTorch, with two differences: it is 0 with zero gradient, not NaN, if
+    all pixels are ignored, and ignored pixels contribute nothing even if their logits are NaN or inf::
 
         F.cross_entropy(F.interpolate(logits, size=target.shape[1:], mode='bilinear'), target, class_weight,
                         ignore_index=255, label_smoothing=label_smoothing)
 
-    For the label y of a pixel, its softmax probabilities p and class weights w (1 where none are given), with label
-    smoothing e as PyTorch defines it, the pixel's loss is::
+    For a pixel with label y and softmax probabilities p, with class weights w (1 by default) and PyTorch's label
+    smoothing e, the loss is::
 
         l = (1 - e) w_y (-log p_y) + (e / C) sum_c w_c (-log p_c)
 
-    and the mean is the sum of ``pixel_weight * l`` over the pixels that count, divided by what ``normalize_by`` says:
+    The mean is the sum of ``pixel_weight * l`` over the pixels that are not ignored, divided by ``avg_factor`` or, by
+    default, by the denominator that ``normalize_by`` selects:
 
-    - 'class_weight': the sum of w_y over the pixels that count, PyTorch's mean; without class weights their number,
-    - 'valid': the number of pixels that count, also with class weights,
-    - 'all': the number of pixels, ignored ones included,
+    - 'class_weight': the sum of w_y over the pixels that are not ignored, as in PyTorch,
+    - 'valid': the number of pixels that are not ignored,
+    - 'all': the number of all pixels, including ignored ones.
 
-    or by ``avg_factor`` where it is given. ``pixel_weight`` never enters a denominator.
+    ``pixel_weight`` is never part of a denominator.
 
     Args:
-        logits: (N, C, h, w), upsampled bilinearly where its size is not the target's; or (N, C, ...) or (N, C) of the
-            target's size. C >= 2. float16, bfloat16, float32 or float64; computed in float32 at least.
+        logits: (N, C, h, w), upsampled bilinearly if their size is not the target's; or (N, C, ...) or (N, C) of the
+            target's size. C >= 2. float16, bfloat16, float32 or float64; computed in at least float32.
         target: (N, H, W), (N, ...) or (N,), any integer dtype: classes in [0, C) or ``ignore_index``.
-        class_weight: (C,), finite and not negative (:class:`mmseg_wce.losses.WeightedCrossEntropyLoss` checks the
-            values once, when it is built; here they are taken as they are). No gradient flows to it.
-        ignore_index: the label that does not count, 255 by default; may be negative or inside [0, C). A warning says so
-            once where the default is a class.
+        class_weight: (C,), finite and not negative. The values are not checked here
+            (:class:`mmseg_wce.losses.WeightedCrossEntropyLoss` checks them once, when it is built). No gradient flows
+            to it.
+        ignore_index: the ignored label, 255 by default; may be negative or in [0, C). Warns once if the default is a
+            class.
         label_smoothing: e in [0, 1].
-        pixel_weight: shape of the target, or broadcastable to it with as many dimensions; enters the numerator.
-        reduction: 'mean', 'sum', or 'none' for the map of the pixels' losses, 0 where ignored.
-        normalize_by: what the mean divides by.
-        avg_factor: one number or one-element tensor that replaces the denominator of the mean. As in mmseg, 0 counts
-            as 1.2e-7, reduction 'none' does not look at it and 'sum' refuses it. The value of a tensor is not checked.
-        align_corners: of the upsampling, as in :func:`torch.nn.functional.interpolate`.
-        pixels: maps that :func:`mmseg_wce.kernels.pixel_nll` or :func:`mmseg_wce.kernels.pixel_maps` returned for these
-            logits and this target, with :func:`smoothing_weight`; computed by default.
+        pixel_weight: factor of each pixel's loss; shape of the target, or broadcastable to it with as many dimensions.
+        reduction: 'mean', 'sum', or 'none' for the loss of each pixel, 0 where ignored.
+        normalize_by: denominator of the mean.
+        avg_factor: number or one-element tensor that replaces the denominator of the mean. As in mmseg, 0 is replaced
+            by 1.2e-7, reduction 'none' ignores it and 'sum' raises an error. The value of a tensor is not checked.
+        align_corners: option of the upsampling, as in :func:`torch.nn.functional.interpolate`.
+        pixels: result of :func:`mmseg_wce.kernels.pixel_nll` or :func:`mmseg_wce.kernels.pixel_maps` for these logits
+            and this target, with :func:`smoothing_weight`; computed by default.
 
     Returns:
         Scalar, or the target's shape for reduction 'none'. float32, or float64 for float64 logits.
 
     Raises:
-        TypeError: a dtype that cannot be meant (float targets, integer logits).
-        ValueError: shapes that do not fit, an option out of range, or a label outside [0, C) that is not ignored (see
-            :mod:`mmseg_wce.targets`; on CUDA one of the next calls raises it).
+        TypeError: a wrong dtype (float targets, integer logits).
+        ValueError: shapes do not fit, an option is out of range, or a label is outside [0, C) and not ignored (see
+            :mod:`mmseg_wce.targets`; on CUDA a later call raises it).
 
     Example:
         >>> import torch

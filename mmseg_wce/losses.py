@@ -26,12 +26,12 @@ __all__ = ['ObservedPixels', 'WeightedCrossEntropyLoss']
 
 
 class WeightedCrossEntropyLoss(nn.Module):
-    """Cross-entropy that is exact with class weights and ignored pixels. Drop-in for mmseg's ``CrossEntropyLoss``.
+    """Exact cross-entropy with class weights and ignored pixels. Drop-in replacement for mmseg's ``CrossEntropyLoss``.
 
     Formula, normalisers and input checks: :func:`mmseg_wce.functional.weighted_cross_entropy`, or with
-    ``use_sigmoid=True`` :func:`mmseg_wce.functional.weighted_binary_cross_entropy`. By default the mean is PyTorch's
-    over the pixels that are not ignored, as ``torch.nn.CrossEntropyLoss(weight=class_weight, ignore_index=255)``
-    computes it, or ``torch.nn.BCEWithLogitsLoss(pos_weight=class_weight.view(C, 1, 1))`` of their elements.
+    ``use_sigmoid=True`` :func:`mmseg_wce.functional.weighted_binary_cross_entropy`. The default mean equals
+    ``torch.nn.CrossEntropyLoss(weight=class_weight, ignore_index=255)`` over the pixels that are not ignored, or with a
+    sigmoid ``torch.nn.BCEWithLogitsLoss(pos_weight=class_weight.view(C, 1, 1))`` over their elements.
 
     Args:
         use_sigmoid: binary cross-entropy of every channel; one channel has the labels 0 and 1.
@@ -40,30 +40,30 @@ class WeightedCrossEntropyLoss(nn.Module):
         class_weight: one finite non-negative number per class: a list, an array, the path of a ``.npy``, ``.json``,
             ``.yaml`` or ``.pkl`` file, or ``dict(statistics='ade20k' or a file, scheme='median_frequency', ...)``
             (:func:`mmseg_wce.class_weights.class_weights`). With a sigmoid it is PyTorch's ``pos_weight``, and may be
-            one number, for all channels; for one channel two numbers weight the labels 0 and 1. Kept in float32
-            whatever the model is cast to; not part of the state dict.
+            one number for all channels; with one channel, two numbers weight the labels 0 and 1. Stays float32 when the
+            model is cast; not part of the state dict.
         loss_weight: factor of the loss.
-        loss_name: key in the log; has to start with ``loss_``, or mmengine does not add it to the total loss.
+        loss_name: key in the log; must start with ``loss_``, or mmengine does not add it to the total loss.
         avg_non_ignore: as in mmseg: True means ``normalize_by='class_weight'``; False means 'all' without class
-            weights, and with them 'class_weight' (mmseg has no defined value for ignored pixels there). With a sigmoid
+            weights and 'class_weight' with them (mmseg's value for ignored pixels is then undefined). With a sigmoid
             True means 'valid' and False 'all'.
-        normalize_by: what the mean divides by: 'class_weight' (default), 'valid' or 'all'. With a sigmoid 'valid' is
+        normalize_by: denominator of the mean: 'class_weight' (default), 'valid' or 'all'. With a sigmoid 'valid' is
             the default (mmseg's is 'all'), and 'class_weight' needs one channel and two weights.
         label_smoothing: in [0, 1], as in :class:`torch.nn.CrossEntropyLoss`; 0 with a sigmoid.
-        ignore_index: the label that does not count; by default what the decode head says, or 255.
-        sync_normalizer: in training on several ranks, divide by the mean over the ranks of their denominators, so that
-            the gradient averaged by DistributedDataParallel is that of the whole batch on one device. Sends one number
-            for each loss call, which every rank has to make, also one without a pixel that counts or without an image;
-            nothing with ``avg_factor``, reduction 'sum' or 'none', or without gradients.
+        ignore_index: the ignored label; by default that of the decode head, or 255.
+        sync_normalizer: in training on several ranks, divide by the denominator averaged over the ranks, so that the
+            gradient averaged by DistributedDataParallel equals that of the whole batch on one device. Every loss call
+            all-reduces one number, so every rank must call the loss, even without images or valid pixels. There is no
+            all-reduce with ``avg_factor``, with reduction 'sum' or 'none', or without gradients.
 
     Attributes:
-        threshold: of the probability above which one channel predicts label 1, as the observer is told; 0.5 unless
-            somebody sets it, as LossMonitorHook does to that of the head. The loss does not depend on it.
-        observer: called with :class:`ObservedPixels` at the end of every training forward that records gradients (a
-            sampler ranks pixels by others that do not). None by default, and in copies and pickles.
+        threshold: probability above which one channel predicts label 1, for :attr:`ObservedPixels.correct`; 0.5 by
+            default, LossMonitorHook sets it to the threshold of the head. The loss does not depend on it.
+        observer: called with :class:`ObservedPixels` at the end of every training forward that records gradients, so
+            not in those by which a sampler ranks pixels. None by default, and in copies and pickles.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be meant, when the model is built.
+        TypeError, ValueError: an argument is invalid; raised when the model is built.
 
     Example:
         >>> import torch
@@ -80,7 +80,7 @@ class WeightedCrossEntropyLoss(nn.Module):
     observer: Callable[[ObservedPixels], None] | None = None
     threshold: float = 0.5
     class_weight: Tensor | None
-    _class_weight_values: Tensor | None  # in float32, on CPU; there where class_weight is
+    _class_weight_values: Tensor | None  # float32, on CPU; None if class_weight is None
 
     def __init__(
         self,
@@ -112,8 +112,8 @@ class WeightedCrossEntropyLoss(nn.Module):
         )
         weights = None if class_weight is None else load_class_weight(class_weight, single=use_sigmoid)
         if use_sigmoid:
-            number = 0 if weights is None else weights.numel()
-            self.normalize_by = resolve_binary_normalizer(normalize_by, avg_non_ignore, number)
+            num_weights = 0 if weights is None else weights.numel()
+            self.normalize_by = resolve_binary_normalizer(normalize_by, avg_non_ignore, num_weights)
         else:
             self.normalize_by = resolve_normalizer(normalize_by, avg_non_ignore, weights is not None)
         self._class_weight_values = weights
@@ -127,11 +127,11 @@ class WeightedCrossEntropyLoss(nn.Module):
         self._loss_name = loss_name
 
     def __getstate__(self) -> dict:
-        """An observer belongs to one run: a copy (EMA makes one) or a pickled model would drag it along."""
+        """Return the state without the observer, which belongs to one run, not to copies (EMA makes one) or pickles."""
         return {name: value for name, value in vars(self).items() if name != 'observer'}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightedCrossEntropyLoss:
-        """Follow the module to its device, but keep float32: ``.half()`` would round the weights."""
+        """Move the class weights to the device of the module, but keep them float32; ``.half()`` would round them."""
         weights = self.class_weight
         if weights is not None and weights.dtype == torch.float32 and not weights.is_meta:
             self._class_weight_values = weights.detach().to('cpu', copy=True)
@@ -142,7 +142,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         return self
 
     def float32_class_weight(self) -> Tensor | None:
-        """Return the class weights in float32, even if a wrapper that shards the model has cast the buffer."""
+        """Return the class weights in float32, even if FSDP has cast the buffer."""
         weights = self.class_weight
         if weights is None or weights.dtype == torch.float32:
             return weights
@@ -150,14 +150,14 @@ class WeightedCrossEntropyLoss(nn.Module):
         return self._class_weight_values.to(weights.device)
 
     def resolve_ignore_index(self, from_head: int | None, num_channels: int = 0) -> int:
-        """Return the label that does not count.
+        """Return the ignored label.
 
         Args:
-            from_head: as the decode head passes it; None for that of the constructor, or 255.
-            num_channels: C, for the warning where the default is a class.
+            from_head: ``ignore_index`` passed by the decode head; None for that of the constructor, or 255.
+            num_channels: C, to warn if the default is a class.
 
         Raises:
-            ValueError: the head and the constructor name different labels.
+            ValueError: the head and the constructor have different values.
         """
         if from_head is None:
             return resolve_ignore_index(self.ignore_index, num_channels)
@@ -182,19 +182,19 @@ class WeightedCrossEntropyLoss(nn.Module):
         Args:
             cls_score: logits (N, C, H, W) or (N, C, ...), any floating dtype; (N, C, h, w) is upsampled bilinearly.
             label: (N, H, W) or (N, ...), any integer dtype.
-            weight: weight of every pixel, of the label's shape, as mmseg's samplers pass it; not in the denominator.
+            weight: pixel weights, of the label's shape, as mmseg's samplers pass them; not in the denominator.
             avg_factor: replaces the denominator of the mean.
             reduction_override: replaces the ``reduction`` of the constructor.
-            ignore_index: as the decode head passes it; None for that of the constructor.
+            ignore_index: ``ignore_index`` passed by the decode head; None for that of the constructor.
 
         Returns:
-            Scalar. For reduction 'none' a tensor of the label's shape, or with a sigmoid and C >= 2 of the shape of the
-            upsampled logits. float32 (float64 for float64 logits).
+            Scalar. For reduction 'none' the label's shape, or with a sigmoid and C >= 2 the shape of the upsampled
+            logits. float32 (float64 for float64 logits).
 
         Raises:
             TypeError, ValueError: as :func:`mmseg_wce.functional.weighted_cross_entropy` or
-                :func:`mmseg_wce.functional.weighted_binary_cross_entropy`; also where the head and the constructor name
-                different labels to ignore.
+                :func:`mmseg_wce.functional.weighted_binary_cross_entropy`; also if the head and the constructor have
+                different ``ignore_index``.
         """
         reduction = reduction_override or self.reduction
         check_logits_and_target(cls_score, label)
@@ -209,13 +209,13 @@ class WeightedCrossEntropyLoss(nn.Module):
     def make_batch(
         self, logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool = False
     ) -> SoftmaxBatch | SigmoidBatch:
-        """Make a batch of logits and labels that fit each other.
+        """Create a batch from checked logits and labels.
 
         Args:
             logits: (N, C, h, w) or (N, C, ...).
             target: (N, H, W) or (N, ...), int64.
-            ignore_index: label of the pixels that do not count.
-            align_corners: of the upsampling.
+            ignore_index: the ignored label.
+            align_corners: option of the upsampling.
 
         Raises:
             ValueError: the class weights do not fit the logits.
@@ -231,9 +231,9 @@ class WeightedCrossEntropyLoss(nn.Module):
     def start_normalizer(
         self, batch: PixelBatch, reduction: Reduction, avg_factor: float | Tensor | None = None
     ) -> MeanOverRanks | None:
-        """Start to average the denominator of the mean over the ranks; None where there is nothing to average.
+        """Start the all-reduce of the denominator of the mean; return None if none is needed.
 
-        Call it before the logits are swept, so that the number travels meanwhile, and :meth:`reduce` afterwards.
+        Call it before the maps are computed, so that the all-reduce runs meanwhile, and :meth:`reduce` afterwards.
         """
         if reduction != 'mean' or avg_factor is not None or not self.sync_normalizer:
             return None
@@ -249,14 +249,14 @@ class WeightedCrossEntropyLoss(nn.Module):
         avg_factor: float | Tensor | None = None,
         normalizer: MeanOverRanks | None = None,
     ) -> Tensor:
-        """Return the loss of a batch, and show it to the observer.
+        """Return the loss of a batch, and pass its pixels to the observer.
 
         Args:
-            batch: of :meth:`make_batch`.
+            batch: result of :meth:`make_batch`.
             reduction: 'mean', 'sum' or 'none'.
-            weight: weight of every pixel, (N, ...), or None.
+            weight: pixel weights, (N, ...), or None.
             avg_factor: replaces the denominator of the mean.
-            normalizer: of :meth:`start_normalizer`.
+            normalizer: result of :meth:`start_normalizer`.
         """
         if normalizer is None:
             loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor)
@@ -273,9 +273,9 @@ class WeightedCrossEntropyLoss(nn.Module):
 
     def extra_repr(self) -> str:
         weights = self._class_weight_values
-        shown = None if weights is None else f'{weights.numel()} in [{weights.min():.4g}, {weights.max():.4g}]'
+        summary = None if weights is None else f'{weights.numel()} in [{weights.min():.4g}, {weights.max():.4g}]'
         return (
-            f'use_sigmoid={self.use_sigmoid}, class_weight={shown}, normalize_by={self.normalize_by!r}, '
-            f'reduction={self.reduction!r}, '
-            f'label_smoothing={self.label_smoothing}, loss_weight={self.loss_weight}, ignore_index={self.ignore_index}'
+            f'use_sigmoid={self.use_sigmoid}, class_weight={summary}, normalize_by={self.normalize_by!r}, '
+            f'reduction={self.reduction!r}, label_smoothing={self.label_smoothing}, loss_weight={self.loss_weight}, '
+            f'ignore_index={self.ignore_index}'
         )

@@ -1,4 +1,4 @@
-"""What mmseg's IoUMetric counts and does not hand out: the figures of every class, and which was taken for which."""
+"""Per-class figures and confusion matrix, in addition to mmseg's IoUMetric."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ['ClassIoUMetric', 'confusion_matrix']
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Pixels of each class of the label (row) that were predicted as each class (column).
+    """Count the pixels of each labelled class (row) that were predicted as each class (column).
 
     Args:
         prediction: integer, any shape, in [0, C).
         label: integer, of the same shape, in [0, C) or ``ignore_index``.
         num_classes: C.
-        ignore_index: label of the pixels that are not counted.
+        ignore_index: the ignored label.
 
     Returns:
         int64, (C, C).
 
     Raises:
-        ValueError: a label is neither in [0, C) nor ignored; a prediction that counts is not in [0, C).
+        ValueError: a label is neither in [0, C) nor ignored, or the prediction of a valid pixel is not in [0, C).
 
     Example:
         >>> import torch
@@ -43,10 +43,9 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
     valid = valid_pixels(label.long(), num_classes, ignore_index)
     predicted = prediction[valid].long()
     if ((predicted < 0) | (predicted >= num_classes)).any():
-        found = predicted.unique().tolist()
         raise ValueError(
-            f'predictions must be in [0, {num_classes}), got {min(found)} to {max(found)}: '
-            f'has the decode head more classes than the data set?'
+            f'predictions must be in [0, {num_classes}), got {predicted.min()} to {predicted.max()}: '
+            f'check that the decode head has no more classes than the data set'
         )
     cells = label[valid].long() * num_classes + predicted
     return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
@@ -96,14 +95,14 @@ def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 @METRICS.register_module()
 class ClassIoUMetric(IoUMetric):
-    """mmseg's IoUMetric, which besides the means reports every class, as ``IoU/wall`` and ``Acc/wall``.
+    """IoUMetric of mmseg that also reports every class, as ``IoU/wall`` and ``Acc/wall``.
 
-    Labels that are no class are refused; IoUMetric counts them against the class that was predicted there.
+    Invalid labels raise an error; IoUMetric counts such pixels as errors of the predicted class.
 
     Args:
-        confusion_file: JSON file for the confusion matrix, written at every evaluation: ``classes``, and ``confusion``
-            with the pixels of each class of the label (row) that were predicted as each class (column).
-        **kwargs: those of IoUMetric.
+        confusion_file: JSON file for the confusion matrix, written at every evaluation, with the keys ``classes`` and
+            ``confusion`` (rows: labelled class, columns: predicted class, values: number of pixels).
+        **kwargs: arguments of IoUMetric.
 
     Example:
         >>> import torch
@@ -122,18 +121,18 @@ class ClassIoUMetric(IoUMetric):
         self.confusion_file = confusion_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Count the pixels of each sample, and write its prediction where ``output_dir`` asks for it.
+        """Count the pixels of each sample, and write its prediction if ``output_dir`` is set.
 
         Raises:
-            ValueError: a label is neither a class nor ignored; the file is named.
+            ValueError: a label is neither a class nor ignored; the message names the file.
         """
-        before = len(self.results)
+        num_results = len(self.results)
         super().process(data_batch, data_samples)
         if not self.format_only:
-            self.results[before:] = [self._cells(sample) for sample in data_samples]
+            self.results[num_results:] = [self._nonzero_cells(sample) for sample in data_samples]
 
-    def _cells(self, sample: dict) -> tuple[np.ndarray, np.ndarray]:
-        """Cells of the confusion matrix that are not zero: an image shows a few of many classes."""
+    def _nonzero_cells(self, sample: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Return indices and counts of the nonzero cells of the confusion matrix; an image has few of many classes."""
         prediction, label = (sample[key]['data'].squeeze(0).cpu() for key in ('pred_sem_seg', 'gt_sem_seg'))
         name_sources([sample.get('seg_map_path') or sample.get('img_path', '')])
         try:
@@ -148,7 +147,7 @@ class ClassIoUMetric(IoUMetric):
         return len(self.dataset_meta['classes'])
 
     def compute_metrics(self, results: list) -> dict[str, Any]:
-        """The means as IoUMetric names them, then each figure of each class, in percent."""
+        """Return the means of IoUMetric, and the figures of each class, in percent."""
         if self.format_only:
             return super().compute_metrics(results)
         classes, flat = self.dataset_meta['classes'], np.zeros(self._num_classes**2, np.int64)
@@ -161,8 +160,8 @@ class ClassIoUMetric(IoUMetric):
             )
         areas = [torch.from_numpy(area).double() for area in class_areas(confusion)]
         metrics = super().compute_metrics([areas])
-        of_classes = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
-        for name, values in of_classes.items():
+        class_metrics = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
+        for name, values in class_metrics.items():
             if name != 'aAcc':
                 metrics.update({f'{name}/{c}': round(float(x) * 100, 2) for c, x in zip(classes, values, strict=True)})
         return metrics

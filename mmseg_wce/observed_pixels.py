@@ -1,4 +1,4 @@
-"""What an observer of :class:`mmseg_wce.losses.WeightedCrossEntropyLoss` sees of a call."""
+"""Pixels of a call that an observer of :class:`mmseg_wce.losses.WeightedCrossEntropyLoss` receives."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ['ObservedPixels', 'observe']
 
 @dataclass(frozen=True)
 class ObservedPixels:
-    """Pixels of one call of the loss, as its observer sees them. No gradient flows; not to be changed.
+    """Pixels of one call of the loss, passed to its observer. Without gradients; must not be modified.
 
-    With ``use_sigmoid=True`` one channel is shown as two classes. Of more channels, where a class weight belongs to the
-    label's channel and not to the pixel, ``nll`` is the weighted loss, summed over the channels.
+    With ``use_sigmoid=True`` one channel counts as two classes. With more channels ``nll`` is the weighted loss, summed
+    over the channels, because a class weight then applies to the label's channel and not to the pixel.
 
     Attributes:
         label: (N, ...), int64.
-        nll: (N, ...), negative log-likelihood without any weight or smoothing; 0 where ignored.
-        correct: (N, ...), bool: the label has the greatest logit, or of one channel, the probability of label 1 is
-            above the threshold and the label is 1, or neither; False where ignored.
+        nll: (N, ...), negative log-likelihood without weights and smoothing; 0 where ignored.
+        correct: (N, ...), bool, False where ignored. True if the label has the greatest logit; for one channel, if the
+            label is 1 and the probability of label 1 is above the threshold, or if neither holds.
         pixel_weight: broadcastable to (N, ...), or None.
         class_weight: (C,) float32, (2,) for one channel; None without weights, and with a sigmoid for C >= 2.
         num_classes: C, or 2 for one channel.
-        ignore_index: the label that does not count.
+        ignore_index: the ignored label.
 
     Example:
         >>> import torch
@@ -49,21 +49,21 @@ class ObservedPixels:
 
 @torch.no_grad()
 def observe(batch: SoftmaxBatch | SigmoidBatch, pixel_weight: Tensor | None) -> ObservedPixels:
-    """Show a batch to an observer.
+    """Return the pixels of a batch for an observer.
 
     Args:
-        batch: whose loss has been computed.
+        batch: a batch whose loss has been computed.
         pixel_weight: (N, ...), or None.
 
     Returns:
-        Its pixels, without gradients.
+        The pixels, without gradients.
     """
-    label, ignored, weights = batch.target, batch.ignore_index, batch.weights_of_labels
+    label, ignore_index, weights = batch.target, batch.ignore_index, batch.label_class_weight
     if isinstance(batch, SoftmaxBatch):
         nll, correct = batch.maps.nll.detach(), batch.maps.correct
-        return ObservedPixels(label, nll, correct, pixel_weight, weights, batch.num_channels, ignored)
+        return ObservedPixels(label, nll, correct, pixel_weight, weights, batch.num_channels, ignore_index)
     positive, negative, correct = (x.detach() for x in batch.maps)
     if batch.num_channels == 1:
-        return ObservedPixels(label, positive + negative, correct, pixel_weight, weights, 2, ignored)
+        return ObservedPixels(label, positive + negative, correct, pixel_weight, weights, 2, ignore_index)
     loss = batch.pixel_losses().detach()
-    return ObservedPixels(label, loss, correct, pixel_weight, None, batch.num_channels, ignored)
+    return ObservedPixels(label, loss, correct, pixel_weight, None, batch.num_channels, ignore_index)

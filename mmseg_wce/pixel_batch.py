@@ -1,8 +1,7 @@
-"""Logits and labels of a batch, and what its loss is made of, each part computed once. Knows no mmseg.
+"""Logits and labels of a batch, and the parts of its loss, each computed at most once, on demand. Imports no mmseg.
 
-The arguments of a loss are checked where a user's call enters, in :mod:`mmseg_wce.functional`,
-:class:`mmseg_wce.losses.WeightedCrossEntropyLoss` or a fused head. There a batch is made, and everything below trusts
-it. Nothing is computed before it is asked for.
+Arguments are checked at the entry points, in :mod:`mmseg_wce.functional`,
+:class:`mmseg_wce.losses.WeightedCrossEntropyLoss` and the fused heads. These create a batch, which checks only labels.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from torch import Tensor
 __all__ = ['PixelBatch', 'SigmoidBatch', 'SigmoidMaps', 'SoftmaxBatch', 'smoothing_weight']
 
 SigmoidMaps = tuple[Tensor, Tensor, Tensor]  # positive, negative, correct
-_LARGEST_TABLE = 1 << 16
-_MMSEG_EPS = torch.finfo(torch.float32).eps  # what mmseg divides by for avg_factor=0
+_MAX_TABLE_SIZE = 1 << 16
+_MMSEG_EPS = torch.finfo(torch.float32).eps  # mmseg divides by it for avg_factor=0
 
 
 def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothing: float) -> Tensor | None:
-    """Return the weights of the map ``smooth`` of :func:`mmseg_wce.kernels.pixel_nll`.
+    """Return the class weights for the map ``smooth`` of :func:`mmseg_wce.kernels.pixel_nll`.
 
     Args:
         logits: (N, C, ...); only their shape, dtype and device matter.
@@ -47,17 +46,17 @@ def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothin
 
 
 class PixelBatch:
-    """The pixels of a batch: their logits and labels, which of them count, and how much.
+    """Logits, labels and weights of the pixels of a batch.
 
     Args:
         logits: (N, C, h, w), or (N, C, ...) of the target's size; floating point.
         target: (N, H, W) or (N, ...), int64.
-        class_weight: as the function in :mod:`mmseg_wce.functional` takes it, or None.
-        ignore_index: label of the pixels that do not count.
-        align_corners: of the upsampling.
+        class_weight: class weights as in :mod:`mmseg_wce.functional`, or None.
+        ignore_index: the ignored label.
+        align_corners: option of the upsampling.
 
     Attributes:
-        dtype: in which losses are computed: float32, or float64 for float64 logits.
+        dtype: dtype of the losses: float32, or float64 for float64 logits.
     """
 
     def __init__(
@@ -76,20 +75,20 @@ class PixelBatch:
 
     @property
     def num_labels(self) -> int:
-        """Number of labels that count: a single channel has the labels 0 and 1."""
+        """Number of labels that are not ignored: one channel has the labels 0 and 1."""
         return max(self.num_channels, 2)
 
     @property
-    def weights_of_labels(self) -> Tensor | None:
-        """Weight of each label, (number of labels,); None without class weights."""
+    def label_class_weight(self) -> Tensor | None:
+        """Class weight of each label, (number of labels,); None without class weights."""
         return self.class_weight
 
     @property
     def valid(self) -> Tensor:
-        """Which pixels count, (N, ...) bool.
+        """Mask of the pixels that are not ignored, (N, ...) bool. Checks the labels.
 
         Raises:
-            ValueError: as :func:`mmseg_wce.targets.valid_pixels`: this is where labels are checked.
+            ValueError: as :func:`mmseg_wce.targets.valid_pixels`.
         """
         if self._valid is None:
             self._valid = valid_pixels(self.target, self.num_labels, self.ignore_index)
@@ -97,16 +96,16 @@ class PixelBatch:
 
     @property
     def label_weight(self) -> Tensor | None:
-        """Weight of every pixel's label, (N, ...), 0 where the pixel does not count; None without class weights."""
-        weights = self.weights_of_labels
+        """Class weight of every pixel's label, (N, ...), 0 where ignored; None without class weights."""
+        weights = self.label_class_weight
         if self._label_weight is None and weights is not None:
-            self._label_weight = self._look_up(weights.detach().to(self.dtype))
+            self._label_weight = self._gather_label_weight(weights.detach().to(self.dtype))
         return self._label_weight
 
-    def _look_up(self, weights: Tensor) -> Tensor:
+    def _gather_label_weight(self, weights: Tensor) -> Tensor:
         valid = self.valid
-        if self.target.device.type == 'cpu' and 0 <= self.ignore_index <= _LARGEST_TABLE:
-            # what passed valid_pixels on CPU is a class or ignore_index: one look-up, no index tensor of its own
+        if self.target.device.type == 'cpu' and 0 <= self.ignore_index <= _MAX_TABLE_SIZE:
+            # on CPU, valid_pixels has checked that every label is a class or ignore_index: the target is the index
             weights, index = F.pad(weights, (0, max(self.ignore_index + 1 - self.num_labels, 0))), self.target
         else:
             weights, index = F.pad(weights, (0, 1)), torch.where(valid, self.target, self.num_labels)
@@ -114,11 +113,11 @@ class PixelBatch:
         return label_weight * valid if 0 <= self.ignore_index < self.num_labels else label_weight
 
     def normalizer(self, normalize_by: Normalizer) -> Tensor:
-        """Return the denominator of the mean, a scalar; reads no logit."""
+        """Return the denominator of the mean, a scalar; does not read the logits."""
         raise NotImplementedError
 
     def _count(self, normalize_by: Normalizer) -> Tensor:
-        """Count all pixels for 'all', otherwise those that count."""
+        """Count all pixels for 'all', otherwise the pixels that are not ignored."""
         if normalize_by == 'all':
             return torch.full((), self.target.numel(), dtype=self.dtype, device=self.target.device)
         return self.valid.count_nonzero().to(self.dtype)
@@ -130,19 +129,19 @@ class PixelBatch:
         pixel_weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
     ) -> Tensor:
-        """Return the loss; a mean over nothing is 0 with zero gradient.
+        """Return the loss; a mean over no pixels is 0 with zero gradient.
 
         Args:
             reduction: 'mean', 'sum' or 'none'.
             normalize_by: denominator of the mean.
             pixel_weight: (N, ...), factor of every pixel's loss; or None.
-            avg_factor: one number instead of the denominator of the mean; 0 counts as 1.2e-7, as in mmseg.
+            avg_factor: one number that replaces the denominator of the mean; 0 is replaced by 1.2e-7, as in mmseg.
 
         Returns:
-            Scalar; for reduction 'none' the losses of pixels or elements, 0 where a pixel does not count.
+            Scalar; for reduction 'none' the losses of pixels or elements, 0 where a pixel is ignored.
         """
         if reduction == 'none':
-            return self._weigh_pixels(self.pixel_losses(each_channel=True), pixel_weight)
+            return self._apply_pixel_weight(self.pixel_losses(each_channel=True), pixel_weight)
         loss = self._sum(pixel_weight)
         if reduction == 'sum':
             return loss
@@ -153,13 +152,13 @@ class PixelBatch:
 
     def _sum(self, pixel_weight: Tensor | None) -> Tensor:
         """Add up the weighted losses of all pixels."""
-        return self._weigh_pixels(self.pixel_losses(), pixel_weight).sum()
+        return self._apply_pixel_weight(self.pixel_losses(), pixel_weight).sum()
 
     def pixel_losses(self, each_channel: bool = False) -> Tensor:
-        """Return the losses of pixels (N, ...), or where asked for those of channels that have losses of their own."""
+        """Return the losses of pixels (N, ...), or with ``each_channel`` those of channels, if these are separate."""
         raise NotImplementedError
 
-    def _weigh_pixels(self, loss: Tensor, pixel_weight: Tensor | None) -> Tensor:
+    def _apply_pixel_weight(self, loss: Tensor, pixel_weight: Tensor | None) -> Tensor:
         """Multiply losses of pixels (N, ...), or of elements (N, C, ...), by the weights of the pixels."""
         if pixel_weight is None and not self.target.is_cuda:
             return loss
@@ -167,12 +166,12 @@ class PixelBatch:
         if pixel_weight is not None:
             weight = pixel_weight.to(loss.dtype)
             loss = loss * (weight.unsqueeze(1) if by_element else weight)
-        # selected, since 0 * NaN is NaN; on CUDA so are pixels with an invalid label, which a later call raises
+        # where(), because 0 * NaN is NaN; on CUDA it also drops invalid labels, for which a later call raises
         return torch.where(self.valid.unsqueeze(1) if by_element else self.valid, loss, 0)
 
 
 class SoftmaxBatch(PixelBatch):
-    """The pixels of a weighted cross-entropy.
+    """Pixels of a weighted cross-entropy.
 
     Args:
         logits: as in :class:`PixelBatch`, C >= 2.
@@ -181,7 +180,7 @@ class SoftmaxBatch(PixelBatch):
         ignore_index: as in :class:`PixelBatch`.
         align_corners: as in :class:`PixelBatch`.
         label_smoothing: in [0, 1].
-        maps: of :func:`mmseg_wce.kernels.pixel_maps`, where they are known already.
+        maps: result of :func:`mmseg_wce.kernels.pixel_maps`, if already computed.
     """
 
     def __init__(
@@ -199,7 +198,7 @@ class SoftmaxBatch(PixelBatch):
 
     @property
     def maps(self) -> PixelMaps:
-        """Maps of :func:`mmseg_wce.kernels.pixel_maps`; the first access sweeps over the logits."""
+        """Maps of :func:`mmseg_wce.kernels.pixel_maps`; computed at the first access."""
         if self._maps is None:
             self._maps = sweep_softmax(
                 self.logits,
@@ -215,15 +214,15 @@ class SoftmaxBatch(PixelBatch):
     def maps(self, maps: PixelMaps) -> None:
         self._maps = maps
 
-    def _swept_sums(self) -> PixelSums | None:
-        """Sums that a sweep made along with its maps; none while compiling, where their values cannot be read."""
+    def _computed_sums(self) -> PixelSums | None:
+        """Return the sums computed along with the maps; None while compiling, when values cannot be read."""
         if torch.compiler.is_compiling() or self._maps is None or self._maps.class_weight is not self.class_weight:
             return None
         return self._maps.sums
 
     def normalizer(self, normalize_by: Normalizer) -> Tensor:
-        """Return the denominator of the mean, a scalar; reads no logit."""
-        sums = self._swept_sums()
+        """Return the denominator of the mean, a scalar; does not read the logits."""
+        sums = self._computed_sums()
         if normalize_by != 'all' and sums is not None:
             return sums.weight if normalize_by == 'class_weight' else sums.valid
         if normalize_by == 'class_weight' and self.label_weight is not None:
@@ -232,36 +231,36 @@ class SoftmaxBatch(PixelBatch):
 
     def _sum(self, pixel_weight: Tensor | None) -> Tensor:
         _ = self.maps
-        sums = self._swept_sums()
+        sums = self._computed_sums()
         if sums is None or pixel_weight is not None:
             return super()._sum(pixel_weight)
         if sums.invalid > 0:
             _ = self.valid  # raises
-        return self._smoothed(sums.loss, sums.smooth)
+        return self._mix_smoothing(sums.loss, sums.smooth)
 
     def pixel_losses(self, each_channel: bool = False) -> Tensor:
         maps, weight = self.maps, self.label_weight
         _ = self.valid
-        return self._smoothed(maps.nll if weight is None else weight * maps.nll, maps.smooth)
+        return self._mix_smoothing(maps.nll if weight is None else weight * maps.nll, maps.smooth)
 
-    def _smoothed(self, weighted_nll: Tensor, smooth: Tensor) -> Tensor:
-        """Mix the losses of pixels, or sums of them."""
+    def _mix_smoothing(self, weighted_nll: Tensor, smooth: Tensor) -> Tensor:
+        """Mix nll and smoothing term, of pixels or of sums over pixels."""
         if self.label_smoothing == 0:
             return weighted_nll
         return (1 - self.label_smoothing) * weighted_nll + (self.label_smoothing / self.num_channels) * smooth
 
 
 class SigmoidBatch(PixelBatch):
-    """The pixels of a weighted binary cross-entropy of every channel.
+    """Pixels of a weighted binary cross-entropy of every channel.
 
     Args:
         logits: as in :class:`PixelBatch`, C >= 1.
         target: as in :class:`PixelBatch`.
-        class_weight: (C,), one number for all channels, or (2,) for a single channel; or None.
+        class_weight: (C,), one number for all channels, or (2,) for one channel; or None.
         ignore_index: as in :class:`PixelBatch`.
         align_corners: as in :class:`PixelBatch`.
-        threshold: probability above which a single channel predicts label 1.
-        maps: of :func:`mmseg_wce.kernels.pixel_bce`, where they are known already.
+        threshold: probability above which one channel predicts label 1.
+        maps: result of :func:`mmseg_wce.kernels.pixel_bce`, if already computed.
     """
 
     def __init__(
@@ -279,7 +278,7 @@ class SigmoidBatch(PixelBatch):
 
     @property
     def maps(self) -> SigmoidMaps:
-        """Maps of :func:`mmseg_wce.kernels.pixel_bce`; the first access sweeps over the logits."""
+        """Maps of :func:`mmseg_wce.kernels.pixel_bce`; computed at the first access."""
         if self._maps is None:
             self._maps = sweep_sigmoid(self.logits, self.target, self.ignore_index, self.threshold, self.align_corners)
         return self._maps
@@ -289,8 +288,8 @@ class SigmoidBatch(PixelBatch):
         self._maps = maps
 
     @property
-    def weights_of_labels(self) -> Tensor | None:
-        """Weight of each label's own term, (C,), or (2,) for a single channel; None without class weights."""
+    def label_class_weight(self) -> Tensor | None:
+        """Weight of each label's positive term, (C,), or (2,) for one channel; None without class weights."""
         weights = self.class_weight
         if weights is None or weights.numel() > 1:
             return weights
@@ -299,30 +298,30 @@ class SigmoidBatch(PixelBatch):
         return F.pad(weights.reshape(1), (1, 0), value=1.0)
 
     def normalizer(self, normalize_by: Normalizer) -> Tensor:
-        """Return the denominator of the mean, a scalar: elements, or the two weights of one channel added up."""
+        """Return the denominator of the mean, a scalar: number of elements, or for one channel the sum of weights."""
         if normalize_by == 'class_weight' and self.label_weight is not None:
             return self.label_weight.sum()
         return self.num_channels * self._count(normalize_by)
 
     def pixel_losses(self, each_channel: bool = False) -> Tensor:
         if each_channel and self.num_channels > 1:
-            return self._losses_of_elements()
+            return self._element_losses()
         positive, negative = self.maps[:2]
         weight = self.label_weight
         _ = self.valid
         if weight is None:
             return positive + negative
-        if self.num_channels == 1:  # label 0, which has no channel of its own, weights what is negative
+        if self.num_channels == 1:  # the weight of label 0 applies to the negative term
             return weight * (positive + negative)
         return weight * positive + negative
 
-    def _losses_of_elements(self) -> Tensor:
+    def _element_losses(self) -> Tensor:
         """Compute the weighted loss of every element, (N, C, ...), with full-size logits."""
-        counted, weights = self.valid.unsqueeze(1), self.weights_of_labels
-        z = torch.where(counted, resized(self.logits, self.target.shape[1:], self.align_corners), 0)
+        valid, weights = self.valid.unsqueeze(1), self.label_class_weight
+        z = torch.where(valid, resized(self.logits, self.target.shape[1:], self.align_corners), 0)
         positive = positive_elements(self.target, self.num_channels)
         loss = element_loss(z, positive)
         if weights is not None:
             per_channel = weights.detach().to(loss.dtype).view(-1, *[1] * (self.target.dim() - 1))
             loss = torch.where(positive, per_channel * loss, loss)
-        return torch.where(counted, loss, 0)
+        return torch.where(valid, loss, 0)

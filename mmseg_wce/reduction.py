@@ -1,4 +1,4 @@
-"""From sums to a mean, on one process or over several ranks."""
+"""Means from sums, on one process or over several ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ['MeanOverRanks', 'averages_gradients', 'divide_or_zero']
 
 
 def divide_or_zero(loss: Tensor, divisor: Tensor) -> Tensor:
-    """Divide; where the divisor is 0 the quotient is 0 with zero gradient.
+    """Divide; return 0 with zero gradient if the divisor is 0.
 
     Args:
         loss: scalar.
@@ -19,28 +19,28 @@ def divide_or_zero(loss: Tensor, divisor: Tensor) -> Tensor:
     Returns:
         Scalar.
     """
-    # x / inf is a zero that stays connected to the graph, and unlike x * 0 it does not hide a NaN
+    # x / inf is 0 and stays connected to the graph; unlike x * 0 it does not hide a NaN
     return loss / torch.where(divisor == 0, torch.inf, divisor)
 
 
 def averages_gradients(logits: Tensor) -> bool:
-    """Return True where gradients of these logits are averaged over several ranks."""
-    trains = torch.is_grad_enabled() and logits.requires_grad
-    return trains and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Return True if the gradients of these logits are averaged over several ranks."""
+    needs_grad = torch.is_grad_enabled() and logits.requires_grad
+    return needs_grad and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class MeanOverRanks:
-    """The mean of a number over all ranks, sent while something else is computed.
+    """Mean of a number over all ranks, by an asynchronous all-reduce.
 
     Args:
-        number: scalar; changed in place.
+        number: scalar; modified in place.
     """
 
     def __init__(self, number: Tensor) -> None:
         self._number = number
-        self._sending = dist.all_reduce(number, async_op=True)
+        self._all_reduce = dist.all_reduce(number, async_op=True)
 
     def wait(self) -> Tensor:
-        """Return the mean, a scalar."""
-        self._sending.wait()
+        """Wait for the all-reduce and return the mean, a scalar."""
+        self._all_reduce.wait()
         return self._number / dist.get_world_size()

@@ -1,4 +1,4 @@
-"""The configs and tools that come with the package: in its folder ``.mim``, or in a checkout beside it."""
+"""Configs and tools of the package, in its folder ``.mim``, or next to it in a checkout."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ ROOT: Path = _PACKAGE / '.mim' if (_PACKAGE / '.mim').is_dir() else _PACKAGE.par
 
 
 def configs() -> list[str]:
-    """Every config that can be trained, relative to ``ROOT / 'configs'``."""
+    """Return all configs that can be trained, relative to ``ROOT / 'configs'``."""
     folder = ROOT / 'configs'
     return sorted(path.relative_to(folder).as_posix() for path in folder.glob('[!_]*/*.py'))
 
 
 def find_config(name: str) -> str:
-    """The one config with this name, or with this in its name, in capitals or not.
+    """Return the config with this name, or the only one whose name contains it, ignoring case.
 
     Raises:
-        LookupError: none has, or several have.
+        LookupError: no config matches, or several do.
 
     Example:
         >>> from mmseg_wce.resources import find_config
         >>> find_config('segnext')
         'ade20k/segnext_mscan-t_1xb16-adamw-wce-160k_ade20k-512x512.py'
     """
-    wanted = name.removesuffix('.py')
-    exact = [config for config in configs() if wanted in (config.removesuffix('.py'), Path(config).stem)]
-    found = exact or [config for config in configs() if wanted.lower() in config]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise LookupError(f'{name!r} is in the names of {len(found)} configs: {", ".join(found)}')
+    stem = name.removesuffix('.py')
+    exact = [config for config in configs() if stem in (config.removesuffix('.py'), Path(config).stem)]
+    matches = exact or [config for config in configs() if stem.lower() in config]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise LookupError(f'{name!r} is in the names of {len(matches)} configs: {", ".join(matches)}')
     raise LookupError(f'no config has {name!r} in its name; python -m mmseg_wce configs lists all {len(configs())}')
 
 
 def copy_config(config: str, out: Path) -> list[Path]:
-    """Copy a config and the local files that it is based on, keeping how they lie to each other.
+    """Copy a config and its local base files, keeping their relative paths.
 
     Args:
         config: relative to ``ROOT / 'configs'``.
-        out: folder, made where it is missing.
+        out: folder; created if missing.
 
     Returns:
         The new files, the config first.
 
     Raises:
         NotADirectoryError: ``out`` is a file.
-        FileExistsError: one of them exists with other content; nothing has been copied.
+        FileExistsError: a file exists with other content; nothing has been copied.
     """
     if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f'{str(out)!r} is no folder')
+        raise NotADirectoryError(f'{str(out)!r} is not a folder')
     sources = _with_bases(ROOT / 'configs' / config)
     common = os.path.commonpath([source.parent for source in sources])
     targets = [out / source.relative_to(common) for source in sources]
@@ -71,7 +71,7 @@ def copy_config(config: str, out: Path) -> list[Path]:
 
 
 def _with_bases(config: Path) -> list[Path]:
-    """A config and every local file below it; those of ``mmseg::`` lie where mmseg is installed."""
+    """Return a config and its local base files, recursively; ``mmseg::`` bases are part of mmseg."""
     files = [config]
     for base in _bases(config):
         if '::' not in base:

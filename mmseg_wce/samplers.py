@@ -1,4 +1,4 @@
-"""Find pixel samplers that fail with a head's losses, before the training does."""
+"""Find pixel samplers that fail with a head's losses, before training starts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from mmseg.registry import MODELS
 from mmseg.structures import OHEMPixelSampler
 from mmseg_wce.config_walk import class_of, type_name
+from mmseg_wce.model_walk import losses_of
 from mmseg_wce.safe_io.errors import in_one_line
 from torch import nn
 
@@ -25,7 +26,7 @@ def check_sampler(head: Mapping[str, Any]) -> str:
         head: config of a decode head.
 
     Returns:
-        What is wrong and what to do; empty where nothing is, and where the losses cannot be built.
+        The problem and what to do about it; empty if there is none, or if the losses cannot be built.
 
     Example:
         >>> from mmseg_wce.samplers import check_sampler
@@ -39,76 +40,77 @@ def check_sampler(head: Mapping[str, Any]) -> str:
     sampler, channels = head.get('sampler'), head.get('out_channels') or head.get('num_classes')
     if not isinstance(sampler, Mapping) or type_name(sampler) != 'OHEMPixelSampler' or not isinstance(channels, int):
         return ''
-    listed = head.get('loss_decode') or dict(type='CrossEntropyLoss')
+    configs = head.get('loss_decode') or dict(type='CrossEntropyLoss')
     try:
-        losses = [MODELS.build(copy.deepcopy(loss)) for loss in ([listed] if isinstance(listed, Mapping) else listed)]
-    except Exception:  # the losses of others raise anything; what is wrong with them is said where the head is built
+        losses = [
+            MODELS.build(copy.deepcopy(loss)) for loss in ([configs] if isinstance(configs, Mapping) else configs)
+        ]
+    except Exception:  # third-party losses can raise anything; building the head reports it
         return ''
-    return _conflict(class_of(head, MODELS), losses, channels, sampler.get('thresh'))
+    return _explain_conflict(class_of(head, MODELS), losses, channels, sampler.get('thresh'))
 
 
 def check_built_sampler(head: Any) -> str:
-    """Explain the same of a decode head that has been built; empty where nothing is wrong."""
+    """Explain why the sampler of a built decode head cannot pick pixels for its losses; empty if it can."""
     sampler: Any = getattr(head, 'sampler', None)
     if type(sampler) is not OHEMPixelSampler:
         return ''
-    listed = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
     try:
-        losses = [copy.deepcopy(loss).cpu() for loss in listed]
-    except Exception:  # one that holds an open file, say
+        losses = [copy.deepcopy(loss).cpu() for loss in losses_of(head)]
+    except Exception:  # e.g. a loss that holds an open file
         return ''
-    return _conflict(type(head), losses, head.out_channels, sampler.thresh)
+    return _explain_conflict(type(head), losses, head.out_channels, sampler.thresh)
 
 
-def _conflict(kind: type | None, losses: Sequence[nn.Module], channels: int, thresh: float | None) -> str:
-    """Let mmseg's sampler pick pixels of a few random logits; explain what it raises."""
-    if kind is None or not _asks_sampler(kind) or _failure(losses, channels):
+def _explain_conflict(kind: type | None, losses: Sequence[nn.Module], channels: int, thresh: float | None) -> str:
+    """Let mmseg's sampler pick pixels from a few random logits, and explain the error it raises."""
+    if kind is None or not _uses_sampler(kind) or _loss_step_error(losses, channels):
         return ''
-    error = _failure(losses, channels, dict(thresh=thresh))
+    error = _loss_step_error(losses, channels, dict(thresh=thresh))
     if not error:
         return ''
-    names = ', '.join(dict.fromkeys(map(_described, losses)))
+    names = ', '.join(dict.fromkeys(map(_describe_loss, losses)))
     if thresh is None:
-        how, other = 'without thresh ranks pixels by their losses', 0.7
-        change = 'give thresh, to pick pixels by the softmax probability of their labels'
+        behaviour, alternative = 'without thresh ranks pixels by their losses', 0.7
+        advice = 'give thresh, to pick pixels by the softmax probability of their labels'
     else:
-        how, other = f'with thresh={thresh} picks pixels by the softmax probability of their labels', None
-        change = 'leave thresh out, to rank pixels by their losses'
-    works = not _failure(losses, channels, dict(thresh=other))
+        behaviour, alternative = f'with thresh={thresh} picks pixels by the softmax probability of their labels', None
+        advice = 'leave thresh out, to rank pixels by their losses'
+    alternative_works = not _loss_step_error(losses, channels, dict(thresh=alternative))
     return (
-        f'{kind.__name__}: OHEMPixelSampler {how}, which fails with {names} and {channels} '
-        f'channel{"s" * (channels > 1)} ({error}): {f"{change}, or " * works}leave the sampler out'
+        f'{kind.__name__}: OHEMPixelSampler {behaviour}, which fails with {names} and {channels} '
+        f'channel{"s" * (channels > 1)} ({error}): {f"{advice}, or " * alternative_works}leave the sampler out'
     )
 
 
-def _described(loss: nn.Module) -> str:
+def _describe_loss(loss: nn.Module) -> str:
     return type(loss).__name__ + ' with use_sigmoid=True' * bool(getattr(loss, 'use_sigmoid', False))
 
 
-def _asks_sampler(head: type) -> bool:
-    """Return True where the loss of a head uses its sampler; heads with a loss of their own may not."""
+def _uses_sampler(head: type) -> bool:
+    """Return True if ``loss_by_feat`` of a head uses its sampler; heads that override it may not."""
     for kind in head.__mro__:
         if 'loss_by_feat' in vars(kind):
             code = getattr(inspect.unwrap(vars(kind)['loss_by_feat']), '__code__', None)
             names = () if code is None else code.co_names
-            if 'loss_by_feat' not in names:  # that of its base class
+            if 'loss_by_feat' not in names:  # else it calls that of its base class
                 return 'sampler' in names
     return False
 
 
-def _failure(losses: Sequence[nn.Module], channels: int, sampler: dict[str, Any] | None = None) -> str:
-    """Return the error of one loss step on the CPU, with a sampler or without; empty where there is none."""
+def _loss_step_error(losses: Sequence[nn.Module], channels: int, sampler: dict[str, Any] | None = None) -> str:
+    """Return the error of one loss step on the CPU, with a sampler or without; empty if it succeeds."""
     logits = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = (torch.arange(128) % max(channels, 2)).view(2, 1, 8, 8)
-    weight, ignored = None, -100  # a label that no pixel has
+    weight, ignore_index = None, -100  # no pixel has this label
     try:
         with torch.no_grad():
             if sampler is not None:
                 modules = nn.ModuleList(losses) if len(losses) > 1 else losses[0]
-                context = SimpleNamespace(loss_decode=modules, ignore_index=ignored)
+                context = SimpleNamespace(loss_decode=modules, ignore_index=ignore_index)
                 weight = OHEMPixelSampler(context, min_kept=8, **sampler).sample(logits, labels)
             for loss in losses:
-                loss(logits, labels.squeeze(1), weight=weight, ignore_index=ignored)
-    except Exception as error:  # the losses of others raise anything
+                loss(logits, labels.squeeze(1), weight=weight, ignore_index=ignore_index)
+    except Exception as error:  # third-party losses can raise anything
         return in_one_line(error)
     return ''

@@ -55,9 +55,9 @@ def test_other_floats_are_no_one_hot_labels():
 @pytest.fixture
 def warned(recwarn):
     """Messages about the ignored label, which are given once in a process."""
-    arguments._warn_that_a_class_is_ignored.cache_clear()
-    yield lambda: [str(w.message) for w in recwarn if 'does not count, because' in str(w.message)]
-    arguments._warn_that_a_class_is_ignored.cache_clear()
+    arguments._warn_class_is_ignored.cache_clear()
+    yield lambda: [str(w.message) for w in recwarn if 'is ignored, because' in str(w.message)]
+    arguments._warn_class_is_ignored.cache_clear()
 
 
 @pytest.mark.parametrize('loss', LOSSES)
@@ -68,7 +68,7 @@ def test_a_class_that_is_ignored_by_default_is_said_once(loss, warned):
         assert loss(logits, labels).item() == 0
 
     (message,) = warned()
-    assert message.startswith('class 255 of 300 does not count')
+    assert message.startswith('class 255 of 300 is ignored')
 
 
 @pytest.mark.parametrize('loss', LOSSES)

@@ -400,7 +400,7 @@ ONE = dict(logits=torch.randn(2, 1, 4, 4), normalize_by='class_weight')
         (dict(class_weight=torch.ones(4)), ValueError, ['class_weight', 'each of the 3 channels', '(4,)']),
         (dict(class_weight=torch.ones(2)), ValueError, ['class_weight', 'each of the 3 channels', '(2,)']),
         (dict(class_weight=torch.ones(3, 1, 1)), ValueError, ['class_weight', '(3, 1, 1)']),
-        (dict(ONE, class_weight=torch.ones(3)), ValueError, ['of labels 0 and 1', '(3,)', '(2, 1, 4, 4)']),
+        (dict(ONE, class_weight=torch.ones(3)), ValueError, ['labels 0 and 1', '(3,)', '(2, 1, 4, 4)']),
         (dict(normalize_by='class_weight'), ValueError, ['one channel and two', "'valid' or 'all'"]),
         (dict(normalize_by='class_weight', class_weight=torch.ones(3)), ValueError, ["'valid' or 'all'"]),
         (dict(ONE), ValueError, ['got 0', "'valid' or 'all'"]),

@@ -220,7 +220,7 @@ def test_one_weight_needs_a_sigmoid(one):
     ('arguments', 'logits', 'words'),
     [
         (dict(class_weight=[1.0, 2.0, 3.0]), torch.zeros(1, 5, 4, 4), ['each of the 5 channels', '(3,)']),
-        (dict(class_weight=[1.0, 2.0, 3.0]), torch.zeros(1, 1, 4, 4), ['of labels 0 and 1', '(3,)']),
+        (dict(class_weight=[1.0, 2.0, 3.0]), torch.zeros(1, 1, 4, 4), ['labels 0 and 1', '(3,)']),
         (
             dict(class_weight=[1.0, 2.0], normalize_by='class_weight'),
             torch.zeros(1, 2, 4, 4),

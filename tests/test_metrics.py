@@ -103,7 +103,8 @@ def test_a_prediction_that_is_no_class_is_not_counted_as_another(wrong):
     prediction, label = torch.tensor([[0, wrong, 1]]), torch.tensor([[0, 0, 1]])
 
     with pytest.raises(
-        ValueError, match=rf'in \[0, 4\), got {min(0, wrong)} to {max(1, wrong)}: has the decode head more'
+        ValueError,
+        match=rf'in \[0, 4\), got {min(0, wrong)} to {max(1, wrong)}: check that the decode head has no more',
     ):
         evaluated(ClassIoUMetric(), [sample(prediction, label)])
     label[0, 1] = 255  # where nothing counts anything may be predicted

@@ -77,7 +77,7 @@ def test_where_a_copy_cannot_go(tmp_path, capsys):
     (tmp_path / 'segnext_mscan-t_1xb16-adamw-wce-160k_ade20k-512x512.py').symlink_to(tmp_path / 'elsewhere.py')
 
     assert command.main(['configs', 'SegNeXt', '--out', str(tmp_path / 'file')]) == 2
-    assert 'is no folder' in capsys.readouterr().err
+    assert 'is not a folder' in capsys.readouterr().err
     assert command.main(['configs', 'SegNeXt', '--out', str(tmp_path)]) == 2
     assert 'exists and differs' in capsys.readouterr().err
     assert not (tmp_path / 'elsewhere.py').exists()

@@ -182,9 +182,9 @@ OHEM, BOUNDARY = dict(type='OhemCrossEntropy'), dict(type='BoundaryLoss')
             dict(),
             ['loss_ohem'],
             [
-                'loss_ce (loss_decode[0] is of a branch, or of labels, that only training has)',
-                'loss_boundary (loss_decode[2] is of a branch, or of labels, that only training has)',
-                'loss_ohem (loss_decode[3] is of a branch, or of labels, that only training has)',
+                'loss_ce (loss_decode[0] needs a branch or labels that exist only in training)',
+                'loss_boundary (loss_decode[2] needs a branch or labels that exist only in training)',
+                'loss_ohem (loss_decode[3] needs a branch or labels that exist only in training)',
             ],
         ),
         (
@@ -192,7 +192,7 @@ OHEM, BOUNDARY = dict(type='OhemCrossEntropy'), dict(type='BoundaryLoss')
             [OURS, OHEM],
             dict(),
             ['loss_ce'],
-            ['loss_ohem (loss_decode[1] is of a branch, or of labels, that only training has)'],
+            ['loss_ohem (loss_decode[1] needs a branch or labels that exist only in training)'],
         ),
         ('FCNHead', DICE, dict(), [], ['loss_dice (a DiceLoss)']),
         (
@@ -229,7 +229,7 @@ def test_heads_that_compute_their_loss_in_their_own_way_have_none():
     head = head_of('FCNHead', BUILT_IN)
     head.__class__ = PointHead  # the fork cannot build one without compiled mmcv
 
-    assert loss_terms(head) == ([], ['PointHead computes its loss in a way of its own'])
+    assert loss_terms(head) == ([], ['PointHead overrides loss_by_feat'])
 
 
 def test_of_knet_it_is_the_loss_of_its_stages():
@@ -271,7 +271,7 @@ def test_labels_of_another_size_leave_the_image_out(warnings):
     assert found == pytest.approx(validation_loss(model, data[1:]))
     assert warnings == [
         'ValidationLoss: labels/0.png is left out: its labels are (1, 48, 64), the prediction (50, 70). In a test '
-        'pipeline LoadAnnotations has to come after Resize'
+        'pipeline LoadAnnotations must come after Resize'
     ]
 
 

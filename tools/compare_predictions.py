@@ -28,7 +28,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from mmseg.registry import MODELS
 from mmseg_wce.fused_heads.predict_hook import add_validation_loss, fuse_predict
-from mmseg_wce.hooks.models import main_head
+from mmseg_wce.model_walk import main_head
 from mmseg_wce.training.launch import ConfigOptions
 from mmseg_wce.training.preflight import PreflightError, check_checkpoint, check_data, check_losses, load_config
 from rich.console import Console

@@ -74,7 +74,7 @@ class MonitoredStep:
 
         def point() -> None:
             self.observer(observed[0])
-            self.hook._point(self.runner, self.runner.iter, log=True)
+            self.hook._check_and_log(self.runner, self.runner.iter, log=True)
 
         return iteration, point
 

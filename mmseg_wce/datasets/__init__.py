@@ -1,4 +1,4 @@
-"""Data sets in ADE20K convention and a transform of labels, registered with mmseg."""
+"""Data sets in the label convention of ADE20K and a label transform, registered with mmseg."""
 
 from mmseg_wce.datasets.camvid import CamVidDataset
 from mmseg_wce.datasets.demo_scenes import DemoScenesDataset

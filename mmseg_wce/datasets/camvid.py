@@ -1,4 +1,4 @@
-"""CamVid (Brostow, Fauqueur & Cipolla 2009) with the 11 classes of SegNet, stored in ADE20K convention."""
+"""CamVid (Brostow, Fauqueur & Cipolla 2009) with the 11 classes of SegNet, stored in the convention of ADE20K."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmseg.registry import DATASETS
 class CamVidDataset(BaseSegDataset):
     """CamVid: ``images/<split>/*.jpg`` and ``annotations/<split>/*.png`` with raw 0 = void and 1..11 = classes.
 
-    ``reduce_zero_label=True`` by default, which makes that 255 and 0..10; the pipeline's ``LoadAnnotations`` has to
-    say the same.
+    ``reduce_zero_label=True`` by default maps these to 255 and 0..10; the pipeline's ``LoadAnnotations`` must have the
+    same value.
 
     Args:
-        img_suffix: of the images.
-        seg_map_suffix: of the labels.
-        reduce_zero_label: whether raw 0 is no class and raw k is class k - 1.
-        **kwargs: those of mmseg's ``BaseSegDataset``.
+        img_suffix: suffix of the images.
+        seg_map_suffix: suffix of the labels.
+        reduce_zero_label: if True, raw 0 is ignored and raw k is class k - 1.
+        **kwargs: arguments of mmseg's ``BaseSegDataset``.
 
     Example:
         >>> from mmseg_wce.datasets import CamVidDataset

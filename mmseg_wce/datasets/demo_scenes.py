@@ -1,4 +1,4 @@
-"""Generated landscapes in ADE20K layout and convention: a long-tailed data set that needs no download."""
+"""Generated landscapes with the layout and label convention of ADE20K; long-tailed, without a download."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _OTHER = 0  # raw label of pixels without a class
 
 @DATASETS.register_module()
 class DemoScenesDataset(BaseSegDataset):
-    """``images/<split>/*.jpg``, ``annotations/<split>/*.png``; raw 0 = other, 1..10 = classes.
+    """Demo scenes: ``images/<split>/*.jpg``, ``annotations/<split>/*.png`` with raw 0 = other and 1..10 = classes.
 
-    ``reduce_zero_label=True`` by default, which makes that 255 and 0..9; the pipeline's ``LoadAnnotations`` has to say
-    the same. Made by :func:`generate_demo_scenes`.
+    ``reduce_zero_label=True`` by default maps these to 255 and 0..9; the pipeline's ``LoadAnnotations`` must have the
+    same value. :func:`generate_demo_scenes` writes the files.
 
     Args:
-        img_suffix: of the images.
-        seg_map_suffix: of the labels.
-        reduce_zero_label: whether raw 0 is no class and raw k is class k - 1.
-        **kwargs: those of mmseg's ``BaseSegDataset``.
+        img_suffix: suffix of the images.
+        seg_map_suffix: suffix of the labels.
+        reduce_zero_label: if True, raw 0 is ignored and raw k is class k - 1.
+        **kwargs: arguments of mmseg's ``BaseSegDataset``.
 
     Example:
         >>> import tempfile
@@ -65,7 +65,7 @@ class DemoScenesDataset(BaseSegDataset):
 
 
 class _Canvas:
-    """An image and its labels, painted together."""
+    """An image and its labels, drawn together."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -73,7 +73,7 @@ class _Canvas:
         self.labels = np.zeros((_HEIGHT, _WIDTH), np.uint8)
 
     def fill(self, name: str | None, color: tuple[int, int, int], outline: np.ndarray, spread: float = 18) -> None:
-        """Paint a polygon (K, 2) of x, y in a shade around ``color`` (RGB); ``name`` None is 'other'."""
+        """Draw a polygon (K, 2) of x, y in a shade around ``color`` (RGB); ``name`` None is 'other'."""
         mask = np.zeros(self.labels.shape, np.uint8)
         cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
         self.image[mask > 0] = np.asarray(color) + self.rng.normal(0, spread, 3)
@@ -87,7 +87,7 @@ class _Canvas:
         self.fill(name, color, np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]]))
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Add light, texture and noise that no class owns."""
+        """Return image and labels, with illumination, texture and noise that do not depend on the class."""
         light = cv2.resize(self.rng.normal(1, 0.12, (3, 4)).astype(np.float32), (_WIDTH, _HEIGHT))
         texture = cv2.resize(self.rng.normal(0, 14, (48, 64)).astype(np.float32), (_WIDTH, _HEIGHT))
         noise = self.rng.normal(0, 9, self.image.shape)
@@ -96,10 +96,10 @@ class _Canvas:
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One landscape: large regions first, then ever smaller and rarer things.
+    """Draw a landscape: large regions first, then smaller and rarer objects.
 
     Args:
-        rng: decides all of it.
+        rng: random generator.
 
     Returns:
         Image (192, 256, 3), RGB, uint8, and raw labels (192, 256), uint8: 0 = other, 1..10 = classes.
@@ -188,14 +188,14 @@ def _bird(canvas: _Canvas, horizon: float) -> None:
 def generate_demo_scenes(
     root: str | Path, num_training: int = 160, num_validation: int = 32, seed: int = 0, progress: bool = True
 ) -> None:
-    """Write the data set: the same files for the same arguments.
+    """Write the data set; the same arguments give the same files.
 
     Args:
-        root: folder; gets ``images/<split>`` and ``annotations/<split>``, split being training or validation.
+        root: folder for ``images/<split>`` and ``annotations/<split>``; the splits are training and validation.
         num_training: number of training images.
         num_validation: number of validation images.
-        seed: of the scenes.
-        progress: show a bar.
+        seed: random seed.
+        progress: show a progress bar.
 
     Example:
         >>> import os, tempfile

@@ -1,4 +1,4 @@
-"""Transforms of labels, registered with mmseg."""
+"""Label transforms, registered with mmseg."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ['MapLabels']
 
 @TRANSFORMS.register_module()
 class MapLabels(BaseTransform):
-    """Replace label values by others: grey levels or ids with gaps by class indices, an unknown value by 255.
+    """Replace label values, such as grey levels or ids with gaps by class indices, or an unknown value by 255.
 
-    It stands directly after ``LoadAnnotations`` (after ``reduce_zero_label``, that is), in training, validation and
-    test alike::
+    Place it directly after ``LoadAnnotations``, so after ``reduce_zero_label``, in the training, validation and test
+    pipelines::
 
         dict(type='LoadAnnotations'),
         dict(type='MapLabels', mapping={0: 0, 127: 1, 254: 2}),
 
     Args:
-        mapping: the new value of each old one, integers. All values are replaced at once, so two can be exchanged.
-        other: new value of every label that ``mapping`` does not name; by default these stay as they are.
+        mapping: new value for each old value, integers. All are replaced at once, so two values can be swapped.
+        other: new value for all labels that are not in ``mapping``; by default these are unchanged.
 
     Raises:
-        TypeError: ``mapping`` is no dict of integers, or ``other`` is no integer.
+        TypeError: ``mapping`` is not a dict of integers, or ``other`` is not an integer.
 
     Example:
         >>> import numpy as np
@@ -49,17 +49,17 @@ class MapLabels(BaseTransform):
         self.other = other
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Replace ``results['gt_seg_map']``, an array of any shape and dtype; the given array is not changed.
+        """Replace ``results['gt_seg_map']``, any shape and dtype; the original array is not modified.
 
         Raises:
-            KeyError: no transform before this one has loaded labels.
+            KeyError: no earlier transform has loaded labels.
         """
         if 'gt_seg_map' not in results:
-            raise KeyError('MapLabels: there is no gt_seg_map; it has to stand after LoadAnnotations in the pipeline')
+            raise KeyError('MapLabels: there is no gt_seg_map; place MapLabels after LoadAnnotations in the pipeline')
         labels = results['gt_seg_map']
         new_values = [*self.mapping.values()] + ([] if self.other is None else [self.other])
-        fits = all(np.can_cast(np.min_scalar_type(value), labels.dtype) for value in new_values)
-        mapped = labels.astype(labels.dtype if fits else np.int64)
+        fits_dtype = all(np.can_cast(np.min_scalar_type(value), labels.dtype) for value in new_values)
+        mapped = labels.astype(labels.dtype if fits_dtype else np.int64)
         if self.other is not None:
             mapped[...] = self.other
         for old, new in self.mapping.items():

@@ -1,8 +1,8 @@
-"""What mmseg's decode heads compute in ``loss_by_feat``, from low-resolution logits: the same terms, names and values.
+"""``loss_by_feat`` of mmseg's decode heads from low-resolution logits, with the same terms, names and values.
 
-mmseg upsamples the logits first. Here losses, hard pixels and the accuracy come from three maps of one number per
-pixel: of :func:`mmseg_wce.kernels.pixel_nll` for a softmax, of :func:`mmseg_wce.kernels.pixel_bce` for sigmoids. Only
-what needs more gets full-size logits.
+mmseg upsamples the logits first. Here losses, hard pixels and accuracy are computed from three maps of one number per
+pixel: those of :func:`mmseg_wce.kernels.pixel_nll` for a softmax, of :func:`mmseg_wce.kernels.pixel_bce` for sigmoids.
+Full-size logits are built only for losses that cannot be computed from the maps.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from mmseg_wce.built_in_losses import (
 from mmseg_wce.kernels.binary import sweep_sigmoid
 from mmseg_wce.kernels.op import PixelMaps, sweep_softmax
 from mmseg_wce.losses import WeightedCrossEntropyLoss
+from mmseg_wce.model_walk import losses_of
 from mmseg_wce.pixel_batch import SigmoidBatch, SigmoidMaps, SoftmaxBatch, smoothing_weight
 from torch import Tensor, nn
 
 _FORWARD = WeightedCrossEntropyLoss.forward
-_EPSILON = torch.finfo(torch.float32).eps  # as mmseg adds it to an accuracy
+_EPSILON = torch.finfo(torch.float32).eps  # mmseg adds it to the accuracy
 
 
-def standard(head: BaseDecodeHead, built_in: bool, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
-    """As ``BaseDecodeHead.loss_by_feat``."""
+def base_loss_by_feat(
+    head: BaseDecodeHead, built_in: bool, seg_logits: Tensor, batch_data_samples: list
+) -> dict[str, Tensor]:
+    """Compute the terms of ``BaseDecodeHead.loss_by_feat``."""
     fused = _SharedMaps(head, built_in, seg_logits, head._stack_batch_gt(batch_data_samples).squeeze(1))
     losses, options = pixel_losses(head), dict(ignore_index=head.ignore_index)
     weight = None
@@ -53,56 +56,59 @@ def standard(head: BaseDecodeHead, built_in: bool, seg_logits: Tensor, batch_dat
     return terms
 
 
-def of_pid_head(head: PIDHead, built_in: bool, seg_logits: tuple, batch_data_samples: list) -> dict[str, Tensor]:
-    """As ``PIDHead.loss_by_feat``: proportional, integral and boundary branch."""
+def pid_loss_by_feat(head: PIDHead, built_in: bool, seg_logits: tuple, batch_data_samples: list) -> dict[str, Tensor]:
+    """Compute the terms of ``PIDHead.loss_by_feat``: proportional, integral and boundary branch."""
     p_logits, i_logits, d_logits = seg_logits
     label, boundary = (y.squeeze(1) for y in head._stack_batch_gt(batch_data_samples))
     d_logits = resize(d_logits, boundary.shape[1:], mode='bilinear', align_corners=head.align_corners)
     near_boundary = torch.where(torch.sigmoid(d_logits[:, 0]) > 0.8, label, head.ignore_index)
     p, i = (_SharedMaps(head, built_in, logits, label) for logits in (p_logits, i_logits))
-    of_p, of_i, of_boundary, of_near_boundary = head.loss_decode
-    shared = _ignore_index(of_near_boundary, None) == head.ignore_index
-    near = i if shared else _SharedMaps(head, built_in, i_logits, near_boundary)
+    p_loss, i_loss, boundary_loss, near_boundary_loss = head.loss_decode
+    shares_maps = _ignore_index(near_boundary_loss, None) == head.ignore_index
+    near = i if shares_maps else _SharedMaps(head, built_in, i_logits, near_boundary)
     return dict(
-        loss_sem_p=p.value(of_p, ignore_index=head.ignore_index),
-        loss_sem_i=i.value(of_i),
-        loss_bd=of_boundary(d_logits, boundary),
-        loss_sem_bd=near.value(of_near_boundary, near_boundary),
+        loss_sem_p=p.value(p_loss, ignore_index=head.ignore_index),
+        loss_sem_i=i.value(i_loss),
+        loss_bd=boundary_loss(d_logits, boundary),
+        loss_sem_bd=near.value(near_boundary_loss, near_boundary),
         acc_seg=i.accuracy(),
     )
 
 
-def of_ddr_head(head: BaseDecodeHead, built_in: bool, seg_logits: tuple, batch_data_samples: list) -> dict[str, Tensor]:
-    """As ``DDRHead.loss_by_feat``: context and spatial branch."""
+def ddr_loss_by_feat(
+    head: BaseDecodeHead, built_in: bool, seg_logits: tuple, batch_data_samples: list
+) -> dict[str, Tensor]:
+    """Compute the terms of ``DDRHead.loss_by_feat``: context and spatial branch."""
     label = head._stack_batch_gt(batch_data_samples).squeeze(1)
     context, spatial = (_SharedMaps(head, built_in, logits, label) for logits in seg_logits)
-    of_context, of_spatial = head.loss_decode
+    context_loss, spatial_loss = head.loss_decode
     return dict(
-        loss_context=context.value(of_context), loss_spatial=spatial.value(of_spatial), acc_seg=context.accuracy()
+        loss_context=context.value(context_loss),
+        loss_spatial=spatial.value(spatial_loss),
+        acc_seg=context.accuracy(),
     )
 
 
 def pixel_losses(head: BaseDecodeHead) -> list[nn.Module]:
-    """Return the losses on logits of classes: all of a head but the boundary loss of PIDNet."""
-    losses = list(head.loss_decode) if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
-    return [loss for i, loss in enumerate(losses) if not (isinstance(head, PIDHead) and i == 2)]
+    """Return the losses of a head on class logits: all but the boundary loss of PIDNet."""
+    return [loss for i, loss in enumerate(losses_of(head)) if not (isinstance(head, PIDHead) and i == 2)]
 
 
 def needs_full_size(loss: nn.Module, channels: int, built_in: bool) -> str:
-    """Explain why a loss cannot be computed from the maps; empty where it can."""
+    """Explain why a loss cannot be computed from the maps; empty if it can."""
     if not isinstance(loss, WeightedCrossEntropyLoss):
         return needs_full_size_built_in(loss, channels, built_in)
     if type(loss).forward is not _FORWARD:
-        return f'a {type(loss).__name__}, which computes the loss in a way of its own'
+        return f'a {type(loss).__name__}, which overrides forward'
     if channels == 1 and not loss.use_sigmoid:
-        return f'a {type(loss).__name__} without use_sigmoid=True, and one channel is no softmax'
+        return f'a {type(loss).__name__} without use_sigmoid=True, and a softmax needs two channels'
     if channels > 1 and loss.use_sigmoid and loss.reduction == 'none':
-        return f"a {type(loss).__name__} with use_sigmoid=True and reduction='none', which is of full size itself"
+        return f"a {type(loss).__name__} with use_sigmoid=True and reduction='none', whose value has full size itself"
     return ''
 
 
 class _SharedMaps:
-    """Logits (N, C, h, w) as a head made them, their labels (N, H, W), and the maps that its losses share."""
+    """Low-resolution logits (N, C, h, w) of a head, labels (N, H, W), and the maps that the losses share."""
 
     def __init__(self, head: BaseDecodeHead, built_in: bool, logits: Tensor, label: Tensor) -> None:
         check_logits_and_target(logits, label)
@@ -119,16 +125,18 @@ class _SharedMaps:
         return resize(self.logits, self.label.shape[1:], mode='bilinear', align_corners=self.head.align_corners)
 
     @cached_property
-    def _smoothed(self) -> WeightedCrossEntropyLoss | None:
-        """The loss whose smoothing the first sweep computes along with the rest."""
-        ours = (loss for loss in pixel_losses(self.head) if isinstance(loss, WeightedCrossEntropyLoss))
-        return next((loss for loss in ours if loss.label_smoothing > 0), None)
+    def _smoothing_loss(self) -> WeightedCrossEntropyLoss | None:
+        """First loss with label smoothing, or None; its smoothing map is computed in the first sweep."""
+        weighted = (loss for loss in pixel_losses(self.head) if isinstance(loss, WeightedCrossEntropyLoss))
+        return next((loss for loss in weighted if loss.label_smoothing > 0), None)
 
     def softmax_maps(
         self, ignore_index: int, loss: nn.Module | None = None, class_weight: Tensor | None = None
     ) -> PixelMaps:
-        """Return the maps for a loss; the first loss that asks sweeps for all that can share them."""
-        source = loss if isinstance(loss, WeightedCrossEntropyLoss) and loss.label_smoothing > 0 else self._smoothed
+        """Return the maps for a loss; computed once for all losses that can share them."""
+        source = (
+            loss if isinstance(loss, WeightedCrossEntropyLoss) and loss.label_smoothing > 0 else self._smoothing_loss
+        )
         key = ignore_index, id(source)
         if key not in self._softmax:
             smoothing = None
@@ -145,7 +153,7 @@ class _SharedMaps:
         return self._softmax[key]
 
     def sigmoid_maps(self, ignore_index: int) -> SigmoidMaps:
-        """Return the maps of sigmoids; a single channel is correct at the threshold of the head."""
+        """Return the maps for sigmoids; one channel is compared with the threshold of the head."""
         if ignore_index not in self._sigmoid:
             threshold = self.head.threshold if self.channels == 1 else None
             self._sigmoid[ignore_index] = sweep_sigmoid(
@@ -154,7 +162,7 @@ class _SharedMaps:
         return self._sigmoid[ignore_index]
 
     def prepare(self, loss: nn.Module, ignore_index: int) -> None:
-        """Make what a loss needs while gradients are still recorded."""
+        """Compute the inputs of a loss while gradients are recorded."""
         if needs_full_size(loss, self.channels, self.built_in):
             _ = self.full_size
         elif getattr(loss, 'use_sigmoid', False):
@@ -162,15 +170,15 @@ class _SharedMaps:
         else:
             self.softmax_maps(ignore_index, loss, _class_weight(loss, self.logits.device))
 
-    def value(self, loss: nn.Module, fewer: Tensor | None = None, **options: Any) -> Tensor:
+    def value(self, loss: nn.Module, label_override: Tensor | None = None, **options: Any) -> Tensor:
         """Compute a loss as the head would call it.
 
         Args:
-            loss: of the head.
-            fewer: labels (N, H, W) instead of those of the batch, in which more pixels are ignored; or None.
+            loss: a loss of the head.
+            label_override: (N, H, W), replaces the labels of the batch; may only ignore more pixels. None by default.
             options: ``weight``, ``ignore_index`` and ``reduction_override``, as the head passes them.
         """
-        label = self.label if fewer is None else fewer.long()
+        label = self.label if label_override is None else label_override.long()
         if needs_full_size(loss, self.channels, self.built_in):
             return loss(self.full_size, label, **options)
         weight, override = options.get('weight'), options.get('reduction_override')
@@ -186,21 +194,20 @@ class _SharedMaps:
         return loss.reduce(batch, reduction, weight, normalizer=normalizer)
 
     def _fill_maps(self, batch: SoftmaxBatch | SigmoidBatch, loss: nn.Module) -> None:
-        """Give a batch the shared maps, with 0 where only its own labels ignore a pixel."""
+        """Set the maps of a batch to the shared ones, with 0 where only the labels of the batch ignore a pixel."""
         if isinstance(batch, SigmoidBatch):
             maps = PixelMaps(*self.sigmoid_maps(batch.ignore_index))
         else:
             maps = self.softmax_maps(batch.ignore_index, loss, batch.class_weight)
         if batch.target is not self.label:
-            same = batch.target == self.label
-            maps = PixelMaps(torch.where(same, maps[0], 0), torch.where(same, maps[1], 0), maps[2])
+            is_same = batch.target == self.label
+            maps = PixelMaps(torch.where(is_same, maps[0], 0), torch.where(is_same, maps[1], 0), maps[2])
         batch.maps = maps if isinstance(batch, SoftmaxBatch) else maps[:3]
 
     def accuracy(self) -> Tensor:
-        """Return mmseg's ``accuracy``, (1,), in percent; without waiting for the device.
+        """Return mmseg's ``accuracy``, (1,), in percent, without waiting for the device.
 
-        For a single channel it is the share of pixels that are right at the head's threshold: mmseg's is the share of
-        label 0.
+        For one channel it is the share of correct pixels at the head's threshold; mmseg's is the share of label 0.
         """
         ignore_index = self.head.ignore_index
         if self.channels == 1 or (self._sigmoid and not self._softmax):
@@ -220,7 +227,7 @@ def _class_weight(loss: nn.Module, device: torch.device) -> Tensor | None:
 
 
 def _ignore_index(loss: nn.Module, from_head: int | None, channels: int = 0) -> int:
-    """Return the label that a loss ignores, which some heads leave to the loss."""
+    """Return the label that a loss ignores; ``from_head`` is None for heads that leave it to the loss."""
     if isinstance(loss, WeightedCrossEntropyLoss):
         return loss.resolve_ignore_index(from_head, channels)
     if isinstance(loss, OhemCrossEntropy):
@@ -229,19 +236,19 @@ def _ignore_index(loss: nn.Module, from_head: int | None, channels: int = 0) -> 
 
 
 def _hard_pixels(head: BaseDecodeHead, fused: _SharedMaps, losses: list[nn.Module]) -> Tensor:
-    """What mmseg's ``OHEMPixelSampler.sample`` gives, (N, H, W), from maps instead of full-size logits."""
+    """Return the pixel weights of mmseg's ``OHEMPixelSampler.sample``, (N, H, W), from maps."""
     sampler, label = head.sampler, fused.label
-    if type(sampler) is not OHEMPixelSampler:  # somebody has put another one in its place
+    if type(sampler) is not OHEMPixelSampler:  # replaced after the head was fused
         return sampler.sample(fused.full_size, label.unsqueeze(1))
     valid = label != head.ignore_index
-    kept = sampler.min_kept * label.shape[0]
+    min_kept = sampler.min_kept * label.shape[0]
     if sampler.thresh is not None:
         nll = fused.softmax_maps(head.ignore_index).nll
-        return is_hard(nll, valid, kept, sampler.thresh).to(nll.dtype)
+        return is_hard(nll, valid, min_kept, sampler.thresh).to(nll.dtype)
     zeros = fused.logits.new_zeros(label.shape, dtype=torch.promote_types(fused.logits.dtype, torch.float32))
     options = dict(weight=None, ignore_index=head.ignore_index, reduction_override='none')
-    of_losses = sum((fused.value(loss, **options) for loss in losses), zeros)
-    ranked = of_losses[valid].sort(descending=True)[1]
-    of_valid = torch.zeros(ranked.shape, dtype=zeros.dtype, device=zeros.device)
-    of_valid[ranked[:kept]] = 1
-    return zeros.masked_scatter(valid, of_valid)
+    total_loss = sum((fused.value(loss, **options) for loss in losses), zeros)
+    order = total_loss[valid].sort(descending=True)[1]
+    valid_weight = torch.zeros(order.shape, dtype=zeros.dtype, device=zeros.device)
+    valid_weight[order[:min_kept]] = 1
+    return zeros.masked_scatter(valid, valid_weight)

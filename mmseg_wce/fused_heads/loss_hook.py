@@ -1,8 +1,8 @@
-"""Decode heads that compute resize, loss and accuracy in one sweep and never build full-size logits."""
+"""Fuse resize, loss and accuracy of decode heads, without full-size logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,22 +13,22 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import HOOKS
 from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce.fused_heads import head_losses
-from mmseg_wce.hooks.models import unwrapped
+from mmseg_wce.model_walk import heads_of, unwrap_model
 from mmseg_wce.samplers import check_built_sampler
 from torch import Tensor, nn
 
 __all__ = ['FusedLossHook', 'fuse_decode_heads']
 
 _FUSED: dict[Any, Callable[..., dict[str, Tensor]]] = {
-    BaseDecodeHead.loss_by_feat: head_losses.standard,
-    PIDHead.loss_by_feat: head_losses.of_pid_head,
-    DDRHead.loss_by_feat: head_losses.of_ddr_head,
+    BaseDecodeHead.loss_by_feat: head_losses.base_loss_by_feat,
+    PIDHead.loss_by_feat: head_losses.pid_loss_by_feat,
+    DDRHead.loss_by_feat: head_losses.ddr_loss_by_feat,
 }
 
 
 @HOOKS.register_module()
 class FusedLossHook(Hook):
-    """Fuses the decode and auxiliary heads of the model before a run, and logs which it left alone and why.
+    """Hook that fuses the decode and auxiliary heads of the model before a run; logs which it left alone and why.
 
     ``custom_hooks = [dict(type='FusedLossHook')]``
 
@@ -36,7 +36,7 @@ class FusedLossHook(Hook):
         built_in: fuse mmseg's ``CrossEntropyLoss`` and ``OhemCrossEntropy`` as well, with their own normalisation.
 
     Raises:
-        ValueError: before a run, a head has a pixel sampler that cannot work with its losses.
+        ValueError: before a run, a head has a pixel sampler that fails with its losses.
 
     Example:
         >>> import mmseg_wce
@@ -49,22 +49,22 @@ class FusedLossHook(Hook):
         self.built_in = built_in
 
     def before_run(self, runner: Runner) -> None:
-        for line in fuse_decode_heads(unwrapped(runner), self.built_in):
+        for line in fuse_decode_heads(unwrap_model(runner), self.built_in):
             runner.logger.info(f'FusedLossHook: {line}')
 
 
 def fuse_decode_heads(model: nn.Module, built_in: bool = False) -> list[str]:
-    """Let every head that computes its loss in a way known here compute it from low-resolution logits.
+    """Make heads compute their loss from low-resolution logits, if their ``loss_by_feat`` is supported.
 
     Args:
-        model: an mmseg segmentor, with ``decode_head`` and perhaps ``auxiliary_head``, each a head or a list of heads.
+        model: mmseg segmentor with ``decode_head`` and optionally ``auxiliary_head``, each a head or a list of heads.
         built_in: fuse mmseg's ``CrossEntropyLoss`` and ``OhemCrossEntropy`` as well, with their own normalisation.
 
     Returns:
-        A line for each head that says what was fused in it, or why it was left alone.
+        A line for each head: what was fused, or why it was left alone.
 
     Raises:
-        ValueError: a head has a pixel sampler that cannot work with its losses.
+        ValueError: a head has a pixel sampler that fails with its losses.
 
     Example:
         >>> import torch
@@ -79,41 +79,32 @@ def fuse_decode_heads(model: nn.Module, built_in: bool = False) -> list[str]:
         decode_head (FCNHead): fused
         auxiliary_head (FCNHead): left alone: loss_ce is a softmax CrossEntropyLoss, which built_in=True would fuse
     """
-    heads = list(_heads(model))
+    heads = list(heads_of(model))
     for name, head in heads:
         if conflict := check_built_sampler(head):
             raise ValueError(f'{name}: {conflict}')
     return [f'{name} ({type(head).__name__}): {_fuse(head, built_in)}' for name, head in heads]
 
 
-def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name in ('decode_head', 'auxiliary_head'):
-        heads = getattr(model, name, None)
-        if isinstance(heads, nn.ModuleList):
-            yield from ((f'{name}[{i}]', head) for i, head in enumerate(heads))
-        elif heads is not None:
-            yield name, heads
-
-
 def _fuse(head: Any, built_in: bool) -> str:
     if _is_fused(head):
         del head.loss_by_feat
-    own = getattr(type(head), 'loss_by_feat', None)
-    method = _FUSED.get(own)
+    class_method = getattr(type(head), 'loss_by_feat', None)
+    method = _FUSED.get(class_method)
     if method is None or 'loss_by_feat' in vars(head):
-        owner = own.__qualname__ if own and method is None else 'replaced'
-        return f'left alone: it computes its loss in a way of its own ({owner})'
-    if method is head_losses.standard and type(head.sampler) not in (OHEMPixelSampler, type(None)):
+        owner = class_method.__qualname__ if class_method and method is None else 'replaced'
+        return f'left alone: it overrides loss_by_feat ({owner})'
+    if method is head_losses.base_loss_by_feat and type(head.sampler) not in (OHEMPixelSampler, type(None)):
         return f'left alone: its sampler {type(head.sampler).__name__} needs full-size logits'
     losses, channels = head_losses.pixel_losses(head), head.out_channels
-    others = [(loss, reason) for loss in losses if (reason := head_losses.needs_full_size(loss, channels, built_in))]
-    if len(others) == len(losses):
-        return 'left alone: ' + '; '.join(f'{loss.loss_name} is {reason}' for loss, reason in others)
+    unfused = [(loss, reason) for loss in losses if (reason := head_losses.needs_full_size(loss, channels, built_in))]
+    if len(unfused) == len(losses):
+        return 'left alone: ' + '; '.join(f'{loss.loss_name} is {reason}' for loss, reason in unfused)
     head.loss_by_feat = partial(method, head, built_in)
-    names = ', '.join(f'{loss.loss_name} ({reason})' for loss, reason in others)
+    names = ', '.join(f'{loss.loss_name} ({reason})' for loss, reason in unfused)
     return f'fused; full-size logits are still built for {names}' if names else 'fused'
 
 
 def _is_fused(head: nn.Module) -> bool:
-    own = vars(head).get('loss_by_feat')
-    return isinstance(own, partial) and own.func in _FUSED.values()
+    method = vars(head).get('loss_by_feat')
+    return isinstance(method, partial) and method.func in _FUSED.values()

@@ -1,7 +1,6 @@
-"""Methods of mmseg's segmentors and heads that predict, from low-resolution logits and a few channels at a time.
+"""Replacements for mmseg's prediction methods that work on low-resolution logits, a few channels at a time.
 
-The functions take the place of methods of one model. They do what the method does where anybody but :func:`predict`
-calls them.
+Each function replaces a method of one model. Called from anywhere but :func:`predict`, it does what that method does.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads.deferred_logits import DeferredLogits, SlidingWindows
-from mmseg_wce.hooks.models import main_head
+from mmseg_wce.model_walk import main_head
 from mmseg_wce.upsampling import RunningArgmax
 from mmseg_wce.validation_loss import SUMS, LossTerm, RunningSums
 from torch import Tensor
@@ -24,7 +23,7 @@ __all__ = ['predict', 'predict_by_feat', 'slide_inference']
 
 
 class _ImageMetas(list):
-    """Information on the images of a batch, as mmseg hands it down, which asks for logits as the head makes them."""
+    """Image metas of a batch, as mmseg passes them; this type asks for low-resolution logits."""
 
 
 def predict(
@@ -38,14 +37,14 @@ def predict(
     """Predict as ``EncoderDecoder.predict``.
 
     Args:
-        model: an ``EncoderDecoder`` whose head has :func:`predict_by_feat` and which has :func:`slide_inference`.
+        model: ``EncoderDecoder`` with :func:`slide_inference`, whose head has :func:`predict_by_feat`.
         inputs: images, (N, 3, H, W).
-        data_samples: one for each image, with its size before it was resized, padded and flipped.
-        keep_logits: build full-size logits beside the prediction, and keep them in the samples.
-        terms: losses to add up for the images whose samples have labels.
+        data_samples: one per image, with its size before resizing, padding and flipping.
+        keep_logits: also build full-size logits, and keep them in the samples.
+        terms: losses to sum over the images whose samples have labels.
 
     Returns:
-        The samples, or new ones, with ``pred_sem_seg``.
+        ``data_samples``, or new samples without them, with ``pred_sem_seg``.
     """
     if data_samples is None:
         shape = inputs.shape[2:]
@@ -54,32 +53,32 @@ def predict(
     else:
         samples, metas = data_samples, [sample.metainfo for sample in data_samples]
     logits = model.inference(inputs, _ImageMetas(metas))
-    if isinstance(logits, Tensor):  # of another head than the one that was fused
+    if isinstance(logits, Tensor):  # the fused head has been replaced
         return model.postprocess_result(logits, data_samples)
     with torch.set_grad_enabled(torch.is_grad_enabled() and keep_logits):
         images = [
-            _Image(sample, None if data_samples is None else meta, logits, model, keep_logits, terms)
+            _ImagePrediction(sample, None if data_samples is None else meta, logits, model, keep_logits, terms)
             for sample, meta in zip(samples, metas, strict=True)
         ]
         for channels in logits.slices([image.size for image in images]):
-            of_batch = logits.read(channels)
+            batch = logits.read(channels)
             for i, image in enumerate(images):
-                image.update(of_batch[i : i + 1], channels.start)
+                image.update(batch[i : i + 1], channels.start)
         for image in images:
             image.finish()
     return samples
 
 
 def predict_by_feat(head: Any, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor | DeferredLogits:
-    """Resize logits as ``BaseDecodeHead.predict_by_feat``; for :func:`predict`, leave it for later.
+    """Resize logits as ``BaseDecodeHead.predict_by_feat``; when called by :func:`predict`, defer the resize.
 
     Args:
-        head: a decode head.
+        head: decode head.
         seg_logits: (N, C, h, w).
-        batch_img_metas: information on the images.
+        batch_img_metas: metas of the images.
 
     Returns:
-        (N, C, H, W), or for :func:`predict` what can be read of them.
+        (N, C, H, W), or when called by :func:`predict` the deferred logits.
     """
     if not isinstance(batch_img_metas, _ImageMetas):
         return type(head).predict_by_feat(head, seg_logits, batch_img_metas)
@@ -90,15 +89,15 @@ def predict_by_feat(head: Any, seg_logits: Tensor, batch_img_metas: list[dict]) 
 
 
 def slide_inference(model: Any, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor | SlidingWindows:
-    """Average overlapping windows as ``EncoderDecoder.slide_inference``; for :func:`predict`, leave it for later.
+    """Average overlapping windows as ``EncoderDecoder.slide_inference``; when called by :func:`predict`, defer it.
 
     Args:
-        model: an ``EncoderDecoder``.
+        model: ``EncoderDecoder``.
         inputs: images, (N, 3, H, W).
-        batch_img_metas: information on the images.
+        batch_img_metas: metas of the images.
 
     Returns:
-        (N, C, H, W), or for :func:`predict` what can be read of them.
+        (N, C, H, W), or when called by :func:`predict` the windows.
 
     Raises:
         AssertionError: the windows leave pixels out.
@@ -116,7 +115,7 @@ def slide_inference(model: Any, inputs: Tensor, batch_img_metas: list[dict]) -> 
     if (windows.count == 0).any():
         raise AssertionError(
             f'test_cfg: windows of crop_size={(crop_height, crop_width)} at stride={(stride_y, stride_x)} leave pixels '
-            'out: no stride may exceed its side of the window'
+            'out: set a stride that is at most crop_size'
         )
     return windows
 
@@ -126,23 +125,22 @@ def _window_starts(length: int, crop: int, stride: int) -> list[int]:
     return [max(min(i * stride + crop, length) - crop, 0) for i in range(number)]
 
 
-class _WithoutLogits(SegDataSample):
-    """A sample that says where its logits are."""
+class _SampleWithoutLogits(SegDataSample):
+    """A sample whose ``seg_logits`` raise an error that says how to keep them."""
 
     def _get_logits(self) -> PixelData:
         if '_seg_logits' not in self:
             raise AttributeError(
                 "predicted without full-size logits, so there are no seg_logits: dict(type='FusedPredictHook', "
-                'keep_logits=True) in a config, '
-                'or fuse_predict(model, keep_logits=True), keeps them'
+                'keep_logits=True) in a config, or fuse_predict(model, keep_logits=True), keeps them'
             )
         return self._seg_logits
 
     seg_logits = SegDataSample.seg_logits.getter(_get_logits)
 
 
-class _Image:
-    """One image of a batch, from its logits at the size that was tested to its prediction."""
+class _ImagePrediction:
+    """Running prediction of one image, from its logits at the tested size."""
 
     def __init__(
         self,
@@ -163,8 +161,8 @@ class _Image:
         self._losses = RunningSums(terms, sample, self.size, self._num_channels) if terms else None
 
     def update(self, channels: Tensor, first: int) -> None:
-        """Take further channels, (1, number of channels, H, W), of the size that was tested."""
-        channels = self._at_original_size(channels)
+        """Add channels, (1, number of channels, H, W), of which the first has index ``first``, at the tested size."""
+        channels = self._resize_to_original(channels)
         if self._num_channels == 1:
             self._logits = channels[0]
         else:
@@ -176,8 +174,8 @@ class _Image:
         if self._losses is not None:
             self._losses.update(channels.detach(), first)
 
-    def _at_original_size(self, channels: Tensor) -> Tensor:
-        """Remove the padding, undo a flip and resize to the size of the photo."""
+    def _resize_to_original(self, channels: Tensor) -> Tensor:
+        """Remove the padding, undo a flip and resize to the size of the original image."""
         if self._meta is None:
             return channels
         left, right, top, bottom = self._meta.get('img_padding_size', self._meta.get('padding_size', [0] * 4))
@@ -187,13 +185,13 @@ class _Image:
             direction = self._meta.get('flip_direction')
             if direction not in ('horizontal', 'vertical'):
                 raise AssertionError(
-                    f'flip_direction={direction!r} of an image: mmseg undoes horizontal and vertical ones'
+                    f'flip_direction={direction!r} of an image: mmseg can only undo horizontal and vertical'
                 )
             channels = channels.flip(dims=(3 if direction == 'horizontal' else 2,))
         return F.interpolate(channels, size=self.size, mode='bilinear', align_corners=self._align_corners)
 
     def finish(self) -> None:
-        """Write what was found into the sample."""
+        """Write the prediction, the loss sums and, if asked for, the logits into the sample."""
         if self._num_channels == 1:
             assert self._logits is not None
             self._logits = self._logits.sigmoid()
@@ -201,13 +199,13 @@ class _Image:
         else:
             prediction = self._argmax.index
         self._sample.set_data(dict(pred_sem_seg=PixelData(data=prediction)))
-        self._sample.pop(SUMS, None)  # of an earlier prediction
+        self._sample.pop(SUMS, None)  # left by an earlier prediction
         if self._losses is not None:
             self._losses.finish()
         if self._keep_logits:
             self._sample.set_data(dict(seg_logits=PixelData(data=self._logits)))
             return
-        if 'seg_logits' in self._sample:  # of an earlier prediction
+        if 'seg_logits' in self._sample:  # left by an earlier prediction
             del self._sample.seg_logits
         if type(self._sample) is SegDataSample:
-            object.__setattr__(self._sample, '__class__', _WithoutLogits)
+            object.__setattr__(self._sample, '__class__', _SampleWithoutLogits)

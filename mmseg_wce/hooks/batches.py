@@ -1,21 +1,21 @@
-"""What hooks look at of a batch."""
+"""Paths of the samples of a batch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ['paths']
+__all__ = ['sample_paths']
 
 
-def paths(data_batch: Any, kind: str) -> list[str | None]:
-    """Path of every sample of a batch, as ``PackSegInputs`` keeps it; None where it does not.
+def sample_paths(data_batch: Any, kind: str) -> list[str | None]:
+    """Return the path of every sample of a batch, None where ``PackSegInputs`` does not keep it.
 
     Args:
-        data_batch: what the data loader gave.
+        data_batch: a batch of the data loader.
         kind: ``img_path`` or ``seg_map_path``.
 
     Returns:
-        N paths; none where the batch is no dict of data samples.
+        N paths; an empty list if the batch is not a dict with data samples.
     """
     samples = data_batch.get('data_samples', ()) if isinstance(data_batch, dict) else ()
     return [getattr(sample, kind, None) for sample in samples]

@@ -1,4 +1,4 @@
-"""What a training's loss is made of, class by class, while it runs; and an end to it when it is not finite."""
+"""Log the per-class composition of the loss, and stop a training whose loss or parameters are not finite."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mmengine.dataset import RepeatDataset
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
-from mmseg_wce.hooks.batches import paths
+from mmseg_wce.hooks.batches import sample_paths
 from mmseg_wce.hooks.class_report import ClassReport
 from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
-from mmseg_wce.hooks.models import main_head, unwrapped
-from mmseg_wce.hooks.nan_guard import FiniteWatch, explain, finite_flags
+from mmseg_wce.hooks.nan_guard import LossHistory, explain, finite_flags
 from mmseg_wce.losses import WeightedCrossEntropyLoss
-from torch import Tensor, nn
+from mmseg_wce.model_walk import losses_of, main_head, unwrap_model
+from torch import Tensor
 
 __all__ = ['LossMonitorHook']
 
@@ -27,19 +27,19 @@ _DEFAULT_INTERVAL = 50
 
 @HOOKS.register_module()
 class LossMonitorHook(Hook):
-    """Logs what the loss is made of, class by class, and stops a training whose loss or parameters are not finite.
+    """Hook that logs the per-class composition of the loss and stops a training with non-finite loss or parameters.
 
     ``custom_hooks = [dict(type='LossMonitorHook')]``
 
-    Watches the first ``WeightedCrossEntropyLoss`` of the model's ``decode_head`` (of a cascade, the last). Sums are
-    kept on the device and read at logging points only, where the ranks add them up once. ``docs/monitoring.md`` says
-    what is logged and what the warnings mean. A head with one channel has two classes, which its threshold divides.
+    Monitors the first ``WeightedCrossEntropyLoss`` of the model's ``decode_head`` (the last one of a cascade). Sums
+    stay on the device and are read, and added over the ranks, only when they are logged. ``docs/monitoring.md``
+    explains the logged values and the warnings. A head with one channel has two classes, separated by its threshold.
 
     Args:
-        interval: iterations from one logging point to the next; by default the LoggerHook's.
+        interval: iterations between two log entries; by default the LoggerHook's interval.
 
     Raises:
-        ValueError: an interval below 1; or, when a training begins, a CheckpointHook that would act before this hook.
+        ValueError: the interval is below 1; or, when training starts, a CheckpointHook would run before this hook.
         FloatingPointError: in training, on every rank, before a checkpoint is written: a loss or a parameter is not
             finite.
 
@@ -50,42 +50,43 @@ class LossMonitorHook(Hook):
         100
     """
 
-    # after the LoggerHook, whose line comes first, and before a CheckpointHook removes the last good checkpoint
+    # after the LoggerHook, and before a CheckpointHook replaces the last good checkpoint
     priority = 'LOW'
 
     def __init__(self, interval: int | None = None) -> None:
         if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
             raise ValueError(f'LossMonitorHook: interval must be a positive number of iterations, got {interval!r}')
         self.interval = interval
-        self._watch: FiniteWatch | None = None  # until a training begins
+        self._history: LossHistory | None = None  # only during training
         self._loss: WeightedCrossEntropyLoss | None = None
 
     def before_train(self, runner: Runner) -> None:
         self._check_order(runner)
-        self._model = unwrapped(runner)
+        self._model = unwrap_model(runner)
         self._device = next(self._model.parameters()).device
-        self._every = self.interval or next(
+        self._interval = self.interval or next(
             (hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), _DEFAULT_INTERVAL
         )
-        self._watch = FiniteWatch()
+        self._history = LossHistory()
         self._new_samples = self._samples = 0
-        self._last_log = runner.iter
+        self._last_log_step = runner.iter
         self._observe(runner)
 
     def _check_order(self, runner: Runner) -> None:
         before = runner.hooks[: runner.hooks.index(self)]
         if any(isinstance(hook, CheckpointHook) for hook in before):
             raise ValueError(
-                'LossMonitorHook: a CheckpointHook acts before this hook, so that it could write a bad checkpoint over '
-                "a good one: leave priority out of both, or give this hook priority='LOW'"
+                'LossMonitorHook: a CheckpointHook acts before this hook, so it could replace a good checkpoint by a '
+                "bad one: leave priority out of both, or give this hook priority='LOW'"
             )
 
     def _observe(self, runner: Runner) -> None:
-        head, self._loss = _watched(self._model)
+        head = main_head(self._model)
+        self._loss = next((loss for loss in losses_of(head) if isinstance(loss, WeightedCrossEntropyLoss)), None)
         if self._loss is None:
             runner.logger.info(
-                'LossMonitorHook: decode_head has no WeightedCrossEntropyLoss, so there are no figures of classes; '
-                'losses and parameters are watched for values that are not finite'
+                'LossMonitorHook: decode_head has no WeightedCrossEntropyLoss, so no per-class figures are logged; '
+                'losses and parameters are checked for non-finite values'
             )
             return
         num_classes = max(getattr(head, 'out_channels', 0), 2)
@@ -93,65 +94,65 @@ class LossMonitorHook(Hook):
             self._loss.threshold = head.threshold
         dataset = runner.train_dataloader.dataset
         names = _class_names(dataset, num_classes)
-        self._report = ClassReport(names, _size(dataset), weighted=self._loss.class_weight is not None)
+        self._report = ClassReport(names, _num_samples(dataset), weighted=self._loss.class_weight is not None)
         self._tally = ClassTally(num_classes, self._device)
         self._loss.observer = self._tally.add
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        images = [str(path or 'an image without a path') for path in paths(data_batch, 'img_path')]
+        images = [str(path or 'an image without a path') for path in sample_paths(data_batch, 'img_path')]
         self._new_samples += len(images)
-        assert self._watch is not None
-        self._watch.record(runner.iter + 1, (outputs or {}).get('loss'), images)
-        log = self.every_n_train_iters(runner, self._every)
-        saves = any(_saves_now(hook, runner) for hook in runner.hooks if isinstance(hook, CheckpointHook))
+        assert self._history is not None
+        self._history.record(runner.iter + 1, (outputs or {}).get('loss'), images)
+        log = self.every_n_train_iters(runner, self._interval)
+        saves = any(_will_save(hook, runner) for hook in runner.hooks if isinstance(hook, CheckpointHook))
         if log or saves:
-            self._point(runner, runner.iter + 1, log=log, parameters=saves)
+            self._check_and_log(runner, runner.iter + 1, log=log, parameters=saves)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self._point(runner, runner.iter, parameters=True)  # a checkpoint may follow, or the end
+        self._check_and_log(runner, runner.iter, parameters=True)  # a checkpoint or the end of training may follow
 
     def before_val(self, runner: Runner) -> None:
-        if self._watch is not None:
-            self._point(runner, runner.iter, parameters=True)  # a best checkpoint may follow
+        if self._history is not None:
+            self._check_and_log(runner, runner.iter, parameters=True)  # a best checkpoint may follow
 
     def after_train(self, runner: Runner) -> None:
-        if runner.iter > self._last_log:
-            self._point(runner, runner.iter, log=True)
+        if runner.iter > self._last_log_step:
+            self._check_and_log(runner, runner.iter, log=True)
         self._end()
 
     def _end(self) -> None:
-        self._watch = None
+        self._history = None
         if self._loss is not None:
             self._loss.observer = None
 
-    def _point(self, runner: Runner, step: int, *, log: bool = False, parameters: bool = False) -> None:
-        """Add up over the ranks, once; read, once; stop or go on. Every rank comes here at the same iterations."""
-        watch = self._watch
-        assert watch is not None
-        numbers = [self._verdict(watch, parameters)]
+    def _check_and_log(self, runner: Runner, step: int, *, log: bool = False, parameters: bool = False) -> None:
+        """Sum over the ranks in one all-reduce, read once, then stop or log. Every rank calls it at the same steps."""
+        history = self._history
+        assert history is not None
+        values = [self._count_non_finite(history, parameters)]
         if log and self._loss is not None:
             samples = torch.full((1,), self._new_samples, dtype=self._tally.sums.dtype, device=self._device)
-            numbers += [samples, self._tally.sums.flatten()]
-        summed = torch.cat([part.to(numbers[-1].dtype) for part in numbers])
+            values += [samples, self._tally.sums.flatten()]
+        summed = torch.cat([part.to(values[-1].dtype) for part in values])
         dist.all_reduce(summed)
-        bad_losses, bad_parameters, *rest = summed.tolist()
+        bad_losses, bad_parameters, *sums = summed.tolist()
         if bad_losses or bad_parameters:
-            self._stop(runner, watch)
-        watch.clear()
+            self._stop(runner, history)
+        history.clear()
         if log:
-            self._log(runner, step, rest)
+            self._log(runner, step, sums)
 
-    def _verdict(self, watch: FiniteWatch, parameters: bool) -> Tensor:
-        """(2,): losses that are not finite since the last check, and parameters that are not, where that is asked."""
-        bad_losses = watch.num_bad(self._device)
+    def _count_non_finite(self, history: LossHistory, parameters: bool) -> Tensor:
+        """Count non-finite losses since the last check and, if asked to, non-finite parameters, (2,)."""
+        bad_losses = history.num_bad(self._device)
         if not parameters:
             return torch.stack([bad_losses, torch.zeros_like(bad_losses)])
         return torch.stack([bad_losses, finite_flags(self._model.parameters()).logical_not().count_nonzero()])
 
-    def _stop(self, runner: Runner, watch: FiniteWatch) -> None:
-        findings = dist.all_gather_object(watch.findings(dist.get_rank(), self._model.named_parameters()))
+    def _stop(self, runner: Runner, history: LossHistory) -> None:
+        findings = dist.all_gather_object(history.findings(dist.get_rank(), self._model.named_parameters()))
         self._end()
         written = [hook.last_ckpt for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.last_ckpt]
         message = ['']
@@ -161,12 +162,12 @@ class LossMonitorHook(Hook):
         dist.broadcast_object_list(message)
         raise FloatingPointError(message[0])
 
-    def _log(self, runner: Runner, step: int, rest: list[float]) -> None:
-        self._last_log, self._new_samples = step, 0
+    def _log(self, runner: Runner, step: int, sums: list[float]) -> None:
+        self._last_log_step, self._new_samples = step, 0
         if self._loss is None:
             return
-        self._samples += round(rest[0])
-        figures = ClassFigures.of(torch.tensor(rest[1:], dtype=torch.float64).view(4, -1).numpy())
+        self._samples += round(sums[0])
+        figures = ClassFigures.from_sums(torch.tensor(sums[1:], dtype=torch.float64).view(4, -1).numpy())
         self._tally.clear()
         runner.visualizer.add_scalars(self._report.scalars(figures), step=step)
         runner.logger.info(f'LossMonitorHook: {self._report.line(figures)}')
@@ -174,46 +175,40 @@ class LossMonitorHook(Hook):
             runner.logger.warning(f'LossMonitorHook: {warning}')
 
 
-def _watched(model: nn.Module) -> tuple[Any, WeightedCrossEntropyLoss | None]:
-    """The head whose loss is watched, and the loss."""
-    head = main_head(model)
-    losses = getattr(head, 'loss_decode', None)
-    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
-    return head, next((loss for loss in losses if isinstance(loss, WeightedCrossEntropyLoss)), None)
-
-
 def _resumed_from(runner: Runner) -> str | None:
-    """Return the local checkpoint that the training went on from; None where it began anew."""
+    """Return the local checkpoint that the training was resumed from; None if it was not resumed."""
     path = runner._load_from if runner._resume else None
     return path if path and osp.exists(path) else None
 
 
 def _dumped_config(runner: Runner) -> str | None:
-    """Return the config file with all settings that mmengine has written into the work dir."""
+    """Return the config with all settings that mmengine wrote into the work dir; None if it does not exist."""
     name = osp.basename(runner.cfg.filename) if runner.cfg.filename else f'{runner.timestamp}.py'
     path = osp.join(runner.work_dir, name)
-    shorter = osp.relpath(path)
-    return None if not osp.exists(path) else path if shorter.startswith('..') else shorter
+    if not osp.exists(path):
+        return None
+    relative = osp.relpath(path)
+    return path if relative.startswith('..') else relative
 
 
 def _class_names(dataset: Any, num_classes: int) -> Sequence[str]:
-    """Names of the data set, where it has one for each class; of two, its only name is that of the foreground."""
+    """Return the data set's class names if there is one per class, else numbers; one name of two is the foreground."""
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     if num_classes == 2 and len(names) == 1:
         names = ('background', *names)
     return names if len(set(names)) == len(names) == num_classes else [str(i) for i in range(num_classes)]
 
 
-def _size(dataset: Sized) -> int:
-    """Samples that are different: some configs repeat a small data set by the ten thousands."""
+def _num_samples(dataset: Sized) -> int:
+    """Return the number of different samples; some configs repeat a small data set 10,000 times."""
     while isinstance(dataset, RepeatDataset):
         dataset = dataset.dataset
     return len(dataset)
 
 
-def _saves_now(hook: CheckpointHook, runner: Runner) -> bool:
-    """Whether a CheckpointHook writes after this iteration."""
+def _will_save(hook: CheckpointHook, runner: Runner) -> bool:
+    """Return True if a CheckpointHook writes a checkpoint after this iteration."""
     if hook.by_epoch:
         return False
-    last = hook.save_last and hook.is_last_train_iter(runner)
-    return last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+    saves_last = hook.save_last and hook.is_last_train_iter(runner)
+    return saves_last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin)

@@ -1,1 +1,1 @@
-"""Files from anybody: read without executing anything in them, and written so that no half file is ever seen."""
+"""Read untrusted files without executing code in them, and write files atomically."""

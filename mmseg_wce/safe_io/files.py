@@ -1,4 +1,4 @@
-"""Files that may come from strangers, as bytes."""
+"""Read untrusted files as bytes."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from pathlib import Path
 __all__ = ['read_file']
 
 
-def read_file(path: str, largest: int) -> bytes:
-    """Read a local file, or one of any storage that mmengine knows.
+def read_file(path: str, max_bytes: int) -> bytes:
+    """Read a local file, or a file of any storage that mmengine supports.
 
     Args:
-        path: of the file.
-        largest: how many bytes it may have.
+        path: path or URL of the file.
+        max_bytes: maximum size of the file.
 
     Returns:
-        All of it.
+        The content.
 
     Raises:
-        OSError, ImportError, KeyError, ValueError: there is no such file, it is none (a pipe would wait for ever), no
-            backend knows its scheme, or it is too large.
+        OSError, ImportError, KeyError, ValueError: the file does not exist, is not a regular file (reading a pipe would
+            block), has an unsupported scheme, or is too large.
     """
     if os.path.exists(path):
         if not os.path.isfile(path):
-            raise ValueError('it is no file')
-        _check_size(os.path.getsize(path), largest)
+            raise ValueError('it is not a regular file')
+        _check_size(os.path.getsize(path), max_bytes)
         return Path(path).read_bytes()
     from mmengine import fileio
 
     content = fileio.get(path)
-    _check_size(len(content), largest)
+    _check_size(len(content), max_bytes)
     return content
 
 
-def _check_size(size: int, largest: int) -> None:
-    if size > largest:
-        raise ValueError(f'it has {size:,} bytes, more than the {largest:,} that are read')
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ValueError(f'it has {size:,} bytes, more than the limit of {max_bytes:,}')

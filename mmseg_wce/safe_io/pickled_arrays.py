@@ -1,8 +1,8 @@
-"""NumPy arrays out of pickles that nobody vouches for: plain numbers only, in memory that NumPy owns.
+"""Load NumPy arrays from untrusted pickles: numbers only, in memory that NumPy allocates.
 
-``numpy.ndarray`` and ``numpy.dtype`` are no safe names for a restricted unpickler: together they lay an array of
-object pointers over bytes of the file. The stand-ins here rebuild exactly what NumPy writes for arrays and scalars of
-numbers, and refuse everything else.
+A restricted unpickler must not allow ``numpy.ndarray`` and ``numpy.dtype``: together they can create an array of object
+pointers from bytes of the file. The stand-ins here load exactly what NumPy writes for arrays and scalars of numbers,
+and raise an error for everything else.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ['SAFE_GLOBALS', 'STAND_INS', 'PlainArray', 'PlainDtype']
 
 
 class PlainDtype:
-    """``numpy.dtype`` as a pickle describes it, of numbers only.
+    """Stand-in for ``numpy.dtype`` in a pickle, for numbers only.
 
     Args:
-        code: kind and bytes of a number, such as 'f4'.
+        code: kind and size in bytes, such as 'f4'.
 
     Raises:
-        pickle.UnpicklingError: it is another one.
+        pickle.UnpicklingError: any other dtype.
     """
 
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch(r'[biuf]\d', code):
-            raise pickle.UnpicklingError(f'it holds an array of {code!r}; only integers, floats and bools are read')
+            raise pickle.UnpicklingError(f'it holds an array of {code!r}; only integers, floats and bools are allowed')
         self._code = code
         self._order: Literal['<', '>', '=', '|'] = '='
 
@@ -42,14 +42,14 @@ class PlainDtype:
 
 
 class PlainArray(np.ndarray):
-    """An array of numbers that only its own state can fill. Pickles again as the ``numpy.ndarray`` that it is."""
+    """An array of numbers that can only be filled by its pickled state. Pickles as a ``numpy.ndarray``."""
 
     def __new__(cls, *_: Any) -> PlainArray:
-        raise pickle.UnpicklingError('it makes an array over memory of its own choice')
+        raise pickle.UnpicklingError('it creates an array from memory that it chooses')
 
     def __setstate__(self, state: tuple) -> None:
         version, shape, dtype, fortran_order, content = state
-        super().__setstate__((version, shape, _checked(dtype), fortran_order, content))
+        super().__setstate__((version, shape, _numpy_dtype(dtype), fortran_order, content))
 
     def __reduce__(self) -> str | tuple:
         return self.view(np.ndarray).__reduce__()
@@ -58,7 +58,7 @@ class PlainArray(np.ndarray):
         return self.view(np.ndarray).__reduce_ex__(protocol)
 
 
-def _checked(dtype: PlainDtype) -> np.dtype:
+def _numpy_dtype(dtype: PlainDtype) -> np.dtype:
     if not isinstance(dtype, PlainDtype):
         raise pickle.UnpicklingError(f'it holds an array of {dtype!r}')
     return dtype.numpy
@@ -73,14 +73,14 @@ def _reconstruct(*_: Any) -> PlainArray:
 
 
 def _scalar(dtype: PlainDtype, content: bytes) -> np.generic:
-    return np.frombuffer(content, _checked(dtype), count=1)[0]
+    return np.frombuffer(content, _numpy_dtype(dtype), count=1)[0]
 
 
 def _frombuffer(content: bytes, dtype: PlainDtype, shape: tuple, order: Literal['C', 'F']) -> np.ndarray:
-    return np.frombuffer(content, _checked(dtype)).reshape(shape, order=order).copy(order)
+    return np.frombuffer(content, _numpy_dtype(dtype)).reshape(shape, order=order).copy(order)
 
 
-# by the names of NumPy 1 and 2
+# names in NumPy 1 and 2
 STAND_INS: dict[str, Callable] = {
     'numpy.dtype': PlainDtype,
     'numpy.ndarray': _ndarray,
@@ -95,5 +95,5 @@ STAND_INS: dict[str, Callable] = {
     },
 }
 
-# what torch.serialization.add_safe_globals takes
+# argument of torch.serialization.add_safe_globals
 SAFE_GLOBALS: list = [PlainArray, PlainDtype, *((stand_in, name) for name, stand_in in STAND_INS.items())]

@@ -1,1 +1,1 @@
-"""What ``tools/train.py`` and ``tools/test.py`` add to mmseg: checks before the start, intact checkpoints."""
+"""Additions of ``tools/train.py`` and ``tools/test.py`` to mmseg: checks before the start, intact checkpoints."""

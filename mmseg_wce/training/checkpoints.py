@@ -1,4 +1,4 @@
-"""What is left of a training that was killed: which checkpoints are whole, and where it can go on."""
+"""Find the newest intact checkpoint of a training."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import torch
 __all__ = ['Checkpoints', 'checkpoint_before', 'checkpoints_in', 'damage', 'is_whole_and_finite']
 
 
-_LONGEST_NOTE = 4096  # characters, as a path
+_MAX_PATH_LENGTH = 4096  # characters
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What a training has written.
+    """Checkpoints of a training.
 
     Attributes:
-        usable: the checkpoint to go on from: the one mmengine wrote down as the last or, where that is damaged, the one
-            before it; None where there is none.
-        damaged: what is newer than it and cannot be read, and why.
+        usable: the checkpoint to resume from: the one in mmengine's file ``last_checkpoint`` or, if that is damaged,
+            the one before it; None if there is none.
+        damaged: newer checkpoints that cannot be read, with the reasons.
     """
 
     usable: str | None
@@ -35,23 +35,23 @@ class Checkpoints:
 
 class _Checkpoint(NamedTuple):
     path: str
-    kind: int  # which of the names: of iterations and of epochs the numbers do not compare
+    kind: int  # index of the file name pattern; iterations and epochs cannot be compared
     step: int
-    written: float  # seconds since 1970
+    modified: float  # seconds since 1970
 
 
 def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0) -> Checkpoints:
-    """Look for the checkpoint of a local work dir that a training can go on from.
+    """Find the checkpoint in a local work dir from which a training can resume.
 
-    A killed training leaves its last checkpoint cut off, or mmengine's file ``last_checkpoint`` empty.
+    A killed training can leave its last checkpoint truncated, or mmengine's file ``last_checkpoint`` empty.
 
     Args:
-        work_dir: of the training; it may have been moved or copied.
-        hook: config of mmengine's CheckpointHook, whose ``out_dir`` and ``filename_tmpl`` say where and how it writes.
-        since: seconds since 1970. What was written before is of another training.
+        work_dir: work dir of the training; it may have been moved or copied.
+        hook: config of mmengine's CheckpointHook; ``out_dir`` and ``filename_tmpl`` are the folder and the file names.
+        since: seconds since 1970. Older files belong to another training.
 
     Returns:
-        Where to go on, and what is damaged.
+        The checkpoint to resume from, and damaged ones.
 
     Example:
         >>> import os, tempfile, torch
@@ -59,8 +59,8 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save(dict(meta={}), f'{folder}/iter_100.pth')
         ...     _ = open(f'{folder}/iter_200.pth', 'wb').write(b'cut off')
-        ...     found = checkpoints_in(folder)
-        >>> os.path.basename(found.usable), len(found.damaged)
+        ...     checkpoints = checkpoints_in(folder)
+        >>> os.path.basename(checkpoints.usable), len(checkpoints.damaged)
         ('iter_100.pth', 1)
     """
     hook, folders = hook or {}, [Path(work_dir)]
@@ -70,41 +70,42 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
     names = [osp.basename(template)] if template else ['iter_{}.pth', 'epoch_{}.pth']
     patterns = [re.compile(r' *(\d+)'.join(map(re.escape, re.split(r'\{.*?\}', name)))) for name in names]
 
-    noted = _noted(Path(work_dir))
-    if noted and '://' in noted:  # another storage: reading it is mmengine's business
-        return Checkpoints(None if since else noted, {})
+    last_path = _read_last_checkpoint(Path(work_dir))
+    if last_path and '://' in last_path:  # mmengine reads other storages
+        return Checkpoints(None if since else last_path, {})
     folders = [folder / osp.dirname(template or '') for folder in folders]
-    if noted:
-        noted = _where_it_is(noted, folders, patterns)
-        folders.append(Path(noted).parent)
-    found = [checkpoint for checkpoint in _listed(folders, patterns) if checkpoint.written >= since]
-    found.sort(key=lambda checkpoint: (checkpoint.written, checkpoint.step), reverse=True)
+    if last_path:
+        last_path = _locate(last_path, folders, patterns)
+        folders.append(Path(last_path).parent)
+    checkpoints = [x for x in _list_checkpoints(folders, patterns) if x.modified >= since]
+    checkpoints.sort(key=lambda x: (x.modified, x.step), reverse=True)
     newer: list[_Checkpoint] = []
-    if noted and (last := _checkpoint(noted, patterns)):
-        rest = [checkpoint for checkpoint in found if checkpoint.kind == last.kind and checkpoint.path != noted]
-        # one that was being written when the training was killed is not noted yet; others are of another training
-        newer = [checkpoint for checkpoint in rest if checkpoint[2:] > last[2:] and checkpoint.written > last.written]
-        found = sorted((x for x in rest if x.step < last.step), key=lambda x: (x.step, x.written), reverse=True)
-    candidates = [checkpoint.path for checkpoint in found]
-    if noted and _written(noted) >= since:
-        candidates.insert(0, noted)
-    damaged = {checkpoint.path: why for checkpoint in newer if (why := damage(checkpoint.path)) is not None}
+    if last_path and (last := _parse_checkpoint(last_path, patterns)):
+        others = [x for x in checkpoints if x.kind == last.kind and x.path != last_path]
+        # a newer one was being written when the training was killed; other higher steps are of another training
+        newer = [x for x in others if x[2:] > last[2:] and x.modified > last.modified]
+        checkpoints = [x for x in others if x.step < last.step]
+        checkpoints.sort(key=lambda x: (x.step, x.modified), reverse=True)
+    candidates = [x.path for x in checkpoints]
+    if last_path and _modification_time(last_path) >= since:
+        candidates.insert(0, last_path)
+    damaged = {x.path: reason for x in newer if (reason := damage(x.path)) is not None}
     for path in dict.fromkeys(candidates):
-        why = damage(path)
-        if why is None:
+        reason = damage(path)
+        if reason is None:
             return Checkpoints(path, damaged)
-        damaged[path] = why
+        damaged[path] = reason
     return Checkpoints(None, damaged)
 
 
 def checkpoint_before(path: str) -> str | None:
-    """Return the newest whole checkpoint before another one, in the same folder, whose weights are finite.
+    """Return the newest intact checkpoint with finite weights before another one, in the same folder.
 
     Args:
-        path: of a checkpoint named as mmengine names them, ``iter_100.pth`` or ``epoch_3.pth``.
+        path: path of a checkpoint named ``iter_100.pth`` or ``epoch_3.pth``, as mmengine does.
 
     Returns:
-        Its path; None where there is none.
+        The path; None if there is none.
 
     Example:
         >>> import os, tempfile, torch
@@ -126,10 +127,10 @@ def checkpoint_before(path: str) -> str | None:
 
 
 def is_whole_and_finite(path: str) -> bool:
-    """Return True for a checkpoint that can be read and whose weights are finite; of a sharded one they are not read.
+    """Return True if a checkpoint is intact and its weights are finite; weights of sharded checkpoints are not read.
 
     Args:
-        path: of a local file or folder.
+        path: path of a local file or folder.
 
     Example:
         >>> from mmseg_wce.training.checkpoints import is_whole_and_finite
@@ -145,79 +146,83 @@ def is_whole_and_finite(path: str) -> bool:
     return all(bool(weight.isfinite().all()) for weight in weights if isinstance(weight, torch.Tensor))
 
 
-def _noted(work_dir: Path) -> str | None:
-    """The checkpoint that mmengine wrote down; None where it wrote nothing of use."""
+def _read_last_checkpoint(work_dir: Path) -> str | None:
+    """Return the path in mmengine's file ``last_checkpoint``; None if the file is missing or unusable."""
     path = work_dir / 'last_checkpoint'
-    if not path.is_file():  # a pipe would wait for ever
+    if not path.is_file():  # reading a pipe would block
         return None
     try:
         with path.open(encoding='utf-8') as file:
-            noted = file.read(_LONGEST_NOTE).strip()
+            checkpoint = file.read(_MAX_PATH_LENGTH).strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return noted if noted.isprintable() and osp.basename(noted) else None  # a machine that lost power leaves zeros
+    # after a power failure the file may hold zero bytes
+    return checkpoint if checkpoint.isprintable() and osp.basename(checkpoint) else None
 
 
-def _where_it_is(noted: str, folders: list[Path], patterns: list[re.Pattern]) -> str:
-    """In the folder it was moved or copied to. A copy without it goes on from what it has, not from the original."""
-    here = [str(folder / osp.basename(noted)) for folder in folders]
-    if found := next(filter(osp.exists, here), None):
-        return found
-    return here[0] if not osp.dirname(noted) or any(_listed(folders, patterns)) else noted
+def _locate(path: str, folders: list[Path], patterns: list[re.Pattern]) -> str:
+    """Return the path of the last checkpoint in ``folders``, to which the work dir may have been moved or copied.
+
+    A work dir without it, but with other checkpoints, resumes from those and not from the original.
+    """
+    local_paths = [str(folder / osp.basename(path)) for folder in folders]
+    if existing := next(filter(osp.exists, local_paths), None):
+        return existing
+    return local_paths[0] if not osp.dirname(path) or any(_list_checkpoints(folders, patterns)) else path
 
 
-def _listed(folders: list[Path], patterns: list[re.Pattern]) -> Iterator[_Checkpoint]:
+def _list_checkpoints(folders: list[Path], patterns: list[re.Pattern]) -> Iterator[_Checkpoint]:
     for folder in dict.fromkeys(folders):
         for path in sorted(folder.glob('*')):
-            if (checkpoint := _checkpoint(str(path), patterns)) and checkpoint.written:
+            if (checkpoint := _parse_checkpoint(str(path), patterns)) and checkpoint.modified:
                 yield checkpoint
 
 
-def _checkpoint(path: str, patterns: list[re.Pattern]) -> _Checkpoint | None:
+def _parse_checkpoint(path: str, patterns: list[re.Pattern]) -> _Checkpoint | None:
     for kind, pattern in enumerate(patterns):
         if match := pattern.fullmatch(osp.basename(path)):
-            return _Checkpoint(path, kind, int(match[1]) if match.lastindex else 0, _written(path))
+            return _Checkpoint(path, kind, int(match[1]) if match.lastindex else 0, _modification_time(path))
     return None
 
 
-def _written(path: str) -> float:
+def _modification_time(path: str) -> float:
     try:
         return osp.getmtime(path)
-    except OSError:  # deleted in between, or a link to nowhere
+    except OSError:  # deleted meanwhile, or a broken link
         return 0
 
 
 def damage(path: str) -> str | None:
-    """Why a checkpoint file cannot be read; None where it is whole. Reads all of it.
+    """Return why a checkpoint file cannot be read, None if it is intact. Reads the whole file.
 
-    PyTorch itself does not compare the checksums that it writes: a flipped bit would be a wrong weight.
+    PyTorch does not verify the checksums that it writes; without this check a flipped bit would change a weight.
 
     Example:
         >>> from mmseg_wce.training.checkpoints import damage
         >>> damage('iter_100.pth')
         'it does not exist'
     """
-    if osp.isdir(path):  # sharded: by torch.distributed.checkpoint, or by DeepSpeed
-        whole = any(name == '.metadata' or name.endswith('.pt') for name in os.listdir(path))
-        return None if whole else 'it is a folder without a checkpoint'
+    if osp.isdir(path):  # sharded, by torch.distributed.checkpoint or DeepSpeed
+        is_checkpoint = any(name == '.metadata' or name.endswith('.pt') for name in os.listdir(path))
+        return None if is_checkpoint else 'it is a folder without a checkpoint'
     if not osp.isfile(path):
         return 'it does not exist'
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return _damage_of_archive(archive)
+                return _archive_damage(archive)
         torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # every format has errors of its own
-        words = str(error).splitlines()[0][:100] if str(error) else ''
-        return f'it is damaged, or no checkpoint ({os.stat(path).st_size:,} bytes; {type(error).__name__}: {words})'
+    except Exception as error:  # each format raises different errors
+        message = str(error).splitlines()[0][:100] if str(error) else ''
+        return f'it is damaged, or no checkpoint ({os.stat(path).st_size:,} bytes; {type(error).__name__}: {message})'
     return None
 
 
-def _damage_of_archive(archive: zipfile.ZipFile) -> str | None:
+def _archive_damage(archive: zipfile.ZipFile) -> str | None:
     parts = archive.infolist()
     if not any(osp.basename(part.filename) == 'data.pkl' for part in parts):
-        return 'it is a zip archive, but no checkpoint'
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):  # it could unpack to any size
+        return 'it is a zip archive, but not a checkpoint'
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):  # could decompress to any size
         return 'it is compressed, which torch.save does not do'
     bad = archive.testzip()
     return None if bad is None else f'its part {bad!r} does not have the checksum it was written with'

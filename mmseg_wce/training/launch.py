@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share: mmseg's command line, from arguments to a Runner."""
+"""Command line shared by ``tools/train.py`` and ``tools/test.py``, from arguments to a Runner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ['ConfigOptions', 'add_run_arguments', 'build_runner', 'config_from']
 
 
 class ConfigOptions(DictAction):
-    """mmengine's DictAction, with a usage error where a word is no ``key=value``."""
+    """DictAction of mmengine, with a usage error for a word that is not ``key=value``."""
 
     def __call__(
         self,
@@ -36,7 +36,7 @@ class ConfigOptions(DictAction):
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that mmseg's tools have in common."""
+    """Add the options that mmseg's tools share."""
     parser.add_argument('--work-dir', help='folder for logs and results [work_dirs/<config name>]')
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, help='settings that override the config: key=value ...'
@@ -46,7 +46,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(args: argparse.Namespace) -> Config:
-    """The config file that ``args.config`` names, with the common options merged into it and its files looked for.
+    """Load the config file ``args.config``, merge the shared options into it, and check its work dir and losses.
 
     Raises:
         PreflightError: a file is missing or cannot be used.
@@ -54,7 +54,7 @@ def config_from(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher
-    # as in mmseg: command line, else the config's own, else its file name
+    # precedence as in mmseg: command line, config, file name
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     elif config.get('work_dir') is None:
@@ -65,7 +65,7 @@ def config_from(args: argparse.Namespace) -> Config:
 
 
 def build_runner(config: Config) -> Runner:
-    """Build the Runner; under ``--launcher pytorch`` on a machine without accelerator, join its processes first.
+    """Build the Runner; with ``--launcher pytorch`` on CPU, initialise the process group first.
 
     Raises:
         PreflightError: the launcher cannot work here.
@@ -73,12 +73,12 @@ def build_runner(config: Config) -> Runner:
     if config.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise PreflightError('--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/train.py ...')
     if config.launcher != 'none' and get_device() == 'cpu':
-        _join_cpu_processes(config)
+        _init_cpu_process_group(config)
     return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
 
 
-def _join_cpu_processes(config: Config) -> None:
-    """mmengine calls ``torch.cuda.set_device`` while it joins them, and SyncBN has no CPU version under DDP."""
+def _init_cpu_process_group(config: Config) -> None:
+    """Initialise gloo, because mmengine would call ``torch.cuda.set_device``; replace SyncBN, which needs CUDA."""
     if config.launcher != 'pytorch':
         raise PreflightError(f'--launcher {config.launcher} needs accelerators; on CPU use --launcher pytorch')
     if not torch.distributed.is_initialized():
@@ -94,4 +94,4 @@ def _join_cpu_processes(config: Config) -> None:
     for node in sync_bn:
         node['type'] = 'BN'
     if sync_bn:
-        print_log('SyncBN does not exist on CPU: every process keeps BatchNorm statistics of its own', logger='current')
+        print_log('SyncBN does not exist on CPU: every process computes its own BatchNorm statistics', logger='current')

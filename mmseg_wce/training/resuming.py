@@ -1,4 +1,4 @@
-"""Check that a training can go on from a checkpoint, before it does."""
+"""Check that a training can resume from a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,57 +19,59 @@ from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ['check_can_go_on', 'check_parameters']
 
-_NEEDED = ('meta', 'state_dict', 'message_hub')  # without these mmengine cannot resume
-_USEFUL = ('optimizer', 'param_schedulers')  # without these it resumes and says nothing
+_REQUIRED_KEYS = ('meta', 'state_dict', 'message_hub')  # without these mmengine cannot resume
+_OPTIONAL_KEYS = ('optimizer', 'param_schedulers')  # without these it resumes silently
 
 
 def check_can_go_on(path: str, config: Config) -> None:
-    """Check that a training can go on from a checkpoint; log what would begin anew.
+    """Check that a training can resume from a checkpoint; log which parts of its state are missing.
 
     Args:
-        path: of a local checkpoint; addresses with a scheme and sharded checkpoints are left to mmengine.
-        config: of the training.
+        path: path of a local checkpoint; URLs and sharded checkpoints are not checked.
+        config: config of the training.
 
     Raises:
-        PreflightError: it cannot be read, or holds weights alone.
+        PreflightError: the checkpoint cannot be read, or holds only weights.
     """
     check_checkpoint(path)
     if '://' in path or osp.isdir(path):
         return
-    state = _content(path)
+    state = _load_checkpoint(path)
     if not isinstance(state, Mapping):
-        raise PreflightError(f'checkpoint {path!r} is none: it holds a {type(state).__name__}')
-    needed, useful = ([name for name in entries if name not in state] for entries in (_NEEDED, _USEFUL))
+        raise PreflightError(f'{path!r} is not a checkpoint: it holds a {type(state).__name__}')
+    missing = [key for key in _REQUIRED_KEYS if key not in state]
+    missing_optional = [key for key in _OPTIONAL_KEYS if key not in state]
     if not config.get('param_scheduler'):
-        useful = [name for name in useful if name != 'param_schedulers']
-    if needed:
+        missing_optional = [key for key in missing_optional if key != 'param_schedulers']
+    if missing:
         raise PreflightError(
-            f'checkpoint {path!r} holds no {" and no ".join(needed)}, so no training can go on from it. To start a new '
-            f'one with its weights, leave out --resume and --resume-from, and add --cfg-options load_from={path}'
+            f'checkpoint {path!r} holds no {" and no ".join(missing)}, so no training can go on from it. To start a '
+            f'new one with its weights, leave out --resume and --resume-from, and add --cfg-options load_from={path}'
         )
-    if useful:
+    if missing_optional:
         print_log(
-            f'checkpoint {path!r} holds no {" and no ".join(useful)}: that part of the training begins anew, with '
-            'whatever warm-up the config has',
+            f'checkpoint {path!r} holds no {" and no ".join(missing_optional)}: that part of the training starts '
+            'from the beginning, including the warm-up of the config',
             'current',
             logging.WARNING,
         )
-    for unit, last in (('iter', 'max_iters'), ('epoch', 'max_epochs')):
-        done, end = state['meta'].get(unit), (config.get('train_cfg') or {}).get(last)
-        if end is not None and done is not None and done >= end:
+    for unit, option in (('iter', 'max_iters'), ('epoch', 'max_epochs')):
+        done, maximum = state['meta'].get(unit), (config.get('train_cfg') or {}).get(option)
+        if maximum is not None and done is not None and done >= maximum:
             print_log(
-                f'checkpoint {path!r} is of {unit} {done}, and train_cfg.{last}={end}: nothing is left to train',
+                f'checkpoint {path!r} is from {unit} {done}, and train_cfg.{option}={maximum}: '
+                'nothing is left to train',
                 'current',
                 logging.WARNING,
             )
 
 
 def check_parameters(model: nn.Module, path: str) -> None:
-    """Check that a local checkpoint has the parameters of the model which is to go on from it; loads them.
+    """Check that a local checkpoint has the parameters of a model, and load them into it.
 
     Args:
-        model: built, with or without a wrapper for several processes.
-        path: of a checkpoint that passed :func:`check_can_go_on`.
+        model: built model, with or without a wrapper for distributed training.
+        path: path of a checkpoint that passed :func:`check_can_go_on`.
 
     Raises:
         PreflightError: parameters are missing, or have another shape.
@@ -77,24 +79,24 @@ def check_parameters(model: nn.Module, path: str) -> None:
     if '://' in path or osp.isdir(path):
         return
     module = model.module if isinstance(model, DistributedDataParallel) else model
-    if is_model_wrapper(module):  # one that shards parameters has its own way to load them
+    if is_model_wrapper(module):  # wrappers that shard parameters load them differently
         return
-    state = {name.removeprefix('module.'): value for name, value in _content(path)['state_dict'].items()}
+    state = {name.removeprefix('module.'): value for name, value in _load_checkpoint(path)['state_dict'].items()}
     parameters = {name for name, _ in module.named_parameters()}
     try:
         missing = sorted(parameters.intersection(module.load_state_dict(state, strict=False).missing_keys))
         problem = f'lacks {len(missing)} of {len(parameters)} parameters, such as {missing[0]}' if missing else ''
-    except RuntimeError as error:  # shapes that differ
+    except RuntimeError as error:  # shapes differ
         problem = ' '.join(str(error).partition('\n')[2].split())
     if problem:
         raise PreflightError(
-            f'checkpoint {path!r} is of another model than the config: {problem}. A training goes on with the config '
-            'that it began with'
+            f'checkpoint {path!r} does not fit the model of the config: {problem}. Resume with the config that the '
+            'training was started with'
         )
 
 
-def _content(path: str) -> Any:
+def _load_checkpoint(path: str) -> Any:
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # every format has errors of its own
+    except Exception as error:  # each format raises different errors
         raise PreflightError(f'checkpoint {path!r} cannot be read: {in_one_line(error)}') from error

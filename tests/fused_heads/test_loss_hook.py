@@ -181,10 +181,7 @@ def test_heads_in_lists_and_what_is_left_alone():
     assert (
         'decode_head[1] (FCNHead): left alone: loss_ce is a softmax CrossEntropyLoss, which built_in=True' in lines[1]
     )
-    assert (
-        'auxiliary_head[0] (STDCHead): left alone: it computes its loss in a way of its own (STDCHead.loss_by_feat)'
-        in lines[2]
-    )
+    assert 'auxiliary_head[0] (STDCHead): left alone: it overrides loss_by_feat (STDCHead.loss_by_feat)' in lines[2]
     assert 'loss_ce is a CrossEntropyLoss with use_sigmoid' in lines[3]
     assert 'loss_dice is a DiceLoss' in lines[4]
     assert fuse_decode_heads(model, built_in=True)[1].endswith(': fused')
@@ -272,7 +269,7 @@ def test_a_loss_derived_from_ours_gets_what_it_expects():
 
     (line,) = fuse_decode_heads(Model(fused))
 
-    assert 'still built for loss_mine (a Mine, which computes the loss in a way of its own)' in line
+    assert 'still built for loss_mine (a Mine, which overrides forward)' in line
     torch.testing.assert_close(sweep(fused, samples()), sweep(plain, samples()), rtol=1e-6, atol=1e-9)
 
 
@@ -334,7 +331,7 @@ def test_softmax_losses_of_one_channel_are_left_alone():
     for loss in (BUILT_IN, dict(OURS, class_weight=None)):
         (line,) = fuse_decode_heads(Model(head(loss, num_classes=2, out_channels=1)), built_in=True)
         assert 'left alone: loss_ce is a ' in line
-        assert 'without use_sigmoid=True, and one channel is no softmax' in line
+        assert 'without use_sigmoid=True, and a softmax needs two channels' in line
 
 
 def test_somebody_elses_method_is_left_alone():

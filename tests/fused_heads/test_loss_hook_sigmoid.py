@@ -175,11 +175,15 @@ def test_built_in_losses_are_fused_when_asked(loss, options, reason):
 @pytest.mark.parametrize(
     ('loss', 'options', 'reason'),
     [
-        (dict(BUILT_IN, class_weight=[1.0] * 5), {}, 'several class weights, by which mmseg weights columns or raises'),
+        (
+            dict(BUILT_IN, class_weight=[1.0] * 5),
+            {},
+            'several class weights, which mmseg applies to columns or rejects',
+        ),
         (dict(BUILT_IN, class_weight=[1.0, 2.0]), ONE, 'several class weights'),
-        (dict(BUILT_IN, reduction='none'), {}, "reduction='none', which is of full size itself"),
+        (dict(BUILT_IN, reduction='none'), {}, "reduction='none', whose value has full size itself"),
         (dict(OURS, reduction='none'), {}, "a WeightedCrossEntropyLoss with use_sigmoid=True and reduction='none'"),
-        (SOFTMAX, ONE, 'a WeightedCrossEntropyLoss without use_sigmoid=True, and one channel is no softmax'),
+        (SOFTMAX, ONE, 'a WeightedCrossEntropyLoss without use_sigmoid=True, and a softmax needs two channels'),
         (dict(type='CrossEntropyLoss', use_mask=True), {}, 'a CrossEntropyLoss with use_mask'),
         (dict(type='FocalLoss'), {}, 'a FocalLoss'),
     ],

@@ -281,7 +281,7 @@ class OwnPostprocessing(EncoderDecoder):
     [
         (
             lambda m: setattr(m, '__class__', OwnPostprocessing),
-            'it predicts in a way of its own (OwnPostprocessing.postprocess_result)',
+            'it overrides a method that predicts (OwnPostprocessing.postprocess_result)',
         ),
         (lambda m: setattr(m, 'predict', m.predict), 'predict of its EncoderDecoder has been replaced'),
         (
@@ -310,7 +310,7 @@ def test_pointrend_is_left_alone():
     model = segmentor()
     model.decode_head.__class__ = PointHead  # the fork cannot build one without compiled mmcv
 
-    assert fuse_predict(model) == 'left alone: it predicts in a way of its own (PointHead.predict)'
+    assert fuse_predict(model) == 'left alone: it overrides a method that predicts (PointHead.predict)'
 
 
 def test_fusing_again_changes_the_choice():
@@ -460,7 +460,7 @@ def test_a_segmentor_whose_forward_may_not_lead_to_predict_is_left_alone():
     model = segmentor()
     model.__class__ = PredictsInForward
 
-    assert fuse_predict(model) == 'left alone: it predicts in a way of its own (PredictsInForward.forward)'
+    assert fuse_predict(model) == 'left alone: it overrides a method that predicts (PredictsInForward.forward)'
     model.__class__ = EncoderDecoder
     model.forward = torch.compile(model.forward)
     assert fuse_predict(model) == FUSED

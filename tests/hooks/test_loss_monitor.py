@@ -24,7 +24,7 @@ from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.hooks import class_tally
 from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
 from mmseg_wce.hooks.loss_monitor import LossMonitorHook
-from mmseg_wce.hooks.nan_guard import FiniteWatch, finite_flags
+from mmseg_wce.hooks.nan_guard import LossHistory, finite_flags
 from mmseg_wce.losses import ObservedPixels, WeightedCrossEntropyLoss
 from photos import StridedBackbone  # noqa: F401  (registers it)
 
@@ -174,7 +174,7 @@ def test_figures_by_hand(label_smoothing, weighted, ignored):
     expected = plain(logits, label, **options)
     torch.testing.assert_close(loss, expected, rtol=0, atol=0)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0], rtol=0, atol=0)
-    figures = ClassFigures.of(tally.sums.numpy())
+    figures = ClassFigures.from_sums(tally.sums.numpy())
     assert not tally.sums.requires_grad
     assert_same(
         figures, by_hand(logits.detach(), label, class_weight, pixel_weight.numpy() if weighted else 1.0, ignored)
@@ -195,16 +195,16 @@ def test_spread_over_many_bins_as_on_an_accelerator(monkeypatch):
 
 
 def _sums_on(monkeypatch, seen):
-    here = class_tally._sums(seen, torch.float64)
+    here = class_tally._sum_pixels(seen, torch.float64)
     monkeypatch.setattr(class_tally, '_SERIAL_DEVICES', ())
-    return here, class_tally._sums(seen, torch.float64)
+    return here, class_tally._sum_pixels(seen, torch.float64)
 
 
 def test_piece_by_piece(monkeypatch):
     logits, label, pixel_weight = batch()
     loss, sums = WeightedCrossEntropyLoss(), []
     for size in (10**6, 7):
-        monkeypatch.setattr(class_tally, '_SERIAL_PIECE', size)
+        monkeypatch.setattr(class_tally, '_SERIAL_CHUNK', size)
         tally = ClassTally(5, torch.device('cpu'))
         loss.observer = tally.add
         loss(logits, label, weight=pixel_weight[:, :1])  # broadcast over rows
@@ -214,7 +214,7 @@ def test_piece_by_piece(monkeypatch):
 
 
 def test_shares_of_nothing():
-    figures = ClassFigures.of(np.zeros((4, 4)))
+    figures = ClassFigures.from_sums(np.zeros((4, 4)))
 
     assert figures.ignored == figures.pixels.sum() == figures.nll_share.sum() == 0
     assert np.isnan(figures.accuracy).all()
@@ -271,7 +271,7 @@ def test_nothing_waits_for_the_device():
     """Tensors on the device 'meta' have no values: whoever reads one, or makes a shape of one, raises."""
     meta = torch.device('meta')
     logits, label, pixel_weight = (x.detach().to(meta) for x in batch())
-    tally, watch = ClassTally(5, meta), FiniteWatch()
+    tally, watch = ClassTally(5, meta), LossHistory()
 
     tally.add(ObservedPixels(label, logits.new_empty(label.shape), label > 0, pixel_weight, None, 5, 255))
     watch.record(1, logits.mean(), ['a.png'])

@@ -132,7 +132,7 @@ def test_pipes_and_sparse_files(tmp_path, load):
     (tmp_path / 'sparse.json').touch()
     os.truncate(tmp_path / 'sparse.json', 1 << 40)
 
-    with pytest.raises(ValueError, match='it is no file'):
+    with pytest.raises(ValueError, match='it is not a regular file'):
         load(str(tmp_path / 'pipe.json'))
     with pytest.raises(ValueError, match=r'1,099,511,627,776 bytes'):
         load(str(tmp_path / 'sparse.json'))

@@ -57,7 +57,7 @@ def test_archives_that_are_no_checkpoints(work_dir, tmp_path):
         for part in whole.infolist():
             archive.writestr(part.filename, whole.read(part))
 
-    assert damage(str(tmp_path / 'other.pth')) == 'it is a zip archive, but no checkpoint'
+    assert damage(str(tmp_path / 'other.pth')) == 'it is a zip archive, but not a checkpoint'
     assert damage(str(tmp_path / 'bomb.pth')) == 'it is compressed, which torch.save does not do'
 
 

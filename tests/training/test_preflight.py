@@ -93,7 +93,7 @@ def test_a_file_in_the_place_of_a_folder(dataset, tmp_path):
     (tmp_path / 'masks').touch()
     dataset['data_prefix']['seg_map_path'] = 'masks'
 
-    assert "masks' does not exist, or is no folder" in complaint(dataset)
+    assert "masks' does not exist, or is not a folder" in complaint(dataset)
 
 
 def test_a_data_set_without_root(dataset, tmp_path, monkeypatch):

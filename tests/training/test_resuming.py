@@ -47,7 +47,7 @@ def test_sharded_checkpoints_are_left_to_mmengine(tmp_path):
     [
         (dict(weight=torch.ones(2)), 'holds no meta and no state_dict and no message_hub'),
         (dict(meta={}, state_dict={}), 'holds no message_hub, .*load_from=.*iter_5.pth'),
-        ([1, 2], 'is none: it holds a list'),
+        ([1, 2], 'is not a checkpoint: it holds a list'),
     ],
 )
 def test_weights_alone_are_refused(save, content, words):
