@@ -30,7 +30,7 @@ def _has_triton() -> bool:
         return False
     try:
         import triton
-    except Exception:  # a broken installation counts as none
+    except Exception:  # a broken installation counts as missing
         return False
     return tuple(int(part) for part in triton.__version__.split('.')[:2]) >= _OLDEST_TRITON
 

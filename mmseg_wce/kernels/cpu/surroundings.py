@@ -64,7 +64,7 @@ def _input_row(axes, i, side):
 
 @fast_function
 def load_raw(task, axes, n, i, inputs):
-    """Read the same rows unshifted, unless loaded; whole rows, since the classes of a pixel lie far apart in memory."""
+    """Read the same rows unshifted, unless loaded; full rows, since the classes of a pixel lie far apart in memory."""
     for side in range(2):
         buffer, row = (i + side) % 2, _input_row(axes, i, side)
         if inputs.loaded_rows[2 + buffer] != row:

@@ -14,7 +14,7 @@ import torch
 __all__ = ['run']
 
 _MIN_WORK_PER_THREAD = 1 << 18  # exponentials: they take 0.05 ms, as long as starting a thread
-_STEPS_PER_THREAD = 8  # in so many steps, so that a thread that is slowed down takes fewer
+_STEPS_PER_THREAD = 8  # several steps each, so that a slowed-down thread takes fewer of them
 
 
 def run(kernel: Callable[[int, int], None], pieces: int, work: int) -> None:
