@@ -1,7 +1,7 @@
-"""Losses of the pixels of an image whose logits come a few channels at a time. Knows no mmseg.
+"""Pixel losses of full-size logits that arrive a few channels at a time. Independent of mmseg.
 
-Both classes give maps in float64, accurate to the rounding of the exponentials in float32 also where the loss is close
-to 0: the greatest logit's own term of the sum is exactly 1.
+The maps are float64 and accurate to the rounding of float32 exponentials, also where the loss is close to 0: the term
+of the largest logit in the sum of exponentials is exactly 1.
 """
 
 from __future__ import annotations
@@ -34,53 +34,53 @@ class RunningSoftmaxLoss:
     """
 
     def __init__(self, label: Tensor, smoothing_weight: Tensor | None = None) -> None:
-        # a quarter of the memory that int64 has to read for every class; no class has a number beyond
+        # int16 is a quarter of the memory traffic of int64 per class; larger labels match no class
         self._label = label.long().clamp(-1, torch.iinfo(torch.int16).max - 1).short()
         self._present = set((self._label + 1).flatten().bincount().nonzero().sub(1).flatten().tolist())
-        # a class of weight 0 counts nothing, not even where its logit is -inf
+        # classes of weight 0 are left out: 0 * -inf would be NaN
         weights = [] if smoothing_weight is None else smoothing_weight.tolist()
-        self._smoothing_weight: dict[int, float] = {i: weight for i, weight in enumerate(weights) if weight > 0}
-        self._greatest: Tensor | None = None
-        self._sum = torch.zeros(label.shape, dtype=torch.float64, device=label.device)  # of exp(logit - greatest)
+        self._smoothing_weight: dict[int, float] = {c: weight for c, weight in enumerate(weights) if weight > 0}
+        self._max_logit: Tensor | None = None
+        self._sum_exp = torch.zeros(label.shape, dtype=torch.float64, device=label.device)  # of exp(logit - max_logit)
         self._label_logit: Tensor | None = None
         self._weighted_logits = torch.zeros(label.shape if weights else (), dtype=torch.float64, device=label.device)
 
     def update(self, channels: Tensor, first: int) -> None:
-        """Take further channels, (N, number of channels, H, W), of which the first has index ``first``."""
+        """Add a group of channels, (N, number of channels, H, W); ``first`` is the index of its first channel."""
         if channels.dtype != torch.float64:
             channels = channels.float()
-        # where all logits so far are -inf their difference is 0, not NaN
-        greatest = channels.amax(1).clamp_(min=torch.finfo(channels.dtype).min)
-        if self._greatest is not None:
-            torch.maximum(greatest, self._greatest, out=greatest)
-            self._sum *= self._greatest.sub_(greatest).exp_()
+        # where all logits so far are -inf, their difference is 0, not NaN
+        max_logit = channels.amax(1).clamp_(min=torch.finfo(channels.dtype).min)
+        if self._max_logit is not None:
+            torch.maximum(max_logit, self._max_logit, out=max_logit)
+            self._sum_exp *= self._max_logit.sub_(max_logit).exp_()
         if self._label_logit is None:
-            self._label_logit = torch.zeros_like(greatest)
-        difference = torch.empty_like(greatest)
-        for i, channel in enumerate(channels.unbind(1), first):
-            self._sum += torch.sub(channel, greatest, out=difference).exp_()
-            if i in self._present:
-                torch.where(self._label == i, channel, self._label_logit, out=self._label_logit)
-            if i in self._smoothing_weight:
-                self._weighted_logits.add_(channel, alpha=self._smoothing_weight[i])
-        self._greatest = greatest
+            self._label_logit = torch.zeros_like(max_logit)
+        difference = torch.empty_like(max_logit)
+        for c, channel in enumerate(channels.unbind(1), first):
+            self._sum_exp += torch.sub(channel, max_logit, out=difference).exp_()
+            if c in self._present:
+                torch.where(self._label == c, channel, self._label_logit, out=self._label_logit)
+            if c in self._smoothing_weight:
+                self._weighted_logits.add_(channel, alpha=self._smoothing_weight[c])
+        self._max_logit = max_logit
 
     def maps(self, rows: slice = ALL_ROWS) -> tuple[Tensor, Tensor]:
-        """Return the negative log-likelihood and the smoothing map, float64; 0 without smoothing.
+        """Return the negative log-likelihood and the smoothing map, float64; the latter is 0 without smoothing.
 
         Args:
-            rows: of the images, so that maps of a large one need not be held whole.
+            rows: rows of the images, so that the maps of a large image need not be held at once.
 
         Returns:
             Each (N, number of rows, W).
         """
-        assert self._greatest is not None, 'no channel has come yet'
+        assert self._max_logit is not None, 'update() has not been called yet'
         assert self._label_logit is not None
-        log_sum, greatest = self._sum[:, rows].log(), self._greatest[:, rows].double()
-        nll = log_sum + (greatest - self._label_logit[:, rows].double())
+        log_sum_exp, max_logit = self._sum_exp[:, rows].log(), self._max_logit[:, rows].double()
+        nll = log_sum_exp + (max_logit - self._label_logit[:, rows].double())
         if not self._smoothing_weight:
             return nll, torch.zeros_like(nll)
-        return nll, sum(self._smoothing_weight.values()) * (log_sum + greatest) - self._weighted_logits[:, rows]
+        return nll, sum(self._smoothing_weight.values()) * (log_sum_exp + max_logit) - self._weighted_logits[:, rows]
 
 
 class RunningSigmoidLoss:
@@ -88,7 +88,7 @@ class RunningSigmoidLoss:
 
     Args:
         label: (N, H, W), integer.
-        num_channels: C. One channel tells label 1 from label 0.
+        num_channels: C. A single channel distinguishes label 1 from label 0.
 
     Example:
         >>> import torch
@@ -106,7 +106,7 @@ class RunningSigmoidLoss:
         self._negative = torch.zeros_like(self._positive)
 
     def update(self, channels: Tensor, first: int) -> None:
-        """Take further channels, (N, number of channels, H, W), of which the first has index ``first``."""
+        """Add a group of channels, (N, number of channels, H, W); ``first`` is the index of its first channel."""
         if channels.dtype != torch.float64:
             channels = channels.float()
         positive = positive_elements(self._label, self._num_channels, first, channels.shape[1])
@@ -115,10 +115,10 @@ class RunningSigmoidLoss:
         self._negative += torch.where(positive, 0, loss).sum(1, dtype=torch.float64)
 
     def maps(self, rows: slice = ALL_ROWS) -> tuple[Tensor, Tensor]:
-        """Return the loss of the label's own channel and that of all others, float64.
+        """Return the loss of the label's channel and that of all other channels, float64.
 
         Args:
-            rows: of the images.
+            rows: rows of the images.
 
         Returns:
             Each (N, number of rows, W).

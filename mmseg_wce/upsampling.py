@@ -1,8 +1,8 @@
-"""The class with the greatest logit after a resize, read a few channels at a time. Knows no mmseg.
+"""Arg-max of resized logits, computed a few channels at a time. Independent of mmseg.
 
-Resizing ``(N, C, h, w)`` logits to the size of an image takes C full-size maps; the arg-max needs two of them. So a few
-channels are resized by the same operation as all of them would be, compared with the greatest logit so far, and
-discarded.
+Resizing ``(N, C, h, w)`` logits to the size of an image takes C full-size maps; the arg-max needs two. Here a few
+channels at a time are resized, to the same bits as in a resize of all channels, compared with the largest logit so far
+and discarded.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from torch import Tensor
 
 __all__ = ['RunningArgmax', 'channel_slices', 'resize_channels', 'upsampled_argmax']
 
-# A group may have any size from 4 on where PyTorch resizes one channel after the other: fewer take another kernel.
-_CHANNELS = 4
-# Elsewhere it computes as many channels at once as a register holds, at most 64 bytes, and those that are left over by
-# other instructions, which round differently; on CUDA another kernel takes channels_last logits from 16 channels on.
-_BYTES_OF_REGISTER, _CHANNELS_OF_CUDA_KERNEL = 64, 16
-_SIDES_OF_SMALL_OUTPUT = 128  # height and width added up; up to there it is computed in registers on every CPU
+# Fewest channels of a group where PyTorch resizes channel after channel: fewer take another kernel.
+_MIN_CHANNELS = 4
+# Elsewhere PyTorch computes as many channels at once as a register holds, at most 64 bytes, and the remaining channels
+# by other instructions, which round differently. On CUDA, channels_last logits of 16 channels or more take another
+# kernel.
+_REGISTER_BYTES, _MIN_CHANNELS_STRIDED = 64, 16
+_MAX_SMALL_OUTPUT = 128  # height plus width up to which every CPU computes the output in registers
 
 
 def channel_slices(logits: Tensor, sizes: Sequence[Sequence[int]] = ()) -> Iterator[slice]:
-    """Divide the channels into groups in which a resize computes the same as among all channels.
+    """Divide the channels into groups whose resize has the same bits as a resize of all channels.
 
     Args:
         logits: (N, C, h, w).
@@ -34,39 +35,39 @@ def channel_slices(logits: Tensor, sizes: Sequence[Sequence[int]] = ()) -> Itera
     Yields:
         Slices of the channels in order.
     """
-    small = any(height + width <= _SIDES_OF_SMALL_OUTPUT for height, width in sizes)
-    if logits.device.type == 'cpu' and _memory_format(logits) is torch.contiguous_format and not small:
-        size = least = _CHANNELS
+    has_small_output = any(height + width <= _MAX_SMALL_OUTPUT for height, width in sizes)
+    if logits.device.type == 'cpu' and _memory_format(logits) is torch.contiguous_format and not has_small_output:
+        size = min_channels = _MIN_CHANNELS
     else:
-        size, least = max(_BYTES_OF_REGISTER // logits.itemsize, _CHANNELS_OF_CUDA_KERNEL), _CHANNELS_OF_CUDA_KERNEL
+        size, min_channels = max(_REGISTER_BYTES // logits.itemsize, _MIN_CHANNELS_STRIDED), _MIN_CHANNELS_STRIDED
     first, num_channels = 0, logits.shape[1]
-    while num_channels - first >= size + least:
+    while num_channels - first >= size + min_channels:
         yield slice(first, first + size)
         first += size
     yield slice(first, num_channels)
 
 
 def _memory_format(logits: Tensor) -> torch.memory_format | None:
-    """Return the one that PyTorch resizes in; of one pixel both would be right. None for other strides."""
+    """Return the memory format in which PyTorch resizes (a single pixel fits both), or None for other strides."""
     formats = [torch.contiguous_format, torch.channels_last]
     if logits.stride(1) < logits.stride(3):
         formats.reverse()
-    return next((one for one in formats if logits.is_contiguous(memory_format=one)), None)
+    return next((memory_format for memory_format in formats if logits.is_contiguous(memory_format=memory_format)), None)
 
 
 def resize_channels(
     logits: Tensor, channels: slice, sizes: Sequence[Sequence[int]], align_corners: bool = False
 ) -> Tensor:
-    """Resize some channels as they would be resized among all others, to the last bit.
+    """Resize some channels to the same bits as in a resize of all channels.
 
     Args:
         logits: (N, C, h, w), floating point.
         channels: one of :func:`channel_slices`.
-        sizes: (H, W) of each resize, in order; none leaves the logits as they are.
+        sizes: (H, W) of each resize, in order; if empty, the logits are returned unchanged.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
 
     Returns:
-        (N, number of channels, H, W), of the logits' dtype or, under autocast, what it makes of it.
+        (N, number of channels, H, W), in the logits' dtype or, under autocast, the dtype of F.interpolate.
     """
     resized, memory_format = logits[:, channels], _memory_format(logits)
     if memory_format is not None:
@@ -77,7 +78,7 @@ def resize_channels(
 
 
 class RunningArgmax:
-    """The arg-max over channels that come a few at a time, with PyTorch's rules for ties and NaN.
+    """Running arg-max over groups of channels, with PyTorch's rules for ties and NaN.
 
     Example:
         >>> import torch
@@ -90,58 +91,58 @@ class RunningArgmax:
     """
 
     def __init__(self) -> None:
-        self._greatest: Tensor | None = None
+        self._max_logit: Tensor | None = None
         self._index: Tensor | None = None
         self._is_nan: Tensor | None = None
 
     @property
     def index(self) -> Tensor:
-        """Channel with the greatest value so far, (N, ...) int64; the lowest of several, and the first that is NaN."""
-        assert self._index is not None, 'no channel has come yet'
+        """Channel with the largest value so far, (N, ...) int64: the lowest at a tie, and the first that is NaN."""
+        assert self._index is not None, 'update() has not been called yet'
         return self._index.long()
 
     def update(self, channels: Tensor, first: int) -> None:
-        """Take further channels.
+        """Add a group of channels.
 
         Args:
             channels: (N, number of channels, ...).
-            first: index of the first of them among all.
+            first: index of the first of them among all channels.
         """
-        if self._greatest is None or self._index is None:
-            self._greatest = torch.full_like(channels[:, 0], -torch.inf)
-            # half the time of int64 on a CPU
-            self._index = torch.zeros_like(self._greatest, dtype=torch.int16)
+        if self._max_logit is None or self._index is None:
+            self._max_logit = torch.full_like(channels[:, 0], -torch.inf)
+            # takes half the time of int64 on a CPU
+            self._index = torch.zeros_like(self._max_logit, dtype=torch.int16)
         if channels.device.type == 'cpu':
-            self._update_one_by_one(channels, first, self._greatest, self._index)
+            self._update_one_by_one(channels, first, self._max_logit, self._index)
         else:
-            self._update_together(channels, first, self._greatest, self._index)
+            self._update_together(channels, first, self._max_logit, self._index)
 
-    def _update_one_by_one(self, channels: Tensor, first: int, greatest: Tensor, index: Tensor) -> None:
-        """Compare one channel at a time: vectorized, unlike a maximum over a dimension."""
-        is_greater = torch.empty_like(greatest, dtype=torch.bool)
+    def _update_one_by_one(self, channels: Tensor, first: int, max_logit: Tensor, index: Tensor) -> None:
+        """Compare one channel at a time, which is vectorized, unlike a maximum over a dimension."""
+        is_greater = torch.empty_like(max_logit, dtype=torch.bool)
         for i in range(channels.shape[1]):
-            torch.gt(channels[:, i], greatest, out=is_greater)
-            torch.maximum(channels[:, i], greatest, out=greatest)  # NaN from the first one on
+            torch.gt(channels[:, i], max_logit, out=is_greater)
+            torch.maximum(channels[:, i], max_logit, out=max_logit)  # stays NaN from the first NaN on
             index.masked_fill_(is_greater, first + i)
-        if greatest.numel() > 0 and greatest.amax().isnan():
-            is_nan = greatest.isnan()
-            appeared = is_nan if self._is_nan is None else is_nan & ~self._is_nan
-            index.copy_(torch.where(appeared, first + channels.max(1).indices, index))
+        if max_logit.numel() > 0 and max_logit.amax().isnan():
+            is_nan = max_logit.isnan()
+            is_new_nan = is_nan if self._is_nan is None else is_nan & ~self._is_nan
+            index.copy_(torch.where(is_new_nan, first + channels.max(1).indices, index))
             self._is_nan = is_nan
 
-    def _update_together(self, channels: Tensor, first: int, greatest: Tensor, index: Tensor) -> None:
-        """Compare with the maximum of the new channels: few launches, and the host waits for nothing."""
-        value, channel = channels.max(1)
-        is_greater = ~(value <= greatest) & ~greatest.isnan()
-        greatest.copy_(torch.where(is_greater, value, greatest))
-        index.copy_(torch.where(is_greater, first + channel, index))
+    def _update_together(self, channels: Tensor, first: int, max_logit: Tensor, index: Tensor) -> None:
+        """Compare with the maximum of the new channels: few launches, without synchronizing with the host."""
+        group_max, group_argmax = channels.max(1)
+        is_greater = ~(group_max <= max_logit) & ~max_logit.isnan()
+        max_logit.copy_(torch.where(is_greater, group_max, max_logit))
+        index.copy_(torch.where(is_greater, first + group_argmax, index))
 
 
 @torch.no_grad()
 def upsampled_argmax(logits: Tensor, *sizes: Sequence[int], align_corners: bool = False) -> Tensor:
     """Predict the class of every pixel of an image from logits of a lower resolution.
 
-    Same classes, to the last pixel, as this, in a few channels' memory instead of all::
+    The classes equal those of the following code at every pixel, with the memory of a few channels instead of all::
 
         for size in sizes:
             logits = F.interpolate(logits, size=size, mode='bilinear', align_corners=align_corners)
@@ -149,16 +150,16 @@ def upsampled_argmax(logits: Tensor, *sizes: Sequence[int], align_corners: bool 
 
     Args:
         logits: (N, C, h, w), floating point, C >= 1.
-        sizes: (H, W) of one or several resizes in a row: mmseg resizes to the size that the network saw, and from
-            there to that of the photo. Without any the logits are taken as they are.
+        sizes: (H, W) of consecutive resizes: mmseg resizes to the input size of the network and then to the size of the
+            original image. Without sizes, the logits are not resized.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
 
     Returns:
-        (N, H, W), int64: the lowest of several classes with the greatest logit, and the first class whose logit is NaN.
+        (N, H, W), int64: the class with the largest logit, the lowest at a tie, or the first class whose logit is NaN.
 
     Raises:
-        TypeError: logits that are no floating-point tensor; a size that is no pair of integers.
-        ValueError: logits that are not (N, C, h, w) or have no channel; a size below 1.
+        TypeError: the logits are not a floating-point tensor, or a size is not a pair of integers.
+        ValueError: the logits are not (N, C, h, w) or have no channel, or a size is below 1.
 
     Example:
         >>> import torch
@@ -183,7 +184,7 @@ def _check_arguments(logits: Tensor, sizes: Sequence[Sequence[int]]) -> None:
         raise ValueError(f'logits must be (N, C, h, w) with C >= 1, got {tuple(logits.shape)}')
     for size in sizes:
         pair = tuple(size) if isinstance(size, Sequence) else ()
-        if len(pair) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in pair):
-            raise TypeError(f'a size must be two integers, (height, width), got {size!r}; each resize has its own')
+        if len(pair) != 2 or not all(isinstance(length, Integral) and not isinstance(length, bool) for length in pair):
+            raise TypeError(f'a size must be two integers, (height, width), got {size!r}: pass one pair per resize')
         if min(pair) < 1:
             raise ValueError(f'a size must be at least (1, 1), got {pair}')

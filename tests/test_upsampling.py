@@ -163,7 +163,7 @@ def test_more_classes_than_a_small_integer_holds():
         ([1.0], [(4, 4)], TypeError, 'floating-point tensor, got list'),
         (torch.zeros(2, 3, 3), [(4, 4)], ValueError, r'\(N, C, h, w\) with C >= 1, got \(2, 3, 3\)'),
         (torch.zeros(1, 0, 3, 3), [(4, 4)], ValueError, r'C >= 1, got \(1, 0, 3, 3\)'),
-        (torch.zeros(1, 2, 3, 3), [4, 4], TypeError, 'two integers, .* got 4; each resize has its own'),
+        (torch.zeros(1, 2, 3, 3), [4, 4], TypeError, 'two integers, .* got 4: pass one pair per resize'),
         (torch.zeros(1, 2, 3, 3), [(4.0, 4)], TypeError, r'two integers, .* got \(4\.0, 4\)'),
         (torch.zeros(1, 2, 3, 3), [(True, 4)], TypeError, r'two integers, .* got \(True, 4\)'),
         (torch.zeros(1, 2, 3, 3), [(4, 0)], ValueError, r'at least \(1, 1\), got \(4, 0\)'),

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import torch
-from mmseg_wce.kernels.cpu.input_rows import room
+from mmseg_wce.kernels.cpu.input_rows import aligned_empty
 from mmseg_wce.kernels.cpu.jit import Kernel, fast_function
 from mmseg_wce.kernels.cpu.scalars import EXP2, exp2
 from mmseg_wce.kernels.cpu.threads import run
@@ -22,7 +22,7 @@ def _add(z, total, constants):
 
 @Kernel(types.UniTuple(types.float32, len(EXP2)), types.float32[::1])
 def _add_up(first, last, pieces, constants, out):
-    z, total = room(_PIECE_SIZE), room(_PIECE_SIZE)
+    z, total = aligned_empty(_PIECE_SIZE), aligned_empty(_PIECE_SIZE)
     for j in range(z.shape[0]):
         z[j], total[j] = np.float32(-j % 20), np.float32(0)
     for _ in range(first, last):

@@ -1,4 +1,4 @@
-"""Choose what computes :func:`mmseg_wce.kernels.pixel_nll`."""
+"""Choice of the back end that computes :func:`mmseg_wce.kernels.pixel_nll`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'chosen_backend']
 
 BACKENDS = ('cpu', 'slabs', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
-_AT_IMPORT = os.environ.get(ENVIRONMENT_VARIABLE)  # old versions of torch.compile cannot trace a look at it
+_VARIABLE_AT_IMPORT = os.environ.get(ENVIRONMENT_VARIABLE)  # old versions of torch.compile cannot trace os.environ
 _COMPILED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Numba and Triton
 _OLDEST_TRITON = (3, 3)
-_FEW_NUMBERS = 1 << 20  # full-size logits up to which the reference is faster than slabs, of twenty operations each
+_MAX_REFERENCE_LOGITS = 1 << 20  # up to here the reference is faster than slabs, each of which takes twenty operations
 
 
 def _interpreted() -> bool:
@@ -25,12 +25,12 @@ def _interpreted() -> bool:
 
 
 def _has_triton() -> bool:
-    """A version that the kernels compile with. A build of PyTorch that cannot use it is not made to wait for it."""
+    """Look for a Triton version that compiles the kernels; not imported if this build of PyTorch cannot use it."""
     if not (torch.version.cuda or torch.version.hip or _interpreted()):
         return False
     try:
         import triton
-    except Exception:  # a broken installation is none
+    except Exception:  # a broken installation counts as missing
         return False
     return tuple(int(part) for part in triton.__version__.split('.')[:2]) >= _OLDEST_TRITON
 
@@ -38,18 +38,18 @@ def _has_triton() -> bool:
 def _has_numba() -> bool:
     """Look for Numba without importing it, which takes a second."""
     try:
-        found = find_spec('numba') is not None
-    except ValueError:  # somebody has put None in its place
-        found = False
-    return found and os.environ.get('NUMBA_DISABLE_JIT', '0') in ('', '0')
+        is_installed = find_spec('numba') is not None
+    except ValueError:  # sys.modules['numba'] is None
+        is_installed = False
+    return is_installed and os.environ.get('NUMBA_DISABLE_JIT', '0') in ('', '0')
 
 
 @lru_cache
 def _numba_works() -> bool:
     try:
         return not import_module('numba').config.DISABLE_JIT
-    except Exception as error:  # it refuses versions of NumPy that it does not know
-        warnings.warn(f'Numba cannot be used, so the loss takes a slower way on the CPU: {error}', stacklevel=5)
+    except Exception as error:  # Numba rejects versions of NumPy that it does not know
+        warnings.warn(f'Numba cannot be used, so the loss uses a slower back end on the CPU: {error}', stacklevel=5)
         return False
 
 
@@ -58,26 +58,26 @@ _HAS_NUMBA = _has_numba()
 
 
 def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype, numbers: int = 2**63) -> str:
-    """Choose the back end of :func:`pixel_nll`.
+    """Return the back end that computes :func:`pixel_nll`.
 
     Args:
-        backend: its argument. 'strips', a name of the past, is 'cpu' on CPU and 'slabs' elsewhere, with a warning.
+        backend: its argument. 'strips', a deprecated name, means 'cpu' on CPU and 'slabs' elsewhere.
         device: of the logits.
         dtype: of the logits.
-        numbers: in full-size logits; where they are few, the reference is faster than 'slabs'.
+        numbers: number of full-size logits; with few of them the reference is faster than 'slabs'.
 
     Returns:
         One of ``BACKENDS``.
 
     Raises:
-        ValueError: there is no such back end, or it cannot work on these logits.
+        ValueError: the back end does not exist or does not support these logits.
     """
-    asked = _AT_IMPORT if torch.compiler.is_compiling() else os.environ.get(ENVIRONMENT_VARIABLE)
-    chosen = backend or asked or _default(device, dtype, numbers)
+    from_environment = _VARIABLE_AT_IMPORT if torch.compiler.is_compiling() else os.environ.get(ENVIRONMENT_VARIABLE)
+    chosen = backend or from_environment or _default_backend(device, dtype, numbers)
     origin = 'backend' if backend else ENVIRONMENT_VARIABLE
     if chosen == 'strips':
         chosen = 'cpu' if device.type == 'cpu' else 'slabs'
-        _warn_of_strips(origin, chosen)
+        _warn_about_strips(origin, chosen)
     if chosen not in BACKENDS:
         raise ValueError(f'{origin} must be one of {BACKENDS}, got {chosen!r}')
     if chosen == 'triton':
@@ -90,22 +90,22 @@ def chosen_backend(backend: str | None, device: torch.device, dtype: torch.dtype
 
 
 @lru_cache
-def _warn_of_strips(origin: str, instead: str) -> None:
-    warnings.warn(f"{origin}='strips' is now called {instead!r}", DeprecationWarning, stacklevel=4)
+def _warn_about_strips(origin: str, new_name: str) -> None:
+    warnings.warn(f"{origin}='strips' is now called {new_name!r}", DeprecationWarning, stacklevel=4)
 
 
 def _can_use_numba(dtype: torch.dtype) -> bool:
     return dtype in _COMPILED_DTYPES and _HAS_NUMBA and (torch.compiler.is_compiling() or _numba_works())
 
 
-def _default(device: torch.device, dtype: torch.dtype, numbers: int) -> str:
+def _default_backend(device: torch.device, dtype: torch.dtype, numbers: int) -> str:
     if device.type == 'meta':
         return 'reference'
     if device.type == 'cuda' and dtype in _COMPILED_DTYPES and _HAS_TRITON:
         return 'triton'
     if device.type == 'cpu' and _can_use_numba(dtype):
         return 'cpu'
-    return 'slabs' if numbers > _FEW_NUMBERS else 'reference'
+    return 'slabs' if numbers > _MAX_REFERENCE_LOGITS else 'reference'
 
 
 def _check_triton(origin: str, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
-"""Place output pixels between the input pixels of one axis of a bilinear resize.
+"""Positions of the output pixels between the input pixels, along one axis of a bilinear resize.
 
-Cell k lies between the input pixels k - 1 and k, for k = 0 to size; those outside the image repeat its edge. Positions
-are computed in integers: no rounding decides which cell an output pixel belongs to.
+Cell k lies between the input pixels k - 1 and k, for k = 0 to size; neighbours outside the image repeat its edge.
+Positions are computed in integers, so rounding never moves an output pixel to another cell.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ def cells_and_fractions(inputs: int, outputs: int, align_corners: bool) -> tuple
 
 
 class Axis(NamedTuple):
-    """The cells along one axis, as kernels look them up."""
+    """Lookup tables of the cells along one axis, for kernels."""
 
-    cell: Tensor  # (pixels,), int32
-    fraction: Tensor  # (pixels,), float32, the weight of the second of its two nodes
-    start: Tensor  # (nodes + 2,), int32, first pixel of each cell
-    fine_fraction: Tensor  # as fraction, in float64
+    cell: Tensor  # (outputs,), int32, cell of each output pixel
+    fraction: Tensor  # (outputs,), float32, weight of the second of its two input pixels
+    start: Tensor  # (inputs + 2,), int32, first output pixel of each cell
+    fraction_float64: Tensor  # (outputs,), float64
 
 
 @lru_cache(maxsize=64)
-def axis(nodes: int, pixels: int, align_corners: bool, device: torch.device) -> Axis:
-    """From nodes to pixels, made once per size."""
-    cell, fraction = cells_and_fractions(nodes, pixels, align_corners)
+def axis(inputs: int, outputs: int, align_corners: bool, device: torch.device) -> Axis:
+    """Return the tables for a resize from ``inputs`` to ``outputs`` pixels, built once per size."""
+    cell, fraction = cells_and_fractions(inputs, outputs, align_corners)
     return Axis(
         cell.int().to(device),
         fraction.float().to(device),
-        torch.searchsorted(cell, torch.arange(nodes + 2, device='cpu')).int().to(device),
+        torch.searchsorted(cell, torch.arange(inputs + 2, device='cpu')).int().to(device),
         fraction.to(device),
     )

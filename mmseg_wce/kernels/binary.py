@@ -1,7 +1,7 @@
 """Binary cross-entropy of every channel, summed over the channels, without full-size logits.
 
-The channels are independent of each other: both sweeps take a few at a time, upsample them, reduce them to maps of one
-number per pixel, and discard them. The backward computes them again.
+The channels are independent of each other. Both sweeps upsample a few at a time, reduce them to maps of one number per
+pixel and discard them. The backward upsamples them again.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch import Tensor
 
 __all__ = ['element_loss', 'pixel_bce', 'positive_elements', 'sweep_sigmoid']
 
-# Bytes of one tensor of the channels in work: on CPU what runs fastest, on accelerators large enough to hide launches.
+# Bytes of one tensor of upsampled channels: the fastest size on CPU, and one that hides launches on accelerators.
 _CHUNK_BYTES = 8 << 20
 _CHUNK_BYTES_ON_ACCELERATORS = 64 << 20
-# F.softplus is linear above its threshold. Its default, 20, is an error of 2e-9, which float64 shows.
-_LINEAR_ABOVE = 40.0
+# F.softplus is linear above its threshold. The default of 20 causes an error of 2e-9, visible in float64.
+_SOFTPLUS_THRESHOLD = 40.0
 
 
 def positive_elements(target: Tensor, num_channels: int, first: int = 0, number: int | None = None) -> Tensor:
-    """Encode the labels one-hot, for some of the channels.
+    """Encode the labels one-hot for some channels.
 
     Args:
         target: (N, ...), int64.
-        num_channels: C of the logits. The only channel of one is that of label 1.
-        first: first of the channels that are asked for.
-        number: how many; all by default.
+        num_channels: C of the logits. A single channel is that of label 1.
+        first: first of the channels to encode.
+        number: number of channels; all by default.
 
     Returns:
         (N, number, ...), bool.
@@ -43,11 +43,11 @@ def positive_elements(target: Tensor, num_channels: int, first: int = 0, number:
 
 
 def _softplus(z: Tensor) -> Tensor:
-    return F.softplus(z, threshold=_LINEAR_ABOVE)
+    return F.softplus(z, threshold=_SOFTPLUS_THRESHOLD)
 
 
 def element_loss(z: Tensor, positive: Tensor) -> Tensor:
-    """Binary cross-entropy of every element.
+    """Return the binary cross-entropy of every element.
 
     Args:
         z: full-size logits (N, C, ...), float32 or float64.
@@ -60,10 +60,10 @@ def element_loss(z: Tensor, positive: Tensor) -> Tensor:
 
 
 def _chunks(logits: Tensor, target: Tensor, align_corners: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield a few channels at a time: which they are, their full-size logits, and which are the label's."""
+    """Yield groups of channels: their slice, their full-size logits and where they are the label's channel."""
     budget = _CHUNK_BYTES if logits.device.type == 'cpu' else _CHUNK_BYTES_ON_ACCELERATORS
-    bytes_each = target.numel() * torch.promote_types(logits.dtype, torch.float32).itemsize
-    num_channels, step = logits.shape[1], max(1, budget // bytes_each)
+    bytes_per_channel = target.numel() * torch.promote_types(logits.dtype, torch.float32).itemsize
+    num_channels, step = logits.shape[1], max(1, budget // bytes_per_channel)
     has_masked = bool((logits == -torch.inf).any())
     for first in range(0, num_channels, step):
         channels = slice(first, min(first + step, num_channels))
@@ -71,18 +71,18 @@ def _chunks(logits: Tensor, target: Tensor, align_corners: bool) -> Iterator[tup
         yield channels, resized(logits[:, channels], target.shape[1:], align_corners, has_masked), positive
 
 
-def _own(z: Tensor, target: Tensor, num_channels: int, first: int) -> Tensor:
-    """Pick the logit of the label's channel, (N, 1, ...); that of another where it is not among these channels."""
+def _label_logit(z: Tensor, target: Tensor, num_channels: int, first: int) -> Tensor:
+    """Gather the logit of the label's channel, (N, 1, ...); of any channel where these do not include the label's."""
     index = target.unsqueeze(1) - (1 if num_channels == 1 else first)
     return z.gather(1, index.clamp_(0, z.shape[1] - 1))
 
 
-def _counted(target: Tensor, num_channels: int, ignore_index: int) -> Tensor:
+def _is_valid(target: Tensor, num_channels: int, ignore_index: int) -> Tensor:
     return (target >= 0) & (target < max(num_channels, 2)) & (target != ignore_index)
 
 
-def _above_threshold(z: Tensor, threshold: float, target: Tensor) -> Tensor:
-    """Return whether the only channel predicts its label, as mmseg predicts."""
+def _is_predicted(z: Tensor, threshold: float, target: Tensor) -> Tensor:
+    """Return where a single channel predicts the label, by mmseg's rule."""
     z = z.squeeze(1)
     return ((z.sigmoid() > threshold) == (target == 1)) & ~z.isnan()
 
@@ -103,24 +103,24 @@ def _forward(
     if target.numel() == 0:
         return torch.zeros_like(negative_loss), negative_loss, target.new_zeros(target.shape, dtype=torch.bool)
     label_logit = torch.full_like(negative_loss, torch.inf)  # loss 0 where no channel is the label's
-    greatest, predicted = torch.full_like(negative_loss, -torch.inf), target.new_zeros(target.shape)
+    max_logit, predicted = torch.full_like(negative_loss, -torch.inf), target.new_zeros(target.shape)
     for channels, z, positive in _chunks(logits, target, align_corners):
-        own = _own(z, target, logits.shape[1], channels.start)
-        torch.where(positive.any(1), own.squeeze(1), label_logit, out=label_logit)
+        candidate = _label_logit(z, target, logits.shape[1], channels.start)
+        torch.where(positive.any(1), candidate.squeeze(1), label_logit, out=label_logit)
         if logits.shape[1] > 1:
-            value, index = z.max(1)
-            torch.where(value > greatest, index.add_(channels.start), predicted, out=predicted)
-            torch.maximum(greatest, value, out=greatest)
+            chunk_max, index = z.max(1)
+            torch.where(chunk_max > max_logit, index.add_(channels.start), predicted, out=predicted)
+            torch.maximum(max_logit, chunk_max, out=max_logit)
         negative_loss += _softplus(z).masked_fill_(positive, 0).sum(1)
-    counted = _counted(target, logits.shape[1], ignore_index)
+    valid = _is_valid(target, logits.shape[1], ignore_index)
     positive_loss = _softplus(label_logit.neg_())
     if logits.shape[1] == 1:
-        correct = _above_threshold(z, threshold, target)
+        correct = _is_predicted(z, threshold, target)
     else:
-        correct = (predicted == target) & ~greatest.isnan()
+        correct = (predicted == target) & ~max_logit.isnan()
     for loss in (positive_loss, negative_loss):
-        loss.masked_fill_(~counted, 0)
-    return positive_loss, negative_loss, (correct & counted).contiguous()
+        loss.masked_fill_(~valid, 0)
+    return positive_loss, negative_loss, (correct & valid).contiguous()
 
 
 @_forward.register_fake
@@ -150,16 +150,16 @@ def _backward(
     if target.numel() == 0 or (grad_positive is None and grad_negative is None):
         return gradient
     zero = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-    counted = _counted(target, logits.shape[1], ignore_index).unsqueeze(1)
-    up, down = (zero if g is None else g.unsqueeze(1) for g in (grad_positive, grad_negative))
+    valid = _is_valid(target, logits.shape[1], ignore_index).unsqueeze(1)
+    positive_grad, negative_grad = (zero if g is None else g.unsqueeze(1) for g in (grad_positive, grad_negative))
     for channels, z, positive in _chunks(logits, target, align_corners):
-        own_slope = -up * _own(z, target, logits.shape[1], channels.start).neg_().sigmoid_()
-        slope = z.sigmoid().mul_(down)
-        torch.where(positive, own_slope, slope, out=slope)
-        slope.masked_fill_(~counted, 0)  # not a product: 0 * NaN is NaN
+        label_gradient = -positive_grad * _label_logit(z, target, logits.shape[1], channels.start).neg_().sigmoid_()
+        chunk_gradient = z.sigmoid().mul_(negative_grad)
+        torch.where(positive, label_gradient, chunk_gradient, out=chunk_gradient)
+        chunk_gradient.masked_fill_(~valid, 0)  # not a product: 0 * NaN is NaN
         if logits.shape[2:] != target.shape[1:]:
-            slope = _downsampled(slope, logits[:, channels].shape, align_corners)
-        gradient[:, channels] = slope
+            chunk_gradient = _downsample(chunk_gradient, logits[:, channels].shape, align_corners)
+        gradient[:, channels] = chunk_gradient
     return gradient
 
 
@@ -168,26 +168,24 @@ def _(grad_positive: Tensor | None, grad_negative: Tensor | None, logits: Tensor
     return logits.new_empty(logits.shape)
 
 
-def _downsampled(gradient: Tensor, shape: torch.Size, align_corners: bool) -> Tensor:
+def _downsample(gradient: Tensor, shape: torch.Size, align_corners: bool) -> Tensor:
     """Apply the transpose of the bilinear upsampling, its backward: (N, k, H, W) -> ``shape`` (N, k, h, w)."""
     size = gradient.shape[2:]
-    if (
-        gradient.is_cuda and torch.are_deterministic_algorithms_enabled()
-    ):  # refused by the kernel, which adds atomically
-        return _downsampled_by_matrices(gradient, shape, align_corners)
+    if gradient.is_cuda and torch.are_deterministic_algorithms_enabled():  # PyTorch's kernel adds atomically and raises
+        return _downsample_by_matrices(gradient, shape, align_corners)
     return torch.ops.aten.upsample_bilinear2d_backward(gradient, size, shape, align_corners, None, None)
 
 
-def _downsampled_by_matrices(gradient: Tensor, shape: torch.Size, align_corners: bool) -> Tensor:
-    """The same by two matrix products, whose order of summation is fixed."""
+def _downsample_by_matrices(gradient: Tensor, shape: torch.Size, align_corners: bool) -> Tensor:
+    """Apply the same transpose by two matrix products, whose order of summation is fixed."""
     rows, columns = (
         F.interpolate(
-            torch.eye(few, dtype=gradient.dtype, device=gradient.device)[None],
-            size=many,
+            torch.eye(inputs, dtype=gradient.dtype, device=gradient.device)[None],
+            size=outputs,
             mode='linear',
             align_corners=align_corners,
         )[0]
-        for few, many in zip(shape[2:], gradient.shape[2:], strict=True)
+        for inputs, outputs in zip(shape[2:], gradient.shape[2:], strict=True)
     )  # (h, H), (w, W)
     with torch.autocast(gradient.device.type, enabled=False):
         return rows @ (gradient @ columns.T)
@@ -209,18 +207,20 @@ def _gradients(ctx: Any, grad_positive: Tensor | None, grad_negative: Tensor | N
 _forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
-def _plain(
+def _with_full_size_logits(
     logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same maps with full-size logits, which autograd and torch.func differentiate as often as asked."""
-    counted = _counted(target, logits.shape[1], ignore_index)
-    z = torch.where(counted.unsqueeze(1), resized(logits, target.shape[1:], align_corners), 0)
+    """Compute the same maps from full-size logits; autograd and torch.func differentiate them any number of times."""
+    valid = _is_valid(target, logits.shape[1], ignore_index)
+    z = torch.where(valid.unsqueeze(1), resized(logits, target.shape[1:], align_corners), 0)
     positive = positive_elements(target, logits.shape[1])
     loss = element_loss(z, positive)
-    own, others = (torch.where(some & counted.unsqueeze(1), loss, 0).sum(1) for some in (positive, ~positive))
+    positive_loss, negative_loss = (
+        torch.where(mask & valid.unsqueeze(1), loss, 0).sum(1) for mask in (positive, ~positive)
+    )
     z = z.detach()
-    right = z.max(1)[1] == target if z.shape[1] > 1 else _above_threshold(z, threshold, target)
-    return own, others, right & counted & ~z.isnan().any(1)
+    correct = z.max(1)[1] == target if z.shape[1] > 1 else _is_predicted(z, threshold, target)
+    return positive_loss, negative_loss, correct & valid & ~z.isnan().any(1)
 
 
 def pixel_bce(
@@ -231,7 +231,7 @@ def pixel_bce(
     threshold: float = 0.5,
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Binary cross-entropy of every pixel, summed over the channels, from logits of any size.
+    """Compute the binary cross-entropy of every pixel, summed over the channels, from logits of any size.
 
     With ``z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=align_corners)`` and y the
     target, for each pixel that is not ignored::
@@ -240,31 +240,31 @@ def pixel_bce(
         negative = sum over c != y of -log(1 - sigmoid(z_c))  # all others
         correct  = y is the arg-max of z                    # at a tie: the lowest class
 
-    Of one channel, where labels are 0 and 1::
+    With a single channel, where labels are 0 and 1::
 
         positive = -log sigmoid(z)        where y is 1, else 0
         negative = -log(1 - sigmoid(z))   where y is 0, else 0
         correct  = (sigmoid(z) > threshold) == y
 
     Class weights (PyTorch's ``pos_weight``) multiply ``positive``. Neither sweep holds more than a few channels at full
-    size. Differentiable once, with respect to ``logits``; a second time, or in forward mode, raises. Inside the
-    transforms of ``torch.func`` it is plain PyTorch and can do both.
+    size. Differentiable once, with respect to ``logits``; a second derivative and forward mode raise. Inside the
+    transforms of ``torch.func`` it runs as plain PyTorch, which supports both.
 
     Args:
         logits: (N, C, h, w), or (N, C, ...) of the target's spatial size; float16, bfloat16, float32 or float64.
-        target: (N, H, W) or (N, ...), int64: a label in [0, C), of one channel 0 or 1, or ``ignore_index``.
-        ignore_index: the label that does not count.
-        threshold: of the probability above which one channel predicts label 1.
+        target: (N, H, W) or (N, ...), int64: a label in [0, C), with a single channel 0 or 1, or ``ignore_index``.
+        ignore_index: label of the pixels to ignore.
+        threshold: probability above which a single channel predicts label 1.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
 
     Returns:
         ``positive`` and ``negative``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's
-        shape. At ignored pixels, and at labels out of range, which are never used as an index: 0, 0 and False, with a
-        gradient of exactly zero whatever their logits hold.
+        shape. Ignored pixels and labels out of range, which are never used as an index, get 0, 0 and False, and a
+        gradient of exactly zero whatever their logits are.
 
     Raises:
-        ValueError: shapes that do not fit.
-        TypeError: a target that is not int64.
+        ValueError: the shapes do not fit.
+        TypeError: the target is not int64.
         NotImplementedError: forward-mode differentiation.
 
     Example:
@@ -303,6 +303,6 @@ def sweep_sigmoid(
         NotImplementedError: forward-mode differentiation.
     """
     if is_transformed():
-        return _plain(logits, target, ignore_index, threshold, align_corners)
+        return _with_full_size_logits(logits, target, ignore_index, threshold, align_corners)
     refuse_forward_mode(logits, 'pixel_bce', 'use torch.func.jvp')
     return _forward(logits, target, ignore_index, threshold, align_corners)

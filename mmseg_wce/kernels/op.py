@@ -1,7 +1,8 @@
-"""The one operation on logits that every weighted cross-entropy is made of, registered with ``torch.library``.
+"""The softmax operation on logits behind every weighted cross-entropy, registered with ``torch.library``.
 
-The backward is an operation of its own without an autograd formula: double backward and forward-mode differentiation
-raise, and never give silent zeros.
+The backward is a separate operation without an autograd formula, so double backward and forward-mode differentiation
+raise instead of returning zeros. ``softmax_stats`` are the numbers per pixel that it needs of the forward, in a layout
+that differs between back ends.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ __all__ = [
     'sweep_softmax',
 ]
 
-# Images of fewer pixels are worked on together where nothing is resized, although logits may have to be copied for it.
-_FEW_PIXELS = dict(cpu=64, slabs=4096, triton=4096)
+# Smaller images are merged into one if nothing is resized, even if that copies the logits.
+_MIN_PIXELS_PER_IMAGE = dict(cpu=64, slabs=4096, triton=4096)
 
 
 @torch.library.custom_op(
@@ -35,7 +36,8 @@ _FEW_PIXELS = dict(cpu=64, slabs=4096, triton=4096)
     schema=(
         '(Tensor logits, Tensor target, int ignore_index, Tensor? smoothing_weight, Tensor? class_weight, '
         'bool align_corners, str backend) -> '
-        '(Tensor nll, Tensor smooth, Tensor correct, Tensor total, Tensor loss_sum, Tensor smooth_sum, Tensor counts)'
+        '(Tensor nll, Tensor smooth, Tensor correct, Tensor softmax_stats, Tensor loss_sum, Tensor smooth_sum, '
+        'Tensor counts)'
     ),
 )
 def _forward(
@@ -59,9 +61,9 @@ def _forward(
         sweep = slabs if backend == 'slabs' else import_module('mmseg_wce.kernels.triton')
         maps = sweep.forward(logits, target, ignore_index, smoothing_weight, align_corners)
         loss_sum, smooth_sum, counts = (maps[0].new_zeros(shape) for shape in ((), (), 0))
-    nll, smooth, correct, total = maps
+    nll, smooth, correct, softmax_stats = maps
     smooth = nll.new_empty(0) if smooth is None else smooth
-    return nll, smooth, correct, total, loss_sum, smooth_sum, counts
+    return nll, smooth, correct, softmax_stats, loss_sum, smooth_sum, counts
 
 
 @_forward.register_fake
@@ -76,18 +78,18 @@ def _empty_outputs(
 ) -> tuple[Tensor, ...]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     nll = logits.new_empty(target.shape, dtype=dtype)
-    resized = logits.shape[2:] != target.shape[1:]
-    total = torch.empty_like(nll)
+    is_resized = logits.shape[2:] != target.shape[1:]
+    softmax_stats = torch.empty_like(nll)
     if backend == 'triton':
-        total = nll.new_empty(2 if resized else 1, *target.shape)
-    elif backend == 'cpu' and not resized:
-        total = nll.new_empty(target.shape[0], 2, *target.shape[1:])
+        softmax_stats = nll.new_empty(2 if is_resized else 1, *target.shape)
+    elif backend == 'cpu' and not is_resized:
+        softmax_stats = nll.new_empty(target.shape[0], 2, *target.shape[1:])
     smooth = logits.new_empty(0 if smoothing_weight is None else target.shape, dtype=dtype)
     correct = logits.new_empty(target.shape, dtype=torch.bool)
     counts = nll.new_empty(0)
-    if backend == 'cpu':  # float32 counts up to 16 million
+    if backend == 'cpu':  # float32 counts exactly up to 16 million only
         counts = nll.new_empty(4, dtype=torch.float64)
-    return nll, smooth, correct, total, nll.new_empty(()), nll.new_empty(()), counts
+    return nll, smooth, correct, softmax_stats, nll.new_empty(()), nll.new_empty(()), counts
 
 
 @torch.library.custom_op(
@@ -95,7 +97,7 @@ def _empty_outputs(
     mutates_args=(),
     schema=(
         '(Tensor? grad_nll, Tensor? grad_smooth, Tensor? grad_loss_sum, Tensor? grad_smooth_sum, Tensor logits, '
-        'Tensor target, Tensor total, int ignore_index, Tensor? smoothing_weight, Tensor? class_weight, '
+        'Tensor target, Tensor softmax_stats, int ignore_index, Tensor? smoothing_weight, Tensor? class_weight, '
         'bool align_corners, str backend) -> Tensor'
     ),
 )
@@ -106,7 +108,7 @@ def _backward(
     grad_smooth_sum: Tensor | None,
     logits: Tensor,
     target: Tensor,
-    total: Tensor,
+    softmax_stats: Tensor,
     ignore_index: int,
     smoothing_weight: Tensor | None,
     class_weight: Tensor | None,
@@ -116,15 +118,15 @@ def _backward(
     if target.numel() == 0:
         return logits.new_zeros(logits.shape)
     maps = grad_nll, grad_smooth
-    problem = logits, target, total, ignore_index
+    inputs = logits, target, softmax_stats, ignore_index
     if backend == 'cpu':
-        of_sums = (0.0 if g is None else g.item() for g in (grad_loss_sum, grad_smooth_sum))
+        sum_gradients = (0.0 if g is None else g.item() for g in (grad_loss_sum, grad_smooth_sum))
         cpu = import_module('mmseg_wce.kernels.cpu')
-        return cpu.backward(*maps, *of_sums, *problem, class_weight, smoothing_weight, align_corners)
+        return cpu.backward(*maps, *sum_gradients, *inputs, class_weight, smoothing_weight, align_corners)
     if grad_nll is None and grad_smooth is None:
         return logits.new_zeros(logits.shape)
     sweep = slabs if backend == 'slabs' else import_module('mmseg_wce.kernels.triton')
-    return sweep.backward(*maps, *problem, smoothing_weight, align_corners)
+    return sweep.backward(*maps, *inputs, smoothing_weight, align_corners)
 
 
 @_backward.register_fake
@@ -141,12 +143,12 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 
 def _gradients(ctx: Any, *gradients: Tensor | None) -> tuple:
-    logits, target, total, smoothing_weight, class_weight = ctx.saved_tensors
-    of_nll, of_smooth, _, _, of_loss_sum, of_smooth_sum, _ = gradients
+    logits, target, softmax_stats, smoothing_weight, class_weight = ctx.saved_tensors
+    grad_nll, grad_smooth, _, _, grad_loss_sum, grad_smooth_sum, _ = gradients
     if smoothing_weight is None:
-        of_smooth = of_smooth_sum = None
+        grad_smooth = grad_smooth_sum = None
     options = ctx.ignore_index, smoothing_weight, class_weight, ctx.align_corners, ctx.backend
-    gradient = _backward(of_nll, of_smooth, of_loss_sum, of_smooth_sum, logits, target, total, *options)
+    gradient = _backward(grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, logits, target, softmax_stats, *options)
     return gradient, *[None] * 6
 
 
@@ -154,15 +156,15 @@ _forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
 class PixelSums(NamedTuple):
-    """Sums over the pixels that count, all scalars, of which the first two are differentiable; the last three int64.
+    """Scalar sums over the valid pixels. The first two are differentiable, the last three int64.
 
     Attributes:
-        loss: nll times the weight of the label.
-        smooth: ``smooth``, 0 without smoothing.
-        weight: weights of the labels.
-        valid: number of the pixels.
-        correct: number of those that are correct.
-        invalid: number of pixels whose label is neither a class nor ignored.
+        loss: sum of nll times the weight of the label.
+        smooth: sum of ``smooth``, 0 without smoothing.
+        weight: sum of the weights of the labels.
+        valid: number of valid pixels.
+        correct: number of correct pixels among them.
+        invalid: number of pixels whose label is neither a class nor ``ignore_index``.
     """
 
     loss: Tensor
@@ -174,12 +176,12 @@ class PixelSums(NamedTuple):
 
 
 class PixelMaps(NamedTuple):
-    """The maps of :func:`pixel_nll`, and sums of them where they cost nothing.
+    """The maps of :func:`pixel_nll` and, from the back end 'cpu', their sums.
 
     Attributes:
         nll, smooth, correct: as :func:`pixel_nll` returns them.
-        sums: None where the back end does not make them.
-        class_weight: those that the sums are for.
+        sums: None from other back ends.
+        class_weight: the class weights used in the sums.
     """
 
     nll: Tensor
@@ -192,8 +194,8 @@ class PixelMaps(NamedTuple):
         """Return how many pixels are correct, and how many are not ignored.
 
         Args:
-            target: those that the maps are for.
-            ignore_index: the label that does not count.
+            target: labels that the maps were computed from.
+            ignore_index: label of the pixels to ignore.
         """
         if self.sums is not None:
             return self.sums.correct, self.sums.valid
@@ -209,7 +211,7 @@ def pixel_nll(
     align_corners: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Negative log-likelihood of every pixel's label, from logits of any size.
+    """Compute the negative log-likelihood of every pixel's label, from logits of any size.
 
     With ``z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=align_corners)`` and y the
     target, for each pixel that is not ignored::
@@ -218,28 +220,28 @@ def pixel_nll(
         smooth  = sum_c w_c (logsumexp_k(z_k) - z_c) # with w = smoothing_weight, over classes with w_c > 0
         correct = y is the arg-max of z              # at a tie: the lowest class
 
-    Differentiable once, with respect to ``logits``; a second time, or in forward mode, raises. Inside the transforms of
-    ``torch.func``, and with ``backend='reference'``, it is plain PyTorch and can do both.
+    Differentiable once, with respect to ``logits``; a second derivative and forward mode raise. Inside the transforms
+    of ``torch.func``, and with ``backend='reference'``, it runs as plain PyTorch, which supports both.
 
     Args:
         logits: (N, C, h, w), or (N, C, ...) of the target's spatial size; float16, bfloat16, float32 or float64.
         target: (N, H, W) or (N, ...), int64: a class in [0, C) or ``ignore_index``.
-        ignore_index: the label that does not count; may lie inside [0, C) or below zero.
+        ignore_index: label of the pixels to ignore; may lie inside [0, C) or below zero.
         smoothing_weight: (C,), weights of ``smooth``, which is all zeros without them.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
-        backend: 'cpu' (Numba), 'slabs' (plain PyTorch), 'triton' or 'reference'; by default what the environment
-            variable ``MMSEG_WCE_BACKEND`` says, or else 'cpu' on the CPU, 'triton' on CUDA where it is installed (not
-            for float64), and otherwise 'slabs', or 'reference' for small inputs. 'cpu' is 'slabs' for float64 and where
-            Numba is not installed.
+        backend: 'cpu' (Numba), 'slabs' (plain PyTorch), 'triton' or 'reference'. The default is the value of the
+            environment variable ``MMSEG_WCE_BACKEND`` or, if it is not set, 'cpu' on the CPU, 'triton' on CUDA if it is
+            installed (not for float64), and otherwise 'slabs', or 'reference' for small inputs. 'cpu' runs as 'slabs'
+            for float64 and if Numba is not installed.
 
     Returns:
         ``nll`` and ``smooth``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's shape.
-        At ignored pixels: 0, 0 and False, with a gradient of exactly zero whatever their logits hold. A target outside
+        Ignored pixels get 0, 0 and False, and a gradient of exactly zero whatever their logits are. A target outside
         [0, C) that is not ignored is never used as an index: its ``nll`` and ``smooth`` are NaN.
 
     Raises:
-        ValueError: shapes that do not fit; a back end that is unknown or cannot work on these logits.
-        TypeError: a target that is not int64.
+        ValueError: the shapes do not fit, or the back end does not exist or does not support these logits.
+        TypeError: the target is not int64.
         NotImplementedError: forward-mode differentiation.
 
     Example:
@@ -267,12 +269,12 @@ def pixel_maps(
     align_corners: bool = False,
     backend: str | None = None,
 ) -> PixelMaps:
-    """The maps of :func:`pixel_nll` and, on the CPU, the sums that a mean is made of, added up in the same sweep.
+    """Compute the maps of :func:`pixel_nll` and, with the back end 'cpu', the sums for their mean in the same sweep.
 
     Args:
         logits: as in :func:`pixel_nll`.
         target: as in :func:`pixel_nll`.
-        class_weight: (C,), of the sums; None for ones.
+        class_weight: (C,), weights of the labels in the sums; None for ones.
         ignore_index: as in :func:`pixel_nll`.
         smoothing_weight: as in :func:`pixel_nll`.
         align_corners: as in :func:`pixel_nll`.
@@ -331,7 +333,7 @@ def sweep_softmax(
         As :func:`pixel_maps`.
 
     Raises:
-        ValueError: a back end that is unknown or cannot work on these logits.
+        ValueError: the back end does not exist or does not support these logits.
         NotImplementedError: forward-mode differentiation.
     """
     backend = chosen_backend(backend, logits.device, logits.dtype, logits.shape[1] * target.numel())
@@ -361,55 +363,55 @@ def sweep_softmax(
     smooth = nll.new_zeros(()).expand(shape) if smoothing_weight is None else smooth.reshape(shape)
     sums = None
     if backend == 'cpu':
-        valid, right, invalid = counts[1:].long().unbind()
-        sums = PixelSums(loss_sum, smooth_sum, counts[0].to(dtype), valid, right, invalid)
+        num_valid, num_correct, num_invalid = counts[1:].long().unbind()
+        sums = PixelSums(loss_sum, smooth_sum, counts[0].to(dtype), num_valid, num_correct, num_invalid)
     return PixelMaps(nll.reshape(shape), smooth, correct.reshape(shape), sums, class_weight)
 
 
 def check_shapes(logits: Tensor, target: Tensor, **weights: Tensor | None) -> None:
-    """Raise ValueError where shapes do not fit :func:`pixel_nll`.
+    """Raise ValueError unless the shapes fit :func:`pixel_nll`.
 
     Args:
         logits: (N, C, h, w), or (N, C, ...) of the target's spatial size.
         target: (N, H, W) or (N, ...).
-        weights: by the names of the arguments, (C,) or None.
+        weights: weights of the classes by the name of their argument, (C,) or None.
     """
-    both = f'logits {tuple(logits.shape)} and target {tuple(target.shape)}'
+    shapes = f'logits {tuple(logits.shape)} and target {tuple(target.shape)}'
     if logits.dim() < 2 or logits.shape[:1] != target.shape[:1] or logits.dim() != target.dim() + 1:
-        raise ValueError(f'expected logits (N, C, ...) and target (N, ...), got {both}')
+        raise ValueError(f'expected logits (N, C, ...) and target (N, ...), got {shapes}')
     if logits.shape[2:] != target.shape[1:]:
         if logits.dim() != 4:
-            raise ValueError(f'only (N, C, h, w) is upsampled, got {both}')
+            raise ValueError(f'only logits (N, C, h, w) can be upsampled, got {shapes}')
         if 0 in logits.shape[2:] and target.numel() > 0:
-            raise ValueError(f'empty logits cannot be upsampled: {both}')
+            raise ValueError(f'empty logits cannot be upsampled: {shapes}')
     if logits.shape[1] == 0:
-        raise ValueError(f'there are no classes in {both}')
+        raise ValueError(f'there are no classes in {shapes}')
     for name, weight in weights.items():
         if weight is not None and weight.shape != logits.shape[1:2]:
-            raise ValueError(f'{name} {tuple(weight.shape)} has not one weight per class of {both}')
+            raise ValueError(f'{name} {tuple(weight.shape)} must have one weight per class of {shapes}')
 
 
 def check_target_dtype(target: Tensor) -> None:
-    """Raise TypeError unless a target is int64."""
+    """Raise TypeError unless the target is int64."""
     if target.dtype != torch.int64:
-        raise TypeError(f'target must be int64, got {target.dtype}: target.long()')
+        raise TypeError(f'target must be int64, got {target.dtype}: convert it with target.long()')
 
 
 def is_transformed() -> bool:
-    """Return whether a transform of ``torch.func`` is active: operations of torch.library have no rules for it."""
+    """Return whether a ``torch.func`` transform is active, for which torch.library operations have no rule."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def refuse_forward_mode(logits: Tensor, name: str, instead: str) -> None:
-    """Raise NotImplementedError for a dual tensor: an operation of torch.library drops its tangent silently."""
+    """Raise NotImplementedError for a dual tensor, whose tangent a torch.library operation would silently drop."""
     if not torch.compiler.is_compiling() and forward_ad.unpack_dual(logits).tangent is not None:
         raise NotImplementedError(f'{name} has no forward-mode derivative: {instead}')
 
 
 def _as_images(logits: Tensor, target: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """(N, C, ...) and (N, ...) of one size as (N, C, h, w) and (N, h, w); images of few pixels in a single one."""
-    if target.shape[1:].numel() < _FEW_PIXELS[backend]:
+    """Reshape to (N, C, h, w) and (N, h, w), nothing being resized; small images are merged into one."""
+    if target.shape[1:].numel() < _MIN_PIXELS_PER_IMAGE[backend]:
         return logits.transpose(0, 1).flatten(1)[None, :, None], target.reshape(1, 1, -1)
     if backend == 'cpu':
-        return logits, target  # takes any dimensions and strides
+        return logits, target  # this back end takes any dimensions and strides
     return logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)

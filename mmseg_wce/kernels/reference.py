@@ -1,4 +1,4 @@
-"""The textbook version of :func:`mmseg_wce.kernels.pixel_nll`: the oracle that every faster back end has to equal."""
+"""Textbook implementation of :func:`mmseg_wce.kernels.pixel_nll`: the oracle that the faster back ends must equal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def pixel_nll(
     smoothing_weight: Tensor | None = None,  # (C,)
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Upsample, log-softmax, pick. Arguments, results and errors as in :func:`mmseg_wce.kernels.pixel_nll`."""
+    """Upsample, take the log-softmax and gather. Arguments and results as in :func:`mmseg_wce.kernels.pixel_nll`."""
     in_range = (target >= 0) & (target < logits.shape[1])
-    counted = target != ignore_index
-    valid = in_range & counted
+    not_ignored = target != ignore_index
+    valid = in_range & not_ignored
 
     y = torch.where(valid, target, 0).unsqueeze(1)
 
@@ -31,26 +31,26 @@ def pixel_nll(
         w = smoothing_weight.to(z.dtype).view(-1, *[1] * (z.dim() - 2))
         smooth = -torch.where(w == 0, 0, w * log_p).sum(1)  # 0 * -inf of a masked class would be NaN
 
-    refused = counted & ~in_range
-    nll, smooth = (torch.where(valid, x, 0).masked_fill(refused, torch.nan) for x in (nll, smooth))
-    return nll, smooth, _is_arg_max(z.detach(), y) & valid
+    invalid = not_ignored & ~in_range
+    nll, smooth = (torch.where(valid, x, 0).masked_fill(invalid, torch.nan) for x in (nll, smooth))
+    return nll, smooth, _is_argmax(z.detach(), y) & valid
 
 
-def _is_arg_max(z: Tensor, y: Tensor) -> Tensor:
-    """If y is the lowest class with the highest logit, (N, ...) bool; argmax over a strided axis is slow on CPU."""
+def _is_argmax(z: Tensor, y: Tensor) -> Tensor:
+    """Return where y is the lowest class with the highest logit, (N, ...) bool; argmax over dim 1 is slow on CPU."""
     z_y = z.gather(1, y)
     index = torch.arange(z.shape[1], device=z.device).view(-1, *[1] * (z.dim() - 2))
     return ((z < z_y) | ((z == z_y) & (index >= y))).all(1)
 
 
 def resized(logits: Tensor, size: torch.Size, align_corners: bool, has_masked: bool = True) -> Tensor:
-    """Upsample in float32 at least; a class at -inf is -inf wherever it has a weight, where 0 * -inf would be NaN.
+    """Upsample in at least float32; a class at -inf stays -inf where it has a weight, and causes no NaN elsewhere.
 
     Args:
-        logits: (N, C, h, w), or (N, C, ...) of the size already.
+        logits: (N, C, h, w), or (N, C, ...) that already have the size.
         size: (H, W), or (...).
         align_corners: as in :func:`torch.nn.functional.interpolate`.
-        has_masked: False where it is known that no class is at -inf, which saves half of the work.
+        has_masked: False if no logit is -inf, which saves half of the work.
 
     Returns:
         (N, C, H, W) or (N, C, ...).
@@ -58,15 +58,15 @@ def resized(logits: Tensor, size: torch.Size, align_corners: bool, has_masked: b
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if logits.shape[2:] == size:
         return logits
-    if 0 in size or logits.shape[0] == 0:  # F.interpolate refuses empty sizes
+    if 0 in size or logits.shape[0] == 0:  # F.interpolate rejects empty sizes
         return logits.flatten()[:0].reshape(*logits.shape[:2], *size)
     if not has_masked:
-        return _interpolated(logits, size, align_corners)
+        return _interpolate(logits, size, align_corners)
     masked = logits.detach() == -torch.inf
-    share = _interpolated(masked.to(logits.dtype), size, align_corners)
-    z = _interpolated(torch.where(masked, 0, logits), size, align_corners)
-    return z + torch.where(share > 0, -torch.inf, 0)
+    masked_weight = _interpolate(masked.to(logits.dtype), size, align_corners)
+    z = _interpolate(torch.where(masked, 0, logits), size, align_corners)
+    return z + torch.where(masked_weight > 0, -torch.inf, 0)
 
 
-def _interpolated(x: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
+def _interpolate(x: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
     return F.interpolate(x, size=size, mode='bilinear', align_corners=align_corners)

@@ -13,9 +13,9 @@ from mmseg_wce.kernels.triton import kernels as programs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-FLOAT32 = 'peak lowest smoothing_weight smoothing_sum row_fraction column_fraction nll smooth grad_nll grad_smooth'
-TYPES = dict.fromkeys([*FLOAT32.split(), 'origins', 'log_sums', 'lowest_origin'], '*fp32')
-TYPES |= dict.fromkeys(('fine_row_fraction', 'fine_column_fraction'), '*fp64')
+FLOAT32 = 'max_logit lowest smoothing_weight smoothing_sum row_fraction column_fraction nll smooth grad_nll grad_smooth'
+TYPES = dict.fromkeys([*FLOAT32.split(), 'origins', 'log2_sums', 'lowest_origin'], '*fp32')
+TYPES |= dict.fromkeys(('row_fraction_float64', 'column_fraction_float64'), '*fp64')
 TYPES |= dict(target='*i64', correct='*i1', row_start='*i32', column_cell='*i32', column_start='*i32')
 OF_SMOOTHING = ('smooth', 'grad_smooth', 'smoothing_weight', 'smoothing_sum')
 OF_RESIZING = ('row_fraction', 'row_start', 'column_cell', 'column_fraction', 'origins')
@@ -49,7 +49,7 @@ def main(capability: int) -> None:
             common |= {} if smoothing else dict.fromkeys(OF_SMOOTHING)
             same = common | dict.fromkeys(OF_RESIZING) | dict(RESIZED=False)
             resized = common | dict(RESIZED=True)
-            backward = common | dict(CHANNELS=tiles.channels, COLUMNS=tiles.columns, NODES=tiles.nodes)
+            backward = common | dict(CHANNELS=tiles.channels, COLUMNS=tiles.columns, INPUT_COLUMNS=tiles.input_columns)
             backward |= dict(PRECISION='tf32' if dtype == 'bf16' else 'ieee', FINE=False)
             few_channels = dict(CHANNELS=16)
             for kernel, warps, constants in (

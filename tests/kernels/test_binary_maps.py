@@ -296,7 +296,7 @@ def test_shapes_that_do_not_fit(logits, target):
 
 
 def test_a_target_that_is_not_int64():
-    with pytest.raises(TypeError, match=r'int64, got torch.int32: target.long\(\)'):
+    with pytest.raises(TypeError, match=r'int64, got torch.int32: convert it with target.long\(\)'):
         pixel_bce(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int32), ignore_index=255)
 
 
@@ -310,7 +310,7 @@ def test_transposed_interpolation_by_matrices(nodes, pixels, align_corners):
         F.interpolate(z, size=pixels, mode='bilinear', align_corners=align_corners), z, gradient
     )
 
-    torch.testing.assert_close(binary._downsampled_by_matrices(gradient, shape, align_corners), expected)
+    torch.testing.assert_close(binary._downsample_by_matrices(gradient, shape, align_corners), expected)
 
 
 MEMORY = """

@@ -65,7 +65,7 @@ def test_shapes_that_do_not_fit(way, logits, target, weight):
 @every_way
 @pytest.mark.parametrize('shape', [(1,), (2,), (2000,), (3, 1), ()])
 def test_class_weights_of_another_number_of_classes(way, shape):
-    with pytest.raises(ValueError, match=r'class_weight .* has not one weight per class'):
+    with pytest.raises(ValueError, match=r'class_weight .* must have one weight per class'):
         pixel_maps(
             torch.zeros(1, 3, 4, 4, device=way.device),
             torch.zeros(1, 8, 8, dtype=torch.long, device=way.device),

@@ -12,8 +12,8 @@ triton = pytest.importorskip('mmseg_wce.kernels.triton', reason='the package tri
 TRITON = Way('triton', 'cuda' if CUDA else 'cpu')
 TILES = dict(
     default=triton.Tiles(),
-    small=triton.Tiles(lanes=2, forward_columns=16, channels=16, columns=16, rows_of_nodes=2),
-    wide=triton.Tiles(lanes=64, forward_columns=32, channels=32, columns=128, nodes=32, rows_of_nodes=3),
+    small=triton.Tiles(lanes=2, forward_columns=16, channels=16, columns=16, input_rows=2),
+    wide=triton.Tiles(lanes=64, forward_columns=32, channels=32, columns=128, input_columns=32, input_rows=3),
 )
 
 
@@ -57,7 +57,7 @@ def test_tiles_and_offsets_beyond_32_bits(tiles, pixels, monkeypatch):
 )
 def test_choice_of_tiles(nodes, pixels, align_corners, rows, owned):
     assert triton._rows_at_once(nodes, pixels, align_corners, 8) == rows
-    assert triton._nodes_to_own(nodes, pixels, align_corners, 16, 64) == owned
+    assert triton._owned_columns(nodes, pixels, align_corners, 16, 64) == owned
 
 
 @pytest.mark.parametrize('capability', [80, 90])

@@ -1,8 +1,8 @@
-"""The op on the CPU, in Numba: exponentials as fast as vector instructions allow, on a few threads that share nothing.
+"""The op on the CPU, in Numba: vectorised exponentials on several independent threads.
 
-:mod:`.launch` turns tensors into arrays, and cuts the work (:mod:`.layout`) into pieces for threads (:mod:`.threads`).
-Kernels work on a piece (:mod:`.resized_forward`, :mod:`.resized_backward`, :mod:`.same_size`), and on single pixels
-once more in float64 (:mod:`.exact`). The same bits come out for any number of threads.
+:mod:`.launch` turns tensors into arrays, cuts the work into pieces (:mod:`.layout`) and gives them to threads
+(:mod:`.threads`). Kernels process a piece (:mod:`.resized_forward`, :mod:`.resized_backward`, :mod:`.same_size`), and
+single pixels again in float64 (:mod:`.exact`). The results are the same bits for any number of threads.
 """
 
 from mmseg_wce.kernels.cpu.launch import backward, forward

@@ -1,7 +1,7 @@
-"""One pixel in float64, from logits as they are: where float32 and a shift by the maxima of the input pixels fail.
+"""Single pixels in float64 from the unshifted logits, where float32 and the subtraction of the maxima are inaccurate.
 
-They do between neighbours that disagree so much that every class lies far below those maxima, where a loss is so large
-that its class may be at -inf, where the label's class and another one nearly tie, and beside NaN and inf.
+That is: where neighbouring input pixels differ so much that every class is far below the maxima, where the loss is so
+large that the label's class may be at -inf, where the label's class nearly ties with another, and next to NaN and inf.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numpy as np
 from mmseg_wce.kernels.cpu.input_rows import read_one
 from mmseg_wce.kernels.cpu.jit import exact_function
 
-__all__ = ['is_greatest', 'is_greatest_resized', 'logits_at', 'losses_of', 'softmax_in_place']
+__all__ = ['is_argmax', 'is_argmax_resized', 'pixel_losses', 'resize_pixel', 'softmax_in_place']
 
-# Their exponentials vanish beside 1 in float64, and in float32: most are left out, since they take most of the time.
-_NOTHING_BESIDE_ONE, _NOTHING_IN_FLOAT32 = -40.0, -110.0
+# Below these, exponentials vanish next to 1 in float64, and are 0 in float32. Skipping them saves most of the time.
+_NEGLIGIBLE_IN_FLOAT64, _NEGLIGIBLE_IN_FLOAT32 = -40.0, -110.0
 
 
 @exact_function
-def _weighted(a, b, weight_a, weight_b):
-    """a weight_a + b weight_b, where a neighbour of weight 0 does not count: 0 * inf is NaN."""
+def _weighted_sum(a, b, weight_a, weight_b):
+    """Return a weight_a + b weight_b, without a neighbour of weight 0: 0 * inf is NaN."""
     if weight_b == 0:
         return a * weight_a
     if weight_a == 0:
@@ -29,83 +29,85 @@ def _weighted(a, b, weight_a, weight_b):
 
 
 @exact_function
-def _logit_at(top, low, axes, r, k, c):
-    """Interpolate one class in the order of F.interpolate: along the row, then down; without what has no weight."""
-    left, right = axes.slot[k, 1], axes.slot[k, 1] + axes.shift
-    down, along = axes.row_fraction[r], axes.column_fraction[k]
-    above = _weighted(np.float64(top[c, left]), np.float64(top[c, right]), 1 - along, along)
-    below = _weighted(np.float64(low[c, left]), np.float64(low[c, right]), 1 - along, along)
-    return _weighted(above, below, 1 - down, down)
+def _resize_logit(top, bottom, axes, r, k, c):
+    """Interpolate one class in the order of F.interpolate, columns before rows; skip neighbours of weight 0."""
+    left, right = axes.phase_and_cell[k, 1], axes.phase_and_cell[k, 1] + axes.shift
+    row_fraction, column_fraction = axes.row_fraction[r], axes.column_fraction[k]
+    above = _weighted_sum(np.float64(top[c, left]), np.float64(top[c, right]), 1 - column_fraction, column_fraction)
+    below = _weighted_sum(
+        np.float64(bottom[c, left]), np.float64(bottom[c, right]), 1 - column_fraction, column_fraction
+    )
+    return _weighted_sum(above, below, 1 - row_fraction, row_fraction)
 
 
 @exact_function
-def logits_at(top, low, axes, r, k, z):
+def resize_pixel(top, bottom, axes, r, k, z):
     """Interpolate all classes at column k of output row r.
 
-    A class at -inf is -inf wherever it has a weight.
+    A class at -inf stays -inf wherever it has a weight.
 
     Args:
-        top: (C, P), the input row above, as it is.
-        low: (C, P), the one below.
+        top: (C, P), unshifted logits of the input row above.
+        bottom: (C, P), those of the input row below.
         z: (C,), float64, overwritten.
 
     Returns:
-        The maximum, for finite numbers and -inf; anything beside NaN, which :func:`losses_of` meets again.
+        The maximum of finite numbers and -inf. Arbitrary if there is a NaN, which makes :func:`pixel_losses` NaN.
     """
-    peak = -np.inf
+    max_logit = -np.inf
     for c in range(z.shape[0]):
-        z[c] = _logit_at(top, low, axes, r, k, c)
-        if not z[c] <= peak:
-            peak = z[c]
-    return peak
+        z[c] = _resize_logit(top, bottom, axes, r, k, c)
+        if not z[c] <= max_logit:
+            max_logit = z[c]
+    return max_logit
 
 
 @exact_function
-def _is_beaten(own, label, other, c):
-    """Return if the label is not the arg-max, since class c is greater, lower at a tie, or one of both is NaN."""
-    return not (other < own or (other == own and c >= label))
+def _beats_label(label_logit, label, logit, c):
+    """Return whether class c is larger than the label's, equal with a lower index, or one of both is NaN."""
+    return not (logit < label_logit or (logit == label_logit and c >= label))
 
 
 @exact_function
-def is_greatest_resized(top, low, axes, r, k, label):
-    """Return if the label is the arg-max at a pixel, as :func:`logits_at` counts them."""
-    own, c = _logit_at(top, low, axes, r, k, label), 0
-    while c < top.shape[0] and not _is_beaten(own, label, _logit_at(top, low, axes, r, k, c), c):
+def is_argmax_resized(top, bottom, axes, r, k, label):
+    """Return whether the label is the arg-max at column k of output row r, see :func:`resize_pixel`."""
+    label_logit, c = _resize_logit(top, bottom, axes, r, k, label), 0
+    while c < top.shape[0] and not _beats_label(label_logit, label, _resize_logit(top, bottom, axes, r, k, c), c):
         c += 1
     return c == top.shape[0]
 
 
 @exact_function
-def is_greatest(logits, n, i, j, label, classes):
-    """Return if the label is the arg-max at a pixel of logits that are not resized."""
-    own, c = read_one(logits, n, label, i, j), 0
-    while c < classes and not _is_beaten(own, label, read_one(logits, n, c, i, j), c):
+def is_argmax(logits, n, i, j, label, classes):
+    """Return whether the label is the arg-max at a pixel of logits that are not resized."""
+    label_logit, c = read_one(logits, n, label, i, j), 0
+    while c < classes and not _beats_label(label_logit, label, read_one(logits, n, c, i, j), c):
         c += 1
     return c == classes
 
 
 @exact_function
-def losses_of(z, peak, label, smoothing_weight):
-    """Return nll, smooth and sum exp(z - peak)."""
-    total = 0.0
+def pixel_losses(z, max_logit, label, smoothing_weight):
+    """Return nll, smooth and sum exp(z - max_logit)."""
+    sum_exp = 0.0
     for c in range(z.shape[0]):
-        if not z[c] - peak <= _NOTHING_BESIDE_ONE:  # NaN is added
-            total += math.exp(z[c] - peak)
-    log_sum = math.log(total)
+        if not z[c] - max_logit <= _NEGLIGIBLE_IN_FLOAT64:  # NaN is added
+            sum_exp += math.exp(z[c] - max_logit)
+    log_sum_exp = math.log(sum_exp)
     smooth = 0.0
     for c in range(smoothing_weight.shape[0]):
         if smoothing_weight[c] != 0:  # 0 * -inf of a masked class would be NaN
-            smooth += smoothing_weight[c] * (log_sum + (peak - z[c]))
-    # the maximum is not added to the logarithm first, which would vanish beside 1e30
-    return log_sum + (peak - z[label]), smooth, total
+            smooth += smoothing_weight[c] * (log_sum_exp + (max_logit - z[c]))
+    # in this order: adding a maximum of 1e30 to the logarithm first would lose the logarithm
+    return log_sum_exp + (max_logit - z[label]), smooth, sum_exp
 
 
 @exact_function
-def softmax_in_place(z, peak):
-    """Replace logits by probabilities."""
-    total = 0.0
+def softmax_in_place(z, max_logit):
+    """Replace logits (C,) by their softmax."""
+    sum_exp = 0.0
     for c in range(z.shape[0]):
-        z[c] = 0.0 if z[c] - peak <= _NOTHING_IN_FLOAT32 else math.exp(z[c] - peak)
-        total += z[c]
+        z[c] = 0.0 if z[c] - max_logit <= _NEGLIGIBLE_IN_FLOAT32 else math.exp(z[c] - max_logit)
+        sum_exp += z[c]
     for c in range(z.shape[0]):
-        z[c] /= total
+        z[c] /= sum_exp

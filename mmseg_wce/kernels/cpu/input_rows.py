@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from mmseg_wce.kernels import units
 from mmseg_wce.kernels.cpu.jit import allocating_function, exact_function, fast_function
-from mmseg_wce.kernels.cpu.scalars import LOG2_E, bfloat16_of, float16_of, from_bfloat16, from_float16
+from mmseg_wce.kernels.cpu.scalars import LOG2_E, from_bfloat16, from_float16, to_bfloat16, to_float16
 from numba import types
 
 __all__ = [
@@ -19,12 +19,12 @@ __all__ = [
     'STRIDED',
     'Gradient',
     'Logits',
+    'aligned_empty',
     'clear_rows',
     'fill_row',
     'read_columns',
     'read_one',
     'read_row',
-    'room',
     'write_columns',
     'write_row',
 ]
@@ -33,7 +33,7 @@ FLOAT32, STRIDED, BFLOAT16, FLOAT16 = range(4)
 
 
 class Logits(NamedTuple):
-    """(N, C, h, w) as one of three arrays, the others empty: kernels are compiled once for all dtypes and strides."""
+    """Logits (N, C, h, w) in one of three arrays, so that a kernel compiled once takes all dtypes and strides."""
 
     single: np.ndarray  # float32, contiguous: inner loops can read it directly
     strided: np.ndarray  # float32, of any strides
@@ -47,7 +47,7 @@ LOGITS = types.NamedTuple(
 
 
 class Gradient(NamedTuple):
-    """(N, C, h, w), contiguous, likewise."""
+    """Gradient (N, C, h, w), contiguous, in one of two arrays, the other empty."""
 
     single: np.ndarray
     half: np.ndarray
@@ -61,8 +61,8 @@ _ZERO, _MASKED = np.float32(0), np.float32(units.MASKED)
 
 
 @allocating_function
-def room(size):
-    """Return memory for ``size`` float32 numbers, aligned to what the widest instruction loads."""
+def aligned_empty(size):
+    """Return uninitialised memory for ``size`` float32 numbers, aligned for the widest vector instruction."""
     memory = np.empty(size + 16, np.float32)
     offset = (-(memory.ctypes.data >> 2)) & 15
     return memory[offset : offset + size]
@@ -70,7 +70,7 @@ def room(size):
 
 @fast_function
 def read_columns(logits, n, c, i, begin, out):
-    """Copy the columns of one row of one class from ``begin`` on to ``out`` in float32."""
+    """Copy columns ``begin`` and following of one row of one class to ``out``, in float32."""
     if logits.kind == FLOAT32:
         values = logits.single[n, c, i, begin : begin + out.shape[0]]
         for j in range(out.shape[0]):
@@ -91,16 +91,16 @@ def read_columns(logits, n, c, i, begin, out):
 
 @fast_function
 def write_columns(values, gradient, n, c, i, begin):
-    """Copy numbers to the columns of a contiguous gradient from ``begin`` on, rounded to its dtype."""
+    """Copy values to columns ``begin`` and following of a contiguous gradient, rounded to its dtype."""
     end = begin + values.shape[0]
     if gradient.kind == BFLOAT16:
         bits = gradient.half[n, c, i, begin:end]
         for j in range(values.shape[0]):
-            bits[j] = bfloat16_of(values[j])
+            bits[j] = to_bfloat16(values[j])
     elif gradient.kind == FLOAT16:
         bits = gradient.half[n, c, i, begin:end]
         for j in range(values.shape[0]):
-            bits[j] = float16_of(values[j])
+            bits[j] = to_float16(values[j])
     else:
         out = gradient.single[n, c, i, begin:end]
         for j in range(values.shape[0]):
@@ -121,14 +121,14 @@ def read_one(logits, n, c, i, j):
 
 @fast_function
 def read_row(logits, n, c, i, axes, line, row):
-    """Read one row of one class, each pixel to its places (P,); line (w,) is overwritten."""
+    """Read one row of one class, each pixel to its positions (P,); line (w,) is overwritten."""
     width = axes.width
-    if axes.column.shape[0] > 0:
+    if axes.input_column.shape[0] > 0:
         values = logits.single[n, c, i] if logits.kind == FLOAT32 else line
         if logits.kind != FLOAT32:
             read_columns(logits, n, c, i, 0, line)
         for j in range(row.shape[0]):
-            row[j] = values[axes.column[j]]
+            row[j] = values[axes.input_column[j]]
     else:
         read_columns(logits, n, c, i, 0, row[1 : width + 1])
         row[0] = row[1]
@@ -137,29 +137,29 @@ def read_row(logits, n, c, i, axes, line, row):
 
 
 @fast_function
-def fill_row(logits, n, i, axes, undefined, peak, line, out):
-    """Read one row of logits for the resize, each pixel to its places in out (C, P).
+def fill_row(logits, n, i, axes, undefined_value, max_logit, line, out):
+    """Read one row of logits for the resize, in units of log 2, each pixel to its positions in out (C, P).
 
-    The maximum over the classes is subtracted from each pixel, which interpolates to an upper bound of the maximum
-    everywhere and costs no digits where all logits of a pixel share an offset. Units are those of log 2.
+    The maximum over the classes is subtracted from each pixel. The subtracted maxima interpolate to an upper bound of
+    the maximum everywhere, and an offset common to all logits of a pixel costs no digits.
 
     Args:
-        undefined: what a class becomes that is at NaN, at +inf, or at -inf like all others of its pixel.
-        peak: (P,), overwritten.
+        undefined_value: replacement for a logit of NaN or +inf, and for -inf if all classes of the pixel are at -inf.
+        max_logit: (P,), overwritten.
         line: (w,), overwritten.
     """
     for c in range(out.shape[0]):
         read_row(logits, n, c, i, axes, line, out[c])
         if c == 0:
-            for j in range(peak.shape[0]):
-                peak[j] = out[c, j]
-        for j in range(peak.shape[0]):
-            peak[j] = out[c, j] if out[c, j] > peak[j] else peak[j]
+            for j in range(max_logit.shape[0]):
+                max_logit[j] = out[c, j]
+        for j in range(max_logit.shape[0]):
+            max_logit[j] = out[c, j] if out[c, j] > max_logit[j] else max_logit[j]
     for c in range(out.shape[0]):
-        for j in range(peak.shape[0]):
-            z = (out[c, j] - peak[j]) * LOG2_E
+        for j in range(max_logit.shape[0]):
+            z = (out[c, j] - max_logit[j]) * LOG2_E
             z = _MASKED if z < _MASKED else z
-            out[c, j] = undefined if z != z else z
+            out[c, j] = undefined_value if z != z else z
 
 
 @fast_function
@@ -173,12 +173,12 @@ def clear_rows(gradient, n, c, begin, end):
 
 @fast_function
 def write_row(row, axes, line, gradient, n, c, i):
-    """Write one row of one class: the sum of the places (P,) of each pixel. Overwrites row and line (w,)."""
+    """Write one row of one class, adding up the positions (P,) of each pixel. Overwrites row and line (w,)."""
     width = axes.width
-    if axes.column.shape[0] > 0:
+    if axes.input_column.shape[0] > 0:
         line[:] = _ZERO
         for j in range(row.shape[0]):
-            line[axes.column[j]] += row[j]
+            line[axes.input_column[j]] += row[j]
         write_columns(line, gradient, n, c, i, 0)
     else:
         row[1] += row[0]

@@ -1,10 +1,11 @@
-"""Place the pixels of an output row between the input pixels, and cut the work into pieces.
+"""Layout of the pixels of an output row between the input pixels, and of the work in pieces.
 
-Cell k of an axis is the space between the input pixels k - 1 and k, for k = 0 to size; those outside the image repeat
-its edge. The columns of an output row are rearranged: slot (p, k) holds the p-th pixel of cell k, or none, so that a
-loop over the cells takes neighbours in memory and meets each of them in the same way. An input row is held in places:
-the pixel on the left of cell k at place k, the one on its right at place k + shift. Where columns are upscaled, cells
-touch and share them (shift 1); where they are downscaled, only cells that have a pixel are held, both sides apart.
+Cell k of an axis is the space between the input pixels k - 1 and k, for k = 0 to size; neighbours outside the image
+repeat its edge. The columns of an output row are rearranged by phase: entry (p, k) holds the p-th pixel of cell k, or
+none, so that a loop over the cells reads consecutive memory and treats every cell alike. An input row is stored at
+positions: the pixel left of cell k at position k, the one right of it at position k + shift. If columns are upscaled,
+neighbouring cells share positions (shift 1). If they are downscaled, only cells with a pixel are stored, first all left
+and then all right pixels.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from numba import types
 
 __all__ = ['Axes', 'axes', 'bands', 'blocks']
 
-VECTOR = 16  # cells are padded to a multiple of what the widest instruction takes
+VECTOR = 16  # float32 numbers in the widest vector register; the number of cells is padded to a multiple
 
 Array = np.ndarray
 
 
 class Axes(NamedTuple):
-    """Both axes of one resize, as kernels look them up. S slots for each of K cells, P places for an input row."""
+    """Lookup tables of both axes of one resize: S phases in each of K cells, P positions in an input row."""
 
-    start: Array  # (h + 2,), int64: cell i of the rows holds the output rows start[i] to start[i + 1]
+    start: Array  # (h + 2,), int64; row i of the cells holds the output rows start[i] to start[i + 1]
     row_weights: Array  # (H, 2), float32, of the input pixels above and below
-    row_fraction: Array  # (H,), float64, the weight below
-    slot_weights: Array  # (2, S, K), float32, of the input pixels left and right
-    pixel: Array  # (S, K), int32, output column in each slot, -1 for none
-    slot: Array  # (W, 2), int64, p and k of each output column
-    column_fraction: Array  # (W,), float64, the weight on the right
+    row_fraction: Array  # (H,), float64, weight of the input pixel below
+    phase_weights: Array  # (2, S, K), float32, of the input pixels left and right
+    output_column: Array  # (S, K), int32, output column of each phase and cell, -1 for none
+    phase_and_cell: Array  # (W, 2), int64, p and k of each output column
+    column_fraction: Array  # (W,), float64, weight of the input pixel on the right
     width: int  # w
-    padded: int  # P
+    num_positions: int  # P
     shift: int
-    column: Array  # (P,), int64, input pixel in each place; (0,) where pixel j is at j + 1, with the edges repeated
+    input_column: Array  # (P,), int64, input pixel at each position; (0,) if pixel j is at j + 1, with repeated edges
 
     @classmethod
     def signature(cls) -> types.Type:
@@ -49,81 +50,82 @@ class Axes(NamedTuple):
 
 @lru_cache(maxsize=32)
 def axes(inputs: tuple[int, int], outputs: tuple[int, int], align_corners: bool) -> Axes:
-    """Make the tables for one pair of sizes, (h, w) and (H, W)."""
-    (row, down), (column, right) = (
+    """Return the tables for a resize from (h, w) to (H, W)."""
+    (row, lower_weight), (column, right_weight) = (
         (cell.numpy(), fraction.numpy())
         for cell, fraction in (
             cells_and_fractions(*sizes, align_corners) for sizes in zip(inputs, outputs, strict=True)
         )
     )
-    used, index, count = np.unique(column, return_inverse=True, return_counts=True)
-    within = np.arange(len(column)) - (count.cumsum() - count)[index]  # among the pixels of its cell
-    slots = int(count.max())
-    fractions = np.unique(right)
-    if len(fractions) == slots:  # an integer scale: the slots have one fraction each
-        within = np.searchsorted(fractions, right)
+    used_cells, index, count = np.unique(column, return_inverse=True, return_counts=True)
+    phase = np.arange(len(column)) - (count.cumsum() - count)[index]  # index among the pixels of its cell
+    num_phases = int(count.max())
+    fractions = np.unique(right_weight)
+    if len(fractions) == num_phases:  # an integer scale: one fraction per phase
+        phase = np.searchsorted(fractions, right_weight)
     is_sparse = outputs[1] < inputs[1]
     if not is_sparse:
-        used, index = np.arange(inputs[1] + 1), column
-    cells = -(-len(used) // VECTOR) * VECTOR
-    column_in: Array = np.zeros(0, np.int64)
-    if is_sparse:  # only the cells with a pixel
-        left = np.pad(used, (0, cells - len(used)), mode='edge')
-        column_in = np.concatenate([np.maximum(left - 1, 0), np.minimum(left, inputs[1] - 1)])
-    weights, pixel = _aligned(2, slots, cells), np.full((slots, cells), -1, np.int32)
-    weights[0], weights[1] = 1, 0
-    weights[:, within, index] = np.stack([1 - right, right])
-    pixel[within, index] = np.arange(len(column))
+        used_cells, index = np.arange(inputs[1] + 1), column
+    num_cells = -(-len(used_cells) // VECTOR) * VECTOR
+    input_column: Array = np.zeros(0, np.int64)
+    if is_sparse:  # only cells with a pixel
+        left = np.pad(used_cells, (0, num_cells - len(used_cells)), mode='edge')
+        input_column = np.concatenate([np.maximum(left - 1, 0), np.minimum(left, inputs[1] - 1)])
+    phase_weights = _aligned_empty(2, num_phases, num_cells)
+    output_column = np.full((num_phases, num_cells), -1, np.int32)
+    phase_weights[0], phase_weights[1] = 1, 0
+    phase_weights[:, phase, index] = np.stack([1 - right_weight, right_weight])
+    output_column[phase, index] = np.arange(len(column))
     return Axes(
         start=np.searchsorted(row, np.arange(inputs[0] + 2)),
-        row_weights=np.stack([1 - down, down], 1).astype(np.float32),
-        row_fraction=down,
-        slot_weights=weights,
-        pixel=pixel,
-        slot=np.stack([within, index], 1),
-        column_fraction=right,
+        row_weights=np.stack([1 - lower_weight, lower_weight], 1).astype(np.float32),
+        row_fraction=lower_weight,
+        phase_weights=phase_weights,
+        output_column=output_column,
+        phase_and_cell=np.stack([phase, index], 1),
+        column_fraction=right_weight,
         width=inputs[1],
-        padded=2 * cells if is_sparse else VECTOR + cells,
-        shift=cells if is_sparse else 1,
-        column=column_in,
+        num_positions=2 * num_cells if is_sparse else VECTOR + num_cells,
+        shift=num_cells if is_sparse else 1,
+        input_column=input_column,
     )
 
 
-def _aligned(*shape: int) -> Array:
-    """Float32 numbers from a multiple of 64 bytes on: the widest load that crosses one takes twice as long."""
+def _aligned_empty(*shape: int) -> Array:
+    """Return float32 memory aligned to 64 bytes: the widest load takes twice as long across such a boundary."""
     size = 4 * math.prod(shape)
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(np.float32).reshape(shape)
 
 
-_NUMBERS_IN_A_BAND = 1 << 21  # a millisecond of work, so that threads end together
-_FEWEST_BANDS = 8  # of all images, so that there is work for some threads
-_FEWEST_ROWS = 4  # of cells: bands that touch both read the input row between them
+_LOGITS_PER_BAND = 1 << 21  # 1 ms of work, so that threads finish together
+_MIN_BANDS = 8  # of all images, so that several threads have work
+_MIN_ROWS_PER_BAND = 4  # of cells: neighbouring bands both read the input row between them
 
 
 @lru_cache(maxsize=32)
 def bands(images: int, classes: int, inputs: tuple[int, int], outputs: tuple[int, int]) -> Array:
-    """Cut the rows of cells of every image, (bands, 3): image, first and one past the last row of cells.
+    """Cut the rows of cells of every image into bands, (bands, 3): image, first and one past the last row of cells.
 
-    By shapes alone, so that results do not depend on the number of threads.
+    The cut depends on shapes alone, so that results do not depend on the number of threads.
     """
-    rows, numbers = inputs[0] + 1, classes * max(math.prod(inputs), math.prod(outputs))
-    wanted = min(_NUMBERS_IN_A_BAND, images * numbers // _FEWEST_BANDS) * rows // numbers
-    number = max(1, rows // max(_FEWEST_ROWS, wanted))
-    cuts = [i * rows // number for i in range(number + 1)]
+    rows, num_logits = inputs[0] + 1, classes * max(math.prod(inputs), math.prod(outputs))
+    rows_per_band = min(_LOGITS_PER_BAND, images * num_logits // _MIN_BANDS) * rows // num_logits
+    num_bands = max(1, rows // max(_MIN_ROWS_PER_BAND, rows_per_band))
+    cuts = [i * rows // num_bands for i in range(num_bands + 1)]
     return np.array([(n, *ends) for n in range(images) for ends in pairwise(cuts)], np.int64)
 
 
-_NUMBERS_IN_A_BLOCK = 96 << 10  # logits of a block stay in the cache of a core
-_MOST_COLUMNS = 8192
+_LOGITS_PER_BLOCK = 96 << 10  # they fit in the cache of a core
+_MAX_COLUMNS_PER_BLOCK = 8192
 
 
 @lru_cache(maxsize=32)
 def blocks(images: int, classes: int, rows: int, columns: int) -> Array:
     """Cut rows of pixels that are not resized, (blocks, 4): image, row, first and one past the last column."""
-    step = max(4 * VECTOR, min(_MOST_COLUMNS, _NUMBERS_IN_A_BLOCK // classes) // VECTOR * VECTOR)
-    cut = [
+    step = max(4 * VECTOR, min(_MAX_COLUMNS_PER_BLOCK, _LOGITS_PER_BLOCK // classes) // VECTOR * VECTOR)
+    table = [
         (n, i, k, min(k + step, columns)) for n in range(images) for i in range(rows) for k in range(0, columns, step)
     ]
-    return np.array(cut, np.int64)
+    return np.array(table, np.int64)

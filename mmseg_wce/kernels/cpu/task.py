@@ -1,4 +1,4 @@
-"""The arguments of every kernel, labels as indices, slopes of a pixel, and sums over pixels."""
+"""Arguments of every kernel, labels as indices, gradients of a pixel, and sums over pixels."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = [
     'Maps',
     'Task',
     'Upstream',
-    'add_up',
-    'label_of',
-    'label_slope',
-    'slopes_of',
-    'smoothing_slope',
+    'add_sums',
+    'label_index',
+    'nll_gradient',
+    'smooth_gradient',
+    'upstream_gradients',
 ]
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 IGNORED, INVALID = np.int32(-1), np.int32(-2)
-# Over the pixels that count: loss times the label's weight, smoothed loss, weights, number, number of correct ones;
-# then the number of pixels whose label is invalid.
+# Sums over the valid pixels: loss times the label's weight, smoothed loss, weights, number, number correct; then the
+# number of pixels whose label is invalid.
 NUM_SUMS = 6
 
 
@@ -39,10 +39,10 @@ class Task(NamedTuple):
     logits: Logits  # (N, C, h, w)
     target: np.ndarray  # (N, H, W), int64, of any strides
     ignore_index: int
-    class_weight: np.ndarray  # (C,), float32, of the sums
+    class_weight: np.ndarray  # (C,), float32, for the sums
     smoothing_weight: np.ndarray  # (C,), float32, or (0,)
-    weight_sum: float  # of the smoothing
-    exp2: tuple  # constants
+    weight_sum: float  # sum of smoothing_weight
+    exp2: tuple  # constants of exp2
 
 
 _f32, _i64 = types.float32, types.int64
@@ -52,20 +52,20 @@ TASK = types.NamedTuple(
 
 
 @inlined_function
-def label_of(task, target):
-    """Return a label as an index that is within bounds, or what it is instead."""
+def label_index(task, target):
+    """Return the label as a class index within bounds, or else IGNORED or INVALID."""
     if target == task.ignore_index:
         return IGNORED
     return np.int32(target) if 0 <= target < task.class_weight.shape[0] else INVALID
 
 
 class Upstream(NamedTuple):
-    """Gradient of the maps (N, H, W), of any strides, or (N, H, 0) for zeros, and of the sums of both losses."""
+    """Gradients of the maps (N, H, W), any strides, or (N, H, 0) for zeros, and of the sums of both losses."""
 
     nll: np.ndarray
     smooth: np.ndarray
-    of_weighted_sum: float
-    of_smooth_sum: float
+    grad_loss_sum: float
+    grad_smooth_sum: float
 
 
 UPSTREAM = types.NamedTuple((_f32[:, :, :], _f32[:, :, :], _f32, _f32), Upstream)
@@ -74,68 +74,68 @@ UPSTREAM = types.NamedTuple((_f32[:, :, :], _f32[:, :, :], _f32, _f32), Upstream
 class Maps(NamedTuple):
     """The results of a forward sweep.
 
-    X is (N, H, W) and Y is (N, H) where logits are resized, otherwise X is (N, 2, H, W) and Y is (blocks,).
+    If logits are resized, X is (N, H, W) and Y is (N, H). Otherwise X is (N, 2, H, W) and Y is (blocks,).
     """
 
     nll: np.ndarray  # (N, H, W), float32
     smooth: np.ndarray  # (N, H, W), float32, or (N, H, 0)
     correct: np.ndarray  # (N, H, W), bool
-    total: np.ndarray  # X, float32: what the backward needs
+    softmax_stats: np.ndarray  # X, float32, for the backward: sum of exponentials, or maximum and sum
     sums: np.ndarray  # (*Y, NUM_SUMS), float64
 
     @classmethod
-    def signature(cls, total, sums):
-        return types.NamedTuple((_f32[:, :, ::1], _f32[:, :, ::1], types.boolean[:, :, ::1], total, sums), cls)
+    def signature(cls, softmax_stats, sums):
+        return types.NamedTuple((_f32[:, :, ::1], _f32[:, :, ::1], types.boolean[:, :, ::1], softmax_stats, sums), cls)
 
 
 @inlined_function
-def slopes_of(task, upstream, n, r, k, label):
-    """Return the gradient of a pixel's loss and of its smoothed loss."""
-    slope, smooth = task.class_weight[label] * upstream.of_weighted_sum, upstream.of_smooth_sum
+def upstream_gradients(task, upstream, n, r, k, label):
+    """Return the upstream gradients of a pixel's nll and smooth, from the maps and from the sums."""
+    grad_nll, grad_smooth = task.class_weight[label] * upstream.grad_loss_sum, upstream.grad_smooth_sum
     if upstream.nll.shape[2] > 0:
-        slope += upstream.nll[n, r, k]
+        grad_nll += upstream.nll[n, r, k]
     if upstream.smooth.shape[2] > 0:
-        smooth += upstream.smooth[n, r, k]
-    return slope, smooth
+        grad_smooth += upstream.smooth[n, r, k]
+    return grad_nll, grad_smooth
 
 
 @inlined_function
-def label_slope(e, is_label, total, slope):
-    """Gradient of nll: e = exp(z) and its total over the classes give the probability, ``slope`` is for the total.
+def nll_gradient(e, is_label, sum_exp, factor):
+    """Return the gradient of nll, given e = exp(z), its sum over the classes and ``factor``, upstream over that sum.
 
-    Subtracted before it is scaled, which keeps the digits where a probability is nearly 1.
+    Subtracting before scaling keeps the digits of a probability close to 1.
     """
-    return (e - (total if is_label else _ZERO)) * slope
+    return (e - (sum_exp if is_label else _ZERO)) * factor
 
 
 @inlined_function
-def smoothing_slope(e, weight, rest, total, slope):
-    """Gradient of the smoothed loss, e sum(w) - weight total, where ``rest`` is sum(w) - weight.
+def smooth_gradient(e, weight, other_weights, sum_exp, factor):
+    """Return factor * (e sum(w) - weight sum_exp), the gradient of smooth; ``other_weights`` is sum(w) - weight.
 
-    In a form that does not cancel where the class has nearly all of the total.
+    This form does not cancel where e is nearly all of sum_exp.
     """
-    return (e * rest - weight * (total - e)) * slope
+    return (e * other_weights - weight * (sum_exp - e)) * factor
 
 
 @fast_function
-def add_up(y, weight, nll, smooth, correct, lanes, sums):
-    """Add what ``NUM_SUMS`` pixels add up to: ``sums`` (NUM_SUMS,) in float64.
+def add_sums(y, weight, nll, smooth, correct, lanes, sums):
+    """Add pixels to the sums (NUM_SUMS,), float64.
 
     Args:
-        y, weight, nll, smooth, correct: (B,), B a multiple of 16; smooth may hold anything where it is not asked for.
-        lanes: (NUM_SUMS, 16), float64, overwritten: a single sum would wait for itself at every addition.
+        y, weight, nll, smooth, correct: (B,), B a multiple of 16; smooth is arbitrary without label smoothing.
+        lanes: (NUM_SUMS, 16), float64, overwritten. 16 independent sums: one sum would make each addition wait.
     """
     lanes[:] = 0.0
     for begin in range(0, y.shape[0], 16):
         labels, weights = y[begin : begin + 16], weight[begin : begin + 16]
-        losses, smoothed, right = nll[begin : begin + 16], smooth[begin : begin + 16], correct[begin : begin + 16]
+        losses, smoothed, are_correct = nll[begin : begin + 16], smooth[begin : begin + 16], correct[begin : begin + 16]
         for k in range(16):
-            counts = labels[k] >= 0
-            lanes[0, k] += weights[k] * losses[k] if counts else _ZERO
-            lanes[1, k] += smoothed[k] if counts else _ZERO
+            is_valid = labels[k] >= 0
+            lanes[0, k] += weights[k] * losses[k] if is_valid else _ZERO
+            lanes[1, k] += smoothed[k] if is_valid else _ZERO
             lanes[2, k] += weights[k]
-            lanes[3, k] += _ONE if counts else _ZERO
-            lanes[4, k] += right[k] if counts else _ZERO
+            lanes[3, k] += _ONE if is_valid else _ZERO
+            lanes[4, k] += are_correct[k] if is_valid else _ZERO
             lanes[5, k] += _ONE if labels[k] == INVALID else _ZERO
     for i in range(sums.shape[0]):
         for k in range(16):

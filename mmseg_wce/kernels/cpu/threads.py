@@ -1,4 +1,4 @@
-"""Pieces of work on a few threads; which thread takes which piece changes nothing."""
+"""A thread pool for pieces of work, whose results do not depend on which thread runs which piece."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ import torch
 
 __all__ = ['run']
 
-_WORTH_A_THREAD = 1 << 18  # exponentials: 0.05 ms, which starting another thread takes
-_PIECES_A_THREAD = 8  # taken at a time, so that a thread slowed down by a neighbour takes fewer
+_MIN_WORK_PER_THREAD = 1 << 18  # exponentials: they take 0.05 ms, as long as starting a thread
+_STEPS_PER_THREAD = 8  # several steps each, so that a slowed-down thread takes fewer of them
 
 
 def run(kernel: Callable[[int, int], None], pieces: int, work: int) -> None:
-    """Call ``kernel(first, last)`` until all pieces are done, on ``torch.get_num_threads()`` threads.
+    """Call ``kernel(first, last)`` until all pieces are done, on up to ``torch.get_num_threads()`` threads.
 
-    The calling thread is one of them. Numba's own threads are not used: they kill a forked child, or abort where two
+    The calling thread is one of them. Numba's own threads are not used: they kill a forked child, and abort if two
     threads use them at once.
 
     Args:
-        kernel: works on the pieces first to last, without Python's global lock.
-        pieces: how many there are.
-        work: exponentials, or numbers to read, in all of them.
+        kernel: works on the pieces first to last and releases Python's global lock.
+        pieces: number of pieces.
+        work: number of exponentials, or of numbers to read, in all pieces.
     """
-    threads = min(torch.get_num_threads(), pieces, max(1, work // _WORTH_A_THREAD))
-    if threads == 1:
+    num_threads = min(torch.get_num_threads(), pieces, max(1, work // _MIN_WORK_PER_THREAD))
+    if num_threads == 1:
         kernel(0, pieces)
         return
-    step = -(-pieces // (_PIECES_A_THREAD * threads))
-    starts, failed = itertools.count(0, step), False
+    step = -(-pieces // (_STEPS_PER_THREAD * num_threads))
+    starts, has_failed = itertools.count(0, step), False
 
-    def take() -> None:
-        nonlocal failed
+    def run_pieces() -> None:
+        nonlocal has_failed
         try:
-            while not failed and (first := next(starts)) < pieces:
+            while not has_failed and (first := next(starts)) < pieces:
                 kernel(first, min(first + step, pieces))
         except BaseException:
-            failed = True
+            has_failed = True
             raise
 
-    pool, others = _pool(os.getpid(), torch.get_num_threads() - 1), []
-    with contextlib.suppress(RuntimeError):  # no thread starts while the interpreter ends, or beyond the system's limit
-        for _ in range(threads - 1):
-            others.append(pool.submit(take))
+    pool, futures = _pool(os.getpid(), torch.get_num_threads() - 1), []
+    with contextlib.suppress(RuntimeError):  # no thread can start at interpreter exit or beyond the system's limit
+        for _ in range(num_threads - 1):
+            futures.append(pool.submit(run_pieces))
     try:
-        take()
+        run_pieces()
     finally:
-        failed = failed or any(other.exception() is not None for other in others)  # waits
-    for other in others:
-        other.result()
+        has_failed = has_failed or any(future.exception() is not None for future in futures)  # waits
+    for future in futures:
+        future.result()
 
 
 @lru_cache(maxsize=1)
 def _pool(process: int, size: int) -> ThreadPoolExecutor:
-    """A forked child has another process id, and starts its own: it has its parent's pool, but not the threads."""
+    """Return the pool of a process. A forked child, which inherits a pool without threads, gets a new one."""
     return ThreadPoolExecutor(size, thread_name_prefix='mmseg_wce')

@@ -1,6 +1,6 @@
-"""The op on CUDA: launches the programs of :mod:`mmseg_wce.kernels.triton.kernels`.
+"""The op on CUDA: launches the kernels of :mod:`mmseg_wce.kernels.triton.kernels`.
 
-Sizes of tiles depend on shapes alone, nothing is tuned at run time: bits stay the same from process to process.
+Tile sizes depend on shapes alone, without tuning at run time, so the results have the same bits in every process.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from torch import Tensor
 
 
 class Tiles(NamedTuple):
-    """How much a program works on at once; powers of two, those of the backward at least 16 for ``tl.dot``."""
+    """Tile sizes of a program: powers of two unless stated, and at least 16 in the backward for ``tl.dot``."""
 
-    lanes: int = 8  # of the forward: classes times rows of pixels; a thread has them all, and so adds up alone
+    lanes: int = 8  # forward: classes times output rows; one thread holds them all and adds them up alone
     forward_columns: int = 128
-    fine_rows: int = 1  # of pixels
-    channels: int = 32  # of the backward, like the rest
+    fine_rows: int = 1  # output rows of ``measure_finely``
+    channels: int = 32  # backward, like the following
     columns: int = 64
-    nodes: int = 16  # in a row
-    rows_of_nodes: int = 16  # any number
+    input_columns: int = 16  # input pixels in a row
+    input_rows: int = 16  # not necessarily a power of two
 
 
 TILES = Tiles()
-_MOST_ROWS = 8
-_CORNERS = 2  # what loading the corners of a cell costs, in rows of pixels
-_REGISTERS = 128  # a thread: inner loops fit, and 16 warps a multiprocessor hide each other's latency
+_MAX_ROWS_AT_ONCE = 8
+_CORNERS = 2  # cost of loading the corners of a cell, in output rows
+_REGISTERS = 128  # per thread: inner loops fit, and 16 warps per multiprocessor hide each other's latency
 
 
 class _Problem(NamedTuple):
-    """What both sweeps make of their arguments."""
+    """The arguments of both sweeps, prepared for the kernels."""
 
-    axes: tuple[Axis, Axis] | None  # rows, columns; None where nothing is resized: then images are single rows
+    axes: tuple[Axis, Axis] | None  # rows, columns; None if nothing is resized, and images are single rows
     logits: Tensor  # (N, C, h, w)
-    peak: Tensor  # (N, h, w), float32
+    max_logit: Tensor  # (N, h, w), float32
     target: Tensor  # (N, H, W), contiguous
-    weight: Tensor | None  # (C,), float32
+    smoothing_weight: Tensor | None  # (C,), float32
     weight_sum: Tensor | None  # ()
 
 
-def _problem(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None, align_corners: bool) -> _Problem:
+def _prepare(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None, align_corners: bool) -> _Problem:
     axes = None
     if logits.shape[2:] == target.shape[1:]:
         logits, target = logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)
@@ -69,37 +69,37 @@ def forward(
     smoothing_weight: Tensor | None,
     align_corners: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """As :func:`mmseg_wce.kernels.slabs.forward`, for float32, float16 and bfloat16 logits."""
-    tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
+    """Compute :func:`mmseg_wce.kernels.slabs.forward` for float32, float16 and bfloat16 logits."""
+    tiles, problem = TILES, _prepare(logits, target, smoothing_weight, align_corners)
     z, axes = problem.logits, problem.axes
-    resized = axes is not None
+    is_resized = axes is not None
     nll = torch.empty(target.shape, dtype=torch.float32, device=target.device)
-    total = nll.new_empty(2 if resized else 1, *target.shape)  # origins where resized, logarithms of sums
+    softmax_stats = nll.new_empty(2 if is_resized else 1, *target.shape)  # origins if resized, then log2_sum_exp
     smooth = None if smoothing_weight is None else torch.empty_like(nll)
     correct = torch.empty(target.shape, dtype=torch.bool, device=target.device)
     (height, width), (H, W) = z.shape[2:], problem.target.shape[1:]
-    rows_at_once = _rows_at_once(height, H, align_corners, min(tiles.lanes, _MOST_ROWS)) if resized else 1
-    programs = z.shape[0] * (height + 1 if resized else 1) * triton.cdiv(W, tiles.forward_columns)
+    rows_at_once = _rows_at_once(height, H, align_corners, min(tiles.lanes, _MAX_ROWS_AT_ONCE)) if is_resized else 1
+    programs = z.shape[0] * (height + 1 if is_resized else 1) * triton.cdiv(W, tiles.forward_columns)
     sizes = z.shape[1], height, width, H, W, *z.stride()
     with torch.cuda.device_of(logits):
         measure[(programs,)](
-            z, problem.peak, problem.target, problem.weight, problem.weight_sum,
-            *([None] * 4 if axes is None else _look_ups(*axes)),
-            nll, smooth, correct, total[0], total[-1], ignore_index, *sizes,
-            RESIZED=resized, SMOOTHING=smooth is not None,
+            z, problem.max_logit, problem.target, problem.smoothing_weight, problem.weight_sum,
+            *([None] * 4 if axes is None else _lookup_tables(*axes)),
+            nll, smooth, correct, softmax_stats[0], softmax_stats[-1], ignore_index, *sizes,
+            RESIZED=is_resized, SMOOTHING=smooth is not None,
             CHANNELS=tiles.lanes // rows_at_once, ROWS=rows_at_once, COLUMNS=tiles.forward_columns,
             **launch_options(warps=4),
         )  # fmt: skip
         if axes is not None:
             rows, columns = axes
             measure_finely[(programs,)](
-                z, problem.target, problem.weight, problem.weight_sum,
-                rows.fine_fraction, rows.start, columns.cell, columns.fine_fraction,
-                nll, smooth, correct, *total, *sizes,
+                z, problem.target, problem.smoothing_weight, problem.weight_sum,
+                rows.fraction_float64, rows.start, columns.cell, columns.fraction_float64,
+                nll, smooth, correct, *softmax_stats, *sizes,
                 SMOOTHING=smooth is not None, CHANNELS=min(tiles.lanes, triton.next_power_of_2(z.shape[1])),
                 ROWS=tiles.fine_rows, COLUMNS=tiles.forward_columns, **launch_options(warps=4),
             )  # fmt: skip
-    return nll, smooth, correct, total
+    return nll, smooth, correct, softmax_stats
 
 
 def backward(
@@ -107,81 +107,85 @@ def backward(
     grad_smooth: Tensor | None,
     logits: Tensor,
     target: Tensor,
-    total: Tensor,
+    softmax_stats: Tensor,
     ignore_index: int,
     smoothing_weight: Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    """As :func:`mmseg_wce.kernels.slabs.backward`."""
-    tiles, problem = TILES, _problem(logits, target, smoothing_weight, align_corners)
+    """Compute :func:`mmseg_wce.kernels.slabs.backward`."""
+    tiles, problem = TILES, _prepare(logits, target, smoothing_weight, align_corners)
     z, axes = problem.logits, problem.axes
     gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    grad_nll = torch.zeros_like(total[0]) if grad_nll is None else grad_nll.contiguous()
+    grad_nll = torch.zeros_like(softmax_stats[0]) if grad_nll is None else grad_nll.contiguous()
     grad_smooth = None if grad_smooth is None else grad_smooth.contiguous()
     (images, channels, height, width), (H, W) = z.shape, problem.target.shape[1:]
-    maps, weights = (grad_nll, grad_smooth, z, problem.peak, problem.target), (problem.weight, problem.weight_sum)
-    smoothing = grad_smooth is not None
+    maps = grad_nll, grad_smooth, z, problem.max_logit, problem.target
+    weights = problem.smoothing_weight, problem.weight_sum
+    is_smoothed = grad_smooth is not None
     with torch.cuda.device_of(logits):
         if axes is None:
             differentiate_same_size[(images * triton.cdiv(W, tiles.forward_columns),)](
-                *maps, total[0], *weights, gradient, ignore_index, channels, W, z.stride(0), z.stride(1), z.stride(3),
-                SMOOTHING=smoothing, CHANNELS=tiles.lanes, COLUMNS=tiles.forward_columns, **launch_options(warps=4),
+                *maps, softmax_stats[0], *weights, gradient, ignore_index, channels, W,
+                z.stride(0), z.stride(1), z.stride(3), SMOOTHING=is_smoothed, CHANNELS=tiles.lanes,
+                COLUMNS=tiles.forward_columns, **launch_options(warps=4),
             )  # fmt: skip
         else:
-            at_once = min(tiles.channels, max(16, triton.next_power_of_2(channels)))
-            owned = _nodes_to_own(width, W, align_corners, tiles.nodes, tiles.columns)
-            programs = triton.cdiv(channels, at_once) * triton.cdiv(width, owned)
-            programs *= triton.cdiv(height, tiles.rows_of_nodes) * images
-            lowest_origin, (rows, columns) = total[0].amin(-1), axes
-            for fine in (False, True):
+            channels_at_once = min(tiles.channels, max(16, triton.next_power_of_2(channels)))
+            owned_columns = _owned_columns(width, W, align_corners, tiles.input_columns, tiles.columns)
+            programs = triton.cdiv(channels, channels_at_once) * triton.cdiv(width, owned_columns)
+            programs *= triton.cdiv(height, tiles.input_rows) * images
+            lowest_origin, (rows, columns) = softmax_stats[0].amin(-1), axes
+            for in_float64 in (False, True):
                 differentiate_resized[(programs,)](
-                    *maps, *total, *weights, *_look_ups(rows, columns), columns.start,
-                    gradient, lowest_origin, rows.fine_fraction, columns.fine_fraction,
-                    ignore_index, channels, height, width, H, W, owned, tiles.rows_of_nodes, *z.stride(),
-                    SMOOTHING=smoothing, FINE=fine, PRECISION=_precision(z.dtype),
-                    CHANNELS=at_once, COLUMNS=tiles.columns, NODES=tiles.nodes,
-                    **launch_options(backward_warps(at_once, tiles.columns)),
+                    *maps, *softmax_stats, *weights, *_lookup_tables(rows, columns), columns.start,
+                    gradient, lowest_origin, rows.fraction_float64, columns.fraction_float64,
+                    ignore_index, channels, height, width, H, W, owned_columns, tiles.input_rows, *z.stride(),
+                    SMOOTHING=is_smoothed, FINE=in_float64, PRECISION=_precision(z.dtype),
+                    CHANNELS=channels_at_once, COLUMNS=tiles.columns, INPUT_COLUMNS=tiles.input_columns,
+                    **launch_options(backward_warps(channels_at_once, tiles.columns)),
                 )  # fmt: skip
     return gradient
 
 
-def _look_ups(rows: Axis, columns: Axis) -> tuple[Tensor, ...]:
+def _lookup_tables(rows: Axis, columns: Axis) -> tuple[Tensor, ...]:
     return rows.fraction, rows.start, columns.cell, columns.fraction
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Of the matrix product: a gradient rounded to bfloat16 loses nothing to TF32, which few AMD GPUs have."""
+    """Return the precision of the matrix product: TF32 suffices for a bfloat16 gradient, but few AMD GPUs have it."""
     return 'tf32' if dtype == torch.bfloat16 and not torch.version.hip else 'ieee'
 
 
 def backward_warps(channels: int, columns: int) -> int:
-    return channels * columns // 256  # eight numbers of a tile a thread
+    """Return the number of warps of the backward: eight numbers of a tile per thread."""
+    return channels * columns // 256
 
 
 def launch_options(warps: int) -> dict[str, int]:
+    """Return the keyword arguments of a launch that concern the compiler."""
     options = dict(num_warps=warps, enable_fp_fusion=True)
     return options if torch.version.hip else dict(options, maxnreg=_REGISTERS)  # only NVIDIA's compiler takes a limit
 
 
 @lru_cache(maxsize=64)
-def _rows_at_once(nodes: int, pixels: int, align_corners: bool, most: int) -> int:
-    """How many rows of pixels share the corners of their cell, so that few computed rows are beyond its last one."""
-    heights = axis(nodes, pixels, align_corners, torch.device('cpu')).start.diff()
+def _rows_at_once(inputs: int, outputs: int, align_corners: bool, max_rows: int) -> int:
+    """Return how many output rows share the corners of their cell, so that few computed rows lie beyond the cell."""
+    heights = axis(inputs, outputs, align_corners, torch.device('cpu')).start.diff()
 
     def cost(rows: int) -> int:
         return int((-(-heights // rows)).sum()) * (rows + _CORNERS)
 
-    return min((2**i for i in range(most.bit_length())), key=cost)
+    return min((2**i for i in range(max_rows.bit_length())), key=cost)
 
 
 @lru_cache(maxsize=64)
-def _nodes_to_own(nodes: int, pixels: int, align_corners: bool, most: int, columns: int) -> int:
-    """How many neighbouring nodes a program takes, so that fewest blocks of pixels are computed, halos included."""
-    start = axis(nodes, pixels, align_corners, torch.device('cpu')).start
+def _owned_columns(inputs: int, outputs: int, align_corners: bool, max_owned: int, columns: int) -> int:
+    """Return how many input columns a program owns, for the fewest blocks of output columns, halos included."""
+    start = axis(inputs, outputs, align_corners, torch.device('cpu')).start
 
     def blocks(owned: int) -> int:
-        first = torch.arange(0, nodes, owned, device='cpu')
-        spans = start[(first + owned).clamp(max=nodes) + 1] - start[first]
+        first = torch.arange(0, inputs, owned, device='cpu')
+        spans = start[(first + owned).clamp(max=inputs) + 1] - start[first]
         return int((-(-spans // columns)).sum())
 
-    return min(range(most, 0, -1), key=blocks)
+    return min(range(max_owned, 0, -1), key=blocks)
