@@ -22,10 +22,15 @@ def test_works_without_openmmlab():
         'loss = mmseg_wce.functional.weighted_cross_entropy(torch.zeros(1, 4, 2, 2), torch.zeros(1, 8, 8).long())\n'
         'module = mmseg_wce.WeightedCrossEntropyLoss(class_weight=[1.0, 3.0])\n'
         'weighted = module(torch.tensor([[2.0, 0.0]]).expand(3, 2), torch.tensor([0, 1, 255]))\n'
-        "print(round(loss.item(), 4), round(weighted.item(), 4), hasattr(mmseg_wce, 'hooks'))"
+        "print(round(loss.item(), 4), round(weighted.item(), 4), hasattr(mmseg_wce, 'hooks'))\n"
+        "try: mmseg_wce.WeightedCrossEntropyLoss(class_weight='nowhere.json')\n"
+        'except ValueError as error: print(error)'
     )
 
-    assert output.splitlines()[0].split() == ['1.3863', '1.6269', 'False']
+    first, second, *_ = output.splitlines()
+    assert first.split() == ['1.3863', '1.6269', 'False']
+    assert second.startswith("class_weight file 'nowhere.json' cannot be read from ")
+    assert second.endswith('the file does not exist')
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,10 @@ def read_file(path: str, max_bytes: int) -> bytes:
             raise ValueError('it is not a regular file')
         _check_size(os.path.getsize(path), max_bytes)
         return Path(path).read_bytes()
-    from mmengine import fileio
-
+    try:
+        from mmengine import fileio
+    except ImportError:
+        raise FileNotFoundError('the file does not exist') from None  # or lies where only mmengine can read
     content = fileio.get(path)
     _check_size(len(content), max_bytes)
     return content
