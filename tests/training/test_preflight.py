@@ -471,7 +471,7 @@ def test_configs_of_mmseg_pass(pattern, monkeypatch):
     monkeypatch.setattr(utils, 'load', cache(utils.load))  # mmengine reads every index of models for every config
     files = [file for file in sorted(SHIPPED.glob(pattern)) if not file.parent.name.startswith('_')]
 
-    assert len(files) >= 6
+    assert len(files) >= 3
     for file in files:
         config = Config.fromfile(file, import_custom_modules=False)
         check_losses(config)
