@@ -11,9 +11,12 @@ if not torch.cuda.is_available():
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 import pytest
 
-gc.freeze()  # torch and mmseg stay: without, every full collection walks over a million objects of theirs
-
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what stays from garbage collection: torch, mmseg and all tests are millions of objects to walk over."""
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')

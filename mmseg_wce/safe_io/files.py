@@ -19,7 +19,7 @@ def read_file(path: str, max_bytes: int) -> bytes:
         The content.
 
     Raises:
-        OSError, ImportError, KeyError, ValueError: the file does not exist, is not a regular file (reading a pipe would
+        OSError (FileNotFoundError), KeyError, ValueError: the file does not exist, is not a regular file (reading a pipe would
             block), has an unsupported scheme, or is too large.
     """
     if os.path.exists(path):
