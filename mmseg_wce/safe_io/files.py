@@ -19,8 +19,8 @@ def read_file(path: str, max_bytes: int) -> bytes:
         The content.
 
     Raises:
-        OSError (FileNotFoundError), KeyError, ValueError: the file does not exist, is not a regular file (reading a pipe would
-            block), has an unsupported scheme, or is too large.
+        FileNotFoundError, OSError, KeyError, ValueError: the file does not exist, is not a regular file (reading a pipe
+            would block), has an unsupported scheme, or is too large.
     """
     if os.path.exists(path):
         if not os.path.isfile(path):
