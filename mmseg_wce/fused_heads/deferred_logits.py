@@ -98,7 +98,7 @@ class SlidingWindows:
         window_sum = self.count.new_zeros((len(self.count), channels.stop - channels.start, *self.size))
         for window, top, left in self._windows:
             _window_view(window_sum, window, top, left).add_(window.read(channels))
-        return window_sum / self.count
+        return window_sum.div_(self.count)
 
 
 def _window_view(images: Tensor, window: DeferredLogits, top: int, left: int) -> Tensor:
