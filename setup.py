@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: configs and tools travel inside the package. The rest stands there."""
+"""Copy configs and tools into the package; everything else about it is in pyproject.toml."""
 
 import shutil
 from pathlib import Path

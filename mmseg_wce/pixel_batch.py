@@ -6,6 +6,8 @@ Arguments are checked at the entry points, in :mod:`mmseg_wce.functional`,
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import torch
 import torch.nn.functional as F
 from mmseg_wce.arguments import Normalizer, Reduction
@@ -19,6 +21,7 @@ from torch import Tensor
 __all__ = ['PixelBatch', 'SigmoidBatch', 'SigmoidMaps', 'SoftmaxBatch', 'smoothing_weight']
 
 SigmoidMaps = tuple[Tensor, Tensor, Tensor]  # positive, negative, correct
+Maps = TypeVar('Maps', PixelMaps, SigmoidMaps)
 _MAX_TABLE_SIZE = 1 << 16
 _MMSEG_EPS = torch.finfo(torch.float32).eps  # mmseg divides by it for avg_factor=0
 
@@ -45,7 +48,7 @@ def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothin
     return logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
 
 
-class PixelBatch:
+class PixelBatch(Generic[Maps]):
     """Logits, labels and weights of the pixels of a batch.
 
     Args:
@@ -54,6 +57,7 @@ class PixelBatch:
         class_weight: class weights as in :mod:`mmseg_wce.functional`, or None.
         ignore_index: the ignored label.
         align_corners: option of the upsampling.
+        maps: per-pixel maps of the logits, if already computed.
 
     Attributes:
         dtype: dtype of the losses: float32, or float64 for float64 logits.
@@ -66,12 +70,29 @@ class PixelBatch:
         class_weight: Tensor | None,
         ignore_index: int,
         align_corners: bool = False,
+        maps: Maps | None = None,
     ) -> None:
         self.logits, self.target, self.class_weight = logits, target, class_weight
         self.ignore_index, self.align_corners = ignore_index, align_corners
         self.num_channels, self.dtype = logits.shape[1], torch.promote_types(logits.dtype, torch.float32)
         self._valid: Tensor | None = None
         self._label_weight: Tensor | None = None
+        self._maps: Maps | None = maps
+
+    @property
+    def maps(self) -> Maps:
+        """Per-pixel maps of the logits; computed at the first access."""
+        if self._maps is None:
+            self._maps = self._sweep()
+        return self._maps
+
+    @maps.setter
+    def maps(self, maps: Maps) -> None:
+        self._maps = maps
+
+    def _sweep(self) -> Maps:
+        """Compute the maps from the logits."""
+        raise NotImplementedError
 
     @property
     def num_labels(self) -> int:
@@ -170,7 +191,7 @@ class PixelBatch:
         return torch.where(self.valid.unsqueeze(1) if by_element else self.valid, loss, 0)
 
 
-class SoftmaxBatch(PixelBatch):
+class SoftmaxBatch(PixelBatch[PixelMaps]):
     """Pixels of a weighted cross-entropy.
 
     Args:
@@ -193,26 +214,18 @@ class SoftmaxBatch(PixelBatch):
         label_smoothing: float = 0.0,
         maps: PixelMaps | None = None,
     ) -> None:
-        super().__init__(logits, target, class_weight, ignore_index, align_corners)
-        self.label_smoothing, self._maps = label_smoothing, maps
+        super().__init__(logits, target, class_weight, ignore_index, align_corners, maps)
+        self.label_smoothing = label_smoothing
 
-    @property
-    def maps(self) -> PixelMaps:
-        """Maps of :func:`mmseg_wce.kernels.pixel_maps`; computed at the first access."""
-        if self._maps is None:
-            self._maps = sweep_softmax(
-                self.logits,
-                self.target,
-                self.class_weight,
-                ignore_index=self.ignore_index,
-                smoothing_weight=smoothing_weight(self.logits, self.class_weight, self.label_smoothing),
-                align_corners=self.align_corners,
-            )
-        return self._maps
-
-    @maps.setter
-    def maps(self, maps: PixelMaps) -> None:
-        self._maps = maps
+    def _sweep(self) -> PixelMaps:
+        return sweep_softmax(
+            self.logits,
+            self.target,
+            self.class_weight,
+            ignore_index=self.ignore_index,
+            smoothing_weight=smoothing_weight(self.logits, self.class_weight, self.label_smoothing),
+            align_corners=self.align_corners,
+        )
 
     def _computed_sums(self) -> PixelSums | None:
         """Return the sums computed along with the maps; None while compiling, when values cannot be read."""
@@ -250,7 +263,7 @@ class SoftmaxBatch(PixelBatch):
         return (1 - self.label_smoothing) * weighted_nll + (self.label_smoothing / self.num_channels) * smooth
 
 
-class SigmoidBatch(PixelBatch):
+class SigmoidBatch(PixelBatch[SigmoidMaps]):
     """Pixels of a weighted binary cross-entropy of every channel.
 
     Args:
@@ -273,19 +286,11 @@ class SigmoidBatch(PixelBatch):
         threshold: float = 0.5,
         maps: SigmoidMaps | None = None,
     ) -> None:
-        super().__init__(logits, target, class_weight, ignore_index, align_corners)
-        self.threshold, self._maps = threshold, maps
+        super().__init__(logits, target, class_weight, ignore_index, align_corners, maps)
+        self.threshold = threshold
 
-    @property
-    def maps(self) -> SigmoidMaps:
-        """Maps of :func:`mmseg_wce.kernels.pixel_bce`; computed at the first access."""
-        if self._maps is None:
-            self._maps = sweep_sigmoid(self.logits, self.target, self.ignore_index, self.threshold, self.align_corners)
-        return self._maps
-
-    @maps.setter
-    def maps(self, maps: SigmoidMaps) -> None:
-        self._maps = maps
+    def _sweep(self) -> SigmoidMaps:
+        return sweep_sigmoid(self.logits, self.target, self.ignore_index, self.threshold, self.align_corners)
 
     @property
     def label_class_weight(self) -> Tensor | None:

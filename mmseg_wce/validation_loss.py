@@ -278,7 +278,11 @@ class ValidationLoss(BaseMetric):
             names: names of the terms; empty if there is no loss to compute.
         """
         self._names = list(dict.fromkeys(names))
-        self._clear_history()
+        # mmengine would log the mean of the last ten values of a loss
+        history = MessageHub.get_current_instance().log_scalars
+        for key in self.expected_keys:
+            for mode in ('val', 'test'):
+                history.pop(f'{mode}/{key}', None)
 
     @property
     def expected_keys(self) -> list[str]:
@@ -304,7 +308,6 @@ class ValidationLoss(BaseMetric):
             metrics[names[0]] = metrics.get(names[0], 0.0) + value
         if left_out and not image_sums:
             metrics = dict.fromkeys(self._names or (), math.nan)
-        self._clear_history()
         return metrics
 
     def _warn_left_out(self, left_out: Sequence[str]) -> None:
@@ -315,10 +318,3 @@ class ValidationLoss(BaseMetric):
             _warn(reason)
         if len(left_out) > min(len(new), _MAX_WARNINGS):
             _warn(f'{len(left_out)} images are left out of this validation')
-
-    def _clear_history(self) -> None:
-        """Remove earlier values from mmengine's history; it would log the mean of the last ten."""
-        history = MessageHub.get_current_instance().log_scalars
-        for key in self.expected_keys:
-            for mode in ('val', 'test'):
-                history.pop(f'{mode}/{key}', None)

@@ -16,7 +16,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import OhemCrossEntropy, accuracy
 from mmseg.models.utils import resize
 from mmseg.structures.sampler import OHEMPixelSampler
-from mmseg_wce.arguments import check_logits_and_target
+from mmseg_wce.arguments import broadcast_pixel_weight, check_logits_and_target
 from mmseg_wce.built_in_losses import (
     built_in_batch,
     built_in_class_weight,
@@ -196,13 +196,14 @@ class _SharedMaps:
     def _fill_maps(self, batch: SoftmaxBatch | SigmoidBatch, loss: nn.Module) -> None:
         """Set the maps of a batch to the shared ones, with 0 where only the labels of the batch ignore a pixel."""
         if isinstance(batch, SigmoidBatch):
-            maps = PixelMaps(*self.sigmoid_maps(batch.ignore_index))
+            batch.maps = self.sigmoid_maps(batch.ignore_index)
         else:
-            maps = self.softmax_maps(batch.ignore_index, loss, batch.class_weight)
+            batch.maps = self.softmax_maps(batch.ignore_index, loss, batch.class_weight)
         if batch.target is not self.label:
+            first, second, correct = batch.maps[:3]
             is_same = batch.target == self.label
-            maps = PixelMaps(torch.where(is_same, maps[0], 0), torch.where(is_same, maps[1], 0), maps[2])
-        batch.maps = maps if isinstance(batch, SoftmaxBatch) else maps[:3]
+            maps = torch.where(is_same, first, 0), torch.where(is_same, second, 0), correct
+            batch.maps = maps if isinstance(batch, SigmoidBatch) else PixelMaps(*maps)
 
     def accuracy(self) -> Tensor:
         """Return mmseg's ``accuracy``, (1,), in percent, without waiting for the device.
@@ -239,7 +240,7 @@ def _hard_pixels(head: BaseDecodeHead, fused: _SharedMaps, losses: list[nn.Modul
     """Return the pixel weights of mmseg's ``OHEMPixelSampler.sample``, (N, H, W), from maps."""
     sampler, label = head.sampler, fused.label
     if type(sampler) is not OHEMPixelSampler:  # replaced after the head was fused
-        return sampler.sample(fused.full_size, label.unsqueeze(1))
+        return broadcast_pixel_weight(sampler.sample(fused.full_size, label.unsqueeze(1)), label)
     valid = label != head.ignore_index
     min_kept = sampler.min_kept * label.shape[0]
     if sampler.thresh is not None:

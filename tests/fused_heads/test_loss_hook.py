@@ -287,6 +287,19 @@ def test_a_sampler_put_in_later_is_asked():
     assert losses['loss_ce'] == 0
 
 
+def test_weights_of_a_replaced_sampler_that_do_not_fit_raise():
+    class OnePixelTooFew:
+        def sample(self, logits, label):
+            return torch.ones(label.shape[0], *label.shape[2:])[..., 1:]
+
+    fused = head(OURS, sampler=dict(type='OHEMPixelSampler', min_kept=100))
+    fuse_decode_heads(Model(fused))
+    fused.sampler = OnePixelTooFew()
+
+    with pytest.raises(ValueError, match='pixel_weight must have the shape of the target'):
+        sweep(fused, samples())
+
+
 def test_no_hard_pixel_is_zero_where_mmsegs_is_nan():
     never = dict(OHEM, thres=-1.0, min_kept=1000000)
     plain, features = two_branches([never, OURS], 'DDRHead')
