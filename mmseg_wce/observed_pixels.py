@@ -23,7 +23,7 @@ class ObservedPixels:
         nll: (N, ...), negative log-likelihood without weights and smoothing; 0 where ignored.
         correct: (N, ...), bool, False where ignored. True if the label has the greatest logit; for one channel, if the
             label is 1 and the probability of label 1 is above the threshold, or if neither holds.
-        pixel_weight: broadcastable to (N, ...), or None.
+        pixel_weight: (N, ...), or None.
         class_weight: (C,) float32, (2,) for one channel; None without weights, and with a sigmoid for C >= 2.
         num_classes: C, or 2 for one channel.
         ignore_index: the ignored label.
