@@ -12,14 +12,7 @@ MMSEG_CONFIGS = Path(mmseg.__file__).parent / '.mim/configs'
 
 
 def find_configs(pattern: str) -> list[tuple[str, Path]]:
-    """Return the name for ``_base_`` and the file of each config that a path or a pattern names.
-
-    Args:
-        pattern: path; or ``mmseg::`` and a pattern for the configs that mmseg ships, with or without ``.py``.
-
-    Raises:
-        PreflightError: mmseg ships no such config.
-    """
+    """Return name for ``_base_`` and file of a config: of a path, or of each that ``mmseg::PATTERN`` names in mmseg."""
     if not pattern.startswith('mmseg::'):
         return [(pattern, Path(pattern))]
     pattern = pattern.removeprefix('mmseg::')
@@ -39,12 +32,7 @@ def check_style(file: Path) -> None:
 
 
 def header(base: str, config: Config) -> list[str]:
-    """Return the first lines of a config that inherits from another; the next lines may change its ``model``.
-
-    Args:
-        base: name for ``_base_``.
-        config: the base, whose custom imports are kept.
-    """
+    """Return the first lines of a config that inherits from another; the next lines may change its ``model``."""
     imports = config.get('custom_imports', {})
     names = [name for name in imported_modules(imports) if name != 'mmseg_wce']
     options = ''.join(f', {key}={value!r}' for key, value in imports.items() if key != 'imports')

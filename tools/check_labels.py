@@ -63,8 +63,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def read_splits(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[LabelFiles]], list[Finding]]:
     """Return the label files of each split, the same files once, and findings for splits that cannot be read.
 
-    Raises:
-        ValueError: the config has none of the splits, or none of them can be read.
+    Raises ValueError if the config has none of the splits, or if none of them can be read.
     """
     present = [split for split in splits if config.get(f'{split}_dataloader') is not None]
     if not present:
@@ -105,18 +104,7 @@ def _reads_same_labels(parts: list[LabelFiles], others: list[LabelFiles]) -> boo
 def check(
     parts: list[LabelFiles], others: list[LabelFiles], args: argparse.Namespace, name: str, changed_later_by: str
 ) -> tuple[list[LabelStatistics], list[Finding]]:
-    """Scan the label files of a split.
-
-    Args:
-        parts: label files of the split.
-        others: label files of all splits.
-        args: command line.
-        name: of the split.
-        changed_later_by: preprocessor that may change labels after loading; empty if none does.
-
-    Returns:
-        Statistics of each part, and the findings, most severe first.
-    """
+    """Scan the label files of a split; return the statistics of each part, and the findings, most severe first."""
     title = f'Reading labels, {name}'
     images = any(part.has_images for part in parts)
     statistics = scan_with_progress(parts, args.workers, console, title, with_images=images)

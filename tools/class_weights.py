@@ -183,15 +183,7 @@ def has_mostly_unexpected_labels(statistics: LabelStatistics) -> bool:
 
 
 def report(statistics: LabelStatistics, name: str, options: dict, out: Path | None, picture: Path) -> None:
-    """Print the table and the line for the config; write the picture and the weights.
-
-    Args:
-        statistics: of the labels.
-        name: of the statistics in the config.
-        options: scheme and its options.
-        out: file for the weights; without it the line names the statistics.
-        picture: file for the picture.
-    """
+    """Print the table and the line for the config, which names ``out`` or the statistics; write picture and weights."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         weights = class_weights(statistics, **options)

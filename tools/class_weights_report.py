@@ -45,13 +45,7 @@ def print_table(console: Console, statistics: LabelStatistics, scheme: str, weig
 
 
 def draw_weights(path: Path, statistics: LabelStatistics, chosen: dict) -> None:
-    """Draw the share of pixels and the weights of every scheme, on logarithmic axes.
-
-    Args:
-        path: file of the PNG.
-        statistics: of the labels.
-        chosen: scheme and options as in a config; other schemes take the options that they have, too.
-    """
+    """Draw the share of pixels and the weights of every scheme, with the options of the chosen one."""
     order = np.argsort(-statistics.pixels, kind='stable')
     rows = np.arange(len(order))
     height = max(3.0, 0.19 * len(order) + 1.2)

@@ -52,16 +52,7 @@ console = Console()
 
 
 def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
-    """Check a config, and scan its training labels unless their statistics exist.
-
-    Args:
-        base: name for ``_base_``.
-        file: of the config.
-        args: command line.
-
-    Raises:
-        PreflightError: the config cannot be trained or tested, or has no loss to replace.
-    """
+    """Check a config, and scan its training labels unless their statistics exist."""
     config = load_config(str(file), args.cfg_options)
     place = f'config file {str(file)!r}'
     comparison = Comparison(base, file, config, args.work_dir, args.out, args.words, args.gpus)
@@ -88,11 +79,7 @@ def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
 
 
 def plan(args: argparse.Namespace) -> tuple[list[Comparison], list[Run]]:
-    """Return the comparisons and all their trainings, each once.
-
-    Raises:
-        PreflightError, ValueError: a training cannot be started.
-    """
+    """Return the comparisons and all their trainings, each once; raise PreflightError if one cannot be started."""
     check_work_dir(str(args.work_dir))
     check_work_dir(str(args.out), '--out')
     reserved = [key for key in args.cfg_options or () if RESERVED.match(key)]
@@ -146,13 +133,7 @@ class Slots:
 
 
 def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
-    """Run all trainings, ``jobs`` at a time; return a line for each failure.
-
-    Args:
-        runs: trainings.
-        jobs: number of trainings at the same time.
-        processes: number of processes of each training.
-    """
+    """Run all trainings, ``jobs`` at a time; return a line for each failure."""
     slots, stop, failures = Slots(jobs, processes), threading.Event(), []
     columns = (TextColumn('{task.description}', markup=False), BarColumn(), MofNCompleteColumn())
     with (

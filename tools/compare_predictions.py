@@ -67,17 +67,7 @@ def spread_logits(model: nn.Module, batch: dict) -> None:
 
 
 def validate(implementation: str, config: Config, checkpoint: str | None, images: int | None) -> dict:
-    """Run one implementation over the validation set.
-
-    Args:
-        implementation: one of :data:`IMPLEMENTATIONS`.
-        config: with the validation set.
-        checkpoint: weights; None for random ones.
-        images: number of batches; None for all.
-
-    Returns:
-        Hash of every prediction, number of predicted classes, seconds, extra MB (None if unknown) and metrics.
-    """
+    """Run one implementation over ``images`` batches of the validation set; random weights without a checkpoint."""
     model, loader = build_model(config, checkpoint), Runner.build_dataloader(config.val_dataloader, seed=0)
     metrics = [metric for metric in evaluators(config, 'val') if metric.type != 'ValidationLoss']
     batches = iter(loader)

@@ -16,18 +16,11 @@ SLOTS = ('decode_head', 'auxiliary_head')
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of a config.
+    """A loss of a config."""
 
-    Attributes:
-        place: in the config, as Python code.
-        type: name of its class.
-        skip_reason: reason why it is not mmseg's cross-entropy on pixels; empty if it is.
-        settings: dict in the config.
-    """
-
-    place: str
+    place: str  # as Python code
     type: str
-    skip_reason: str
+    skip_reason: str  # reason why it is not mmseg's cross-entropy on pixels; empty if it is
     settings: dict = field(default_factory=dict)
 
 

@@ -22,16 +22,7 @@ OUTLINED = [patheffects.withStroke(linewidth=2.5, foreground='black')]
 
 
 def draw_contact_sheet(path: Path, parts: list[LabelFiles], statistics: Sequence[LabelStatistics]) -> bool:
-    """Draw the contact sheet: first files with labels that are no class, then others spread evenly over all files.
-
-    Args:
-        path: file of the PNG.
-        parts: label files.
-        statistics: of each part.
-
-    Returns:
-        True if there was anything to draw.
-    """
+    """Draw files with labels that are no class, then others spread evenly; return False if there is nothing to draw."""
     cells = [cell for part, i in _select(parts, statistics) if (cell := _cell(part, i))][:IMAGES]
     if not cells:
         return False

@@ -41,12 +41,7 @@ def converted(base: str, config: Config, config_losses: list[Loss], fused: bool)
 
 
 def planned(patterns: list[str], out: Path) -> list[tuple[str, Path, Path]]:
-    """Return the name for ``_base_``, the file, and the file to write, for each config.
-
-    Raises:
-        PreflightError: a pattern matches no config; ``out`` cannot hold the new configs; two would be written to one
-            file.
-    """
+    """Return the name for ``_base_``, the file, and the file to write, for each config; refuse two for one file."""
     pairs = [pair for pattern in patterns for pair in find_configs(pattern)]
     if len(pairs) == 1 and out.suffix == '.py' and not out.is_dir():
         return [(*pairs[0], out)]
@@ -63,18 +58,6 @@ def convert(base: str, file: Path, out: Path, fused: bool = False) -> list[Loss]
     """Write a config that inherits from another, unless there is nothing to change.
 
     The new text is loaded as a config before it becomes ``out``.
-
-    Args:
-        base: name for ``_base_``.
-        file: of the base.
-        out: file to write.
-        fused: add the hooks that fuse heads.
-
-    Returns:
-        The losses of the base.
-
-    Raises:
-        PreflightError: the config cannot be read or inherited from; ``out`` exists and differs.
     """
     config = load_config(str(file), import_custom_modules=False)  # mmpretrain or mmdet need not be installed
     place = f'config file {str(file)!r}'

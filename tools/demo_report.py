@@ -54,16 +54,7 @@ def draw_report(
     shares: list[float],
     results: list[Result],
 ) -> None:
-    """Draw validation images with labels and predictions, and the IoU of every class.
-
-    Args:
-        path: file of the PNG.
-        validation: images and labels, (H, W) with 255 = ignored.
-        classes: names, in order of the class indices.
-        palette: RGB of each class.
-        shares: share of each class in the pixels of the training labels.
-        results: of the built-in loss, then of ours.
-    """
+    """Draw validation images with labels and predictions, and the IoU of every class."""
     plt.rcParams.update({**STYLE, 'font.size': 13})
     figure = plt.figure(figsize=(15, 8.6), layout='constrained')
     scenes, bars = figure.subfigures(1, 2, width_ratios=[1.9, 1], wspace=0.03)

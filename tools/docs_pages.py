@@ -37,14 +37,6 @@ def with_site_links(text: str, page: str, root: Path) -> str:
 
     Links to pages and to files under docs/ are changed; links to other files of the checkout become plain text. A link
     that is broken in the checkout is broken on the site too, and `mkdocs build --strict` reports it.
-
-    Args:
-        text: Markdown in the checkout.
-        page: name of the page on the site.
-        root: root of the checkout.
-
-    Returns:
-        Markdown for the site.
     """
     folder = posixpath.dirname(source_from_page(page))
 

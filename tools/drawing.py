@@ -20,14 +20,7 @@ def colors_from_palette(palette: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def show_labels(axis: Axes, labels: np.ndarray, ignored: np.ndarray, colors: np.ndarray) -> None:
-    """Draw a label map.
-
-    Args:
-        axis: to draw on.
-        labels: (H, W), of a label file or predicted.
-        ignored: bool, (H, W), pixels to be hatched: ignored ones cannot be right or wrong in a prediction either.
-        colors: (256, 3), RGB of each label.
-    """
+    """Draw labels, (H, W); pixels to be ignored are hatched, as they cannot be right in a prediction either."""
     axis.imshow(colors[np.where(ignored, IGNORED, labels)], interpolation='nearest')
     if ignored.any():
         axis.contourf(ignored, levels=[0.5, 1.5], colors='none', hatches=['////'])

@@ -93,11 +93,7 @@ class Training:
             )
 
     def run(self, resume: bool = False) -> str:
-        """Train to the end, and return the log.
-
-        Raises:
-            RuntimeError: the training failed.
-        """
+        """Train to the end, and return the log; raise RuntimeError if the training fails."""
         process = self.start(resume)
         if process.wait() != 0:
             raise RuntimeError(f'the training failed, see {self.log}:\n{self.log.read_text()[-2000:]}')
@@ -150,11 +146,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def wait_until(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 300) -> bool:
-    """Wait until a condition holds or the process ends; return True if the condition holds.
-
-    Raises:
-        TimeoutError: neither happened in time; the process is killed.
-    """
+    """Wait until a condition holds or the process ends; kill it and raise TimeoutError if neither happens in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -178,11 +170,7 @@ def same(a, b) -> bool:
 
 
 def train_on_a_slow_disk(arguments: list[str]) -> None:
-    """Run tools/train.py with slow writes, so that it can be killed while it writes a checkpoint.
-
-    Args:
-        arguments: path of the tool, and its arguments.
-    """
+    """Run tools/train.py with slow writes, so that it can be killed while it writes a checkpoint."""
     from mmengine.fileio.backends import LocalBackend
 
     def put(self, content, path) -> None:
@@ -220,10 +208,7 @@ class FaultTests:
     def resume(self, fault: str, training: Training, message: str | None = None) -> Outcome:
         """Resume a training, and compare its result with that of the uninterrupted one.
 
-        Args:
-            fault: that stopped the training.
-            training: to resume.
-            message: error that it logged; without one, the message about damaged checkpoints on resuming is shown.
+        Without a message, the one about damaged checkpoints on resuming is shown.
         """
         lost = training.lost()
         output = training.run(resume=True)
@@ -301,11 +286,7 @@ class FaultTests:
         return self.resume("killed while mmengine's `last_checkpoint` is written: it is empty", training)
 
     def failing(self, name: str, inject: Callable[[subprocess.Popen], None]) -> tuple[Training, str]:
-        """Inject a fault after the second checkpoint; return the training, which ends by itself, and its log.
-
-        Raises:
-            RuntimeError: the training did not fail.
-        """
+        """Inject a fault after the second checkpoint; return the training, which ends by itself, and its log."""
         training = self.training(name)
         process = training.start()
         wait_until(process, lambda: training.checkpoint(2 * INTERVAL).exists() and training.last_step() >= 2 * INTERVAL)

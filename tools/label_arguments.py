@@ -60,15 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def labels_in_folder(args: argparse.Namespace, **images: str | None) -> LabelFiles:
-    """Return the label files for ``--labels`` and its options.
-
-    Args:
-        args: command line.
-        **images: ``images`` and ``image_suffix`` of :func:`from_folder`.
-
-    Raises:
-        ValueError: a folder does not exist or holds no such files.
-    """
+    """Return the label files for ``--labels`` and its options."""
     options = args.reduce_zero_label, args.ignore_index, args.suffix
     return from_folder(args.labels, args.num_classes, *options, **images)
 
@@ -79,12 +71,7 @@ def source_name(args: argparse.Namespace) -> str:
 
 
 def check_output(path: Path, option: str) -> None:
-    """Raise ValueError unless a file can be written; create its folder.
-
-    Args:
-        path: file to be written later.
-        option: command-line option that names the file, for the message.
-    """
+    """Raise ValueError unless the file that a command-line option names can be written; create its folder."""
     existed = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,19 +91,7 @@ def scan_with_progress(
     unfinished: Path | None = None,
     with_images: bool = False,
 ) -> list[LabelStatistics]:
-    """Scan label files, and show the progress.
-
-    Args:
-        parts: label files.
-        workers: number of processes; 0 for this one.
-        console: for the progress bar.
-        title: of the progress bar.
-        unfinished: file for the state of an interrupted scan; the same call continues it.
-        with_images: compare the sizes of labels and images, too.
-
-    Returns:
-        Statistics of each part.
-    """
+    """Scan label files and show the progress; a scan that was interrupted goes on from the file ``unfinished``."""
     total, done, statistics = sum(map(len, parts)), 0, []
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:

@@ -9,13 +9,7 @@ Table = tuple[Path, str, list[str]]
 
 
 def record(file: Path, measured: dict, tables: Callable[[dict], list[Table]]) -> None:
-    """Add the results of one environment to a JSON file, and rewrite all tables of these results.
-
-    Args:
-        file: JSON file of the results of all environments.
-        measured: results by name; they replace those of the same name.
-        tables: returns all tables for the results in the file.
-    """
+    """Add the results of one environment to a JSON file, and rewrite all tables of the results in it."""
     results = json.loads(file.read_text()) if file.exists() else {}
     results.update(measured)
     file.write_text(json.dumps(results, indent=1) + '\n')
@@ -31,11 +25,7 @@ def markdown(header: list[str], rows: Iterable[list[str]]) -> list[str]:
 
 
 def replace_table(page: Path, name: str, lines: list[str]) -> None:
-    """Replace a table in a page.
-
-    Raises:
-        ValueError: the page has no comments for this table.
-    """
+    """Replace a table in a page; raise ValueError if it has no comments for this table."""
     before, after = _around(page, name)
     page.write_text('\n'.join([before, '', *lines, '', after]))
 

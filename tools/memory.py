@@ -16,16 +16,9 @@ HAS_HIGH_WATER_MARK = Path('/proc/self/clear_refs').exists()
 
 
 def extra_megabytes(implementation: str, case: Case | Photo | str, device: str, crop: int = 0) -> float | None:
-    """Return the peak memory of a step, gradients included, minus the memory in use before it.
+    """Return the extra peak memory in MB of a loss step, a prediction, or an iteration of the model with this name.
 
-    Args:
-        implementation: its name in the benchmark.
-        case: loss step, photo, or name of a model for a training iteration.
-        device: 'cpu' or 'cuda'.
-        crop: crop size of the training iteration.
-
-    Returns:
-        MB; None on CPU where the system cannot reset the peak (all but Linux).
+    None on CPU where the system cannot reset the peak (all but Linux).
     """
     if device == 'cuda':
         return _peak_on_cuda(_build_step(implementation, case, device, crop))

@@ -51,11 +51,7 @@ def ours(logits: torch.Tensor, label: torch.Tensor, class_weight: list | None, *
 
 
 def installed(*names: str) -> str:
-    """Return name and version of the first of these distributions that is installed.
-
-    Raises:
-        RuntimeError: none of them is.
-    """
+    """Return name and version of the first of these distributions that is installed; raise RuntimeError without one."""
     for name in names:
         if any(metadata.distributions(name=name)):
             return f'{name} {metadata.version(name)}'

@@ -23,19 +23,10 @@ def watch(
     on_iteration: Callable[[int, int, str | None], None],
     environment: dict[str, str] | None = None,
 ) -> float:
-    """Run a command to its end, and write its output to a file.
+    """Run a command to its end, append its output to a file, and return its peak memory in MB.
 
-    Args:
-        command: command line of the tool.
-        log_file: its output is appended to this file.
-        on_iteration: called with the iteration, the number of iterations, and the logged loss, if there is one.
-        environment: variables in addition to those of this process.
-
-    Returns:
-        Peak memory of the process in MB, without the worker processes of its data loaders.
-
-    Raises:
-        Failed: the command ended with an error.
+    ``on_iteration`` is called with the iteration, the number of iterations, and the logged loss, if there is one. The
+    memory is without the worker processes of data loaders. Raises Failed if the command fails.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with (

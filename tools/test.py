@@ -33,11 +33,7 @@ def has_output_folder(metric: type) -> bool:
 
 
 def build_config(args: argparse.Namespace) -> Config:
-    """Return the config with the arguments merged into it.
-
-    Raises:
-        PreflightError: the test cannot be started.
-    """
+    """Return the config with the arguments merged into it; raise PreflightError if the test cannot be started."""
     config = config_from(args)
     check_checkpoint(args.checkpoint)
     config.load_from = args.checkpoint

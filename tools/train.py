@@ -31,11 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def build_config(args: argparse.Namespace) -> Config:
-    """Return the config with the arguments merged into it.
-
-    Raises:
-        PreflightError: the training cannot be started.
-    """
+    """Return the config with the arguments merged into it; raise PreflightError if it cannot be trained."""
     config = config_from(args)
     check_model(config)
     load_from = (args.cfg_options or {}).get('load_from')
@@ -63,16 +59,7 @@ def build_config(args: argparse.Namespace) -> Config:
 
 
 def resume_from(config: Config, checkpoint: str, option: str) -> None:
-    """Resume from a given checkpoint, whatever the work dir contains.
-
-    Args:
-        config: its ``load_from`` is set.
-        checkpoint: path or URL.
-        option: command-line option that names it, for the log.
-
-    Raises:
-        PreflightError: the checkpoint cannot be read, or has no training state.
-    """
+    """Resume from a given checkpoint, whatever the work dir contains."""
     check_can_go_on(checkpoint, config)
     config.load_from = checkpoint
     print_log(f'{option}: training goes on from {checkpoint!r}', 'current')
@@ -82,13 +69,6 @@ def resume_latest(config: Config) -> None:
     """Resume from the work dir; without a checkpoint there, start with the weights in ``load_from``.
 
     mmengine itself would resume from ``load_from``.
-
-    Args:
-        config: its ``load_from`` and ``resume`` are set.
-
-    Raises:
-        PreflightError: all checkpoints in the work dir are damaged, and a new training would overwrite them; or there
-            is none, and ``load_from`` cannot be read.
     """
     checkpoints, weights = checkpoints_in(config.work_dir, checkpoint_hook(config)), config.get('load_from')
     listed = '; '.join(f'{path!r}: {reason}' for path, reason in checkpoints.damaged.items())
@@ -116,12 +96,7 @@ def checkpoint_hook(config: Config) -> dict | None:
 
 
 def how_to_go_on(config: Config, started: float) -> str:
-    """Return the advice that is logged after a training has failed.
-
-    Args:
-        config: of the training.
-        started: time of its start; older checkpoints are not checked.
-    """
+    """Return the advice after a training has failed; checkpoints from before its start are not checked."""
     checkpoints = checkpoints_in(config.work_dir, checkpoint_hook(config), since=started)
     cut = ''.join(f' {path!r} was not written completely.' for path in checkpoints.damaged)
     if checkpoints.usable is not None:

@@ -59,11 +59,7 @@ def outcome(trial: Callable[[], str | None]) -> str:
 
 
 def run(*arguments: str, folder: Path, **environment: str) -> None:
-    """Run a command.
-
-    Raises:
-        subprocess.SubprocessError: it failed; has the last error message of its output.
-    """
+    """Run a command; raise SubprocessError with the last error message of its output if it fails."""
     process = subprocess.run(
         arguments, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -127,13 +123,7 @@ def family_configs() -> dict[str, Path]:
 def train_step(config: Config, size: int, fuse: bool = False) -> None:
     """Build a config's model without pretrained weights, and compute loss and gradients of two random images.
 
-    Args:
-        config: changed.
-        size: height and width of the images; a quarter of their pixels is ignored.
-        fuse: fuse the decode heads.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
+    A quarter of the pixels is ignored. Raises FloatingPointError if the loss is not finite.
     """
     init_default_scope('mmseg')
     torch.manual_seed(0)

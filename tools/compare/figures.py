@@ -92,10 +92,9 @@ def draw_classes(path: Path, results: ConfigResults) -> None:
 
 
 def draw_changes(path: Path, results: ConfigResults) -> bool:
-    """Draw the differences to the base in points; bold where all trainings are beyond those without weights.
+    """Draw the differences to the base in points; return False if there is nothing to compare.
 
-    Returns:
-        True if there is anything to compare.
+    They are bold where all trainings are beyond those without weights.
     """
     others = [loss for loss in results.outcomes if loss != results.base.loss]
     losses = [loss for loss in others if len(results.difference(loss, 'iou'))]
@@ -170,11 +169,7 @@ def draw_curves(path: Path, results: ConfigResults) -> None:
 
 
 def draw_agreement(path: Path, results: ConfigResults) -> bool:
-    """Draw the training losses of mmseg and of ours without weights, which are the same function, for each seed.
-
-    Returns:
-        True if both were trained from at least one common seed.
-    """
+    """Draw the training losses of mmseg and of ours without weights, the same function; False without a common seed."""
     if not {NON_IGNORE, UNWEIGHTED} <= results.outcomes.keys():
         return False
     built_in, ours = results.outcomes[NON_IGNORE], results.outcomes[UNWEIGHTED]

@@ -18,20 +18,7 @@ TEMPLATE = Path(__file__).with_name('report.html.j2')
 
 
 def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Run], command: str) -> Path:
-    """Write the pictures of every config, the page about all configs, and ``summary.md``.
-
-    Args:
-        out: folder of the results.
-        comparisons: configs; those without a finished training are left out.
-        runs: all requested trainings.
-        command: command line of the comparison.
-
-    Returns:
-        Path of the page.
-
-    Raises:
-        ValueError: no training is finished, or a result cannot be read.
-    """
+    """Write pictures, ``summary.md`` and the page about the configs with finished trainings; return the page's path."""
     sections = []
     for comparison in comparisons:
         folder, config_runs = out / comparison.name, [run for run in runs if run.comparison is comparison]

@@ -20,17 +20,11 @@ MAX_CHANCE = 1 / 20
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of the trainings with one loss, from S seeds.
-
-    Attributes:
-        loss: name.
-        seeds: seeds of the trainings, sorted.
-        runs: content of each result file.
-    """
+    """Results of the trainings with one loss, from S seeds."""
 
     loss: str
-    seeds: list[int]
-    runs: list[dict]
+    seeds: list[int]  # sorted
+    runs: list[dict]  # content of each result file
 
     def select_seeds(self, seeds: Sequence[int], values: np.ndarray) -> np.ndarray:
         """Return the rows of ``values``, (S, ...), for some of the seeds."""
@@ -75,12 +69,7 @@ class Outcome:
         return np.array([(run['validation']['mIoU'] or [np.nan])[-1] for run in self.runs])
 
     def curve(self, part: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the steps that every seed has, (T,), and the values there, (S, T).
-
-        Args:
-            part: 'training' or 'validation'.
-            key: name of the values.
-        """
+        """Return the steps that every seed has, (T,), and the values there, (S, T), in 'training' or 'validation'."""
         curves = [dict(zip(run[part]['step'], run[part][key], strict=True)) for run in self.runs]
         steps = [step for step in curves[0] if all(step in values for values in curves)]
         return np.array(steps), np.array([[values[step] for step in steps] for values in curves])
@@ -88,19 +77,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ConfigResults:
-    """Results of one config with all losses that it was trained with.
-
-    Attributes:
-        name: of the config.
-        classes: names.
-        share: (C,), share of each class in the pixels of the training labels.
-        outcomes: by loss, in the order of :data:`NAMES`.
-    """
+    """Results of one config with all losses that it was trained with."""
 
     name: str
     classes: list[str]
-    share: np.ndarray
-    outcomes: dict[str, Outcome]
+    share: np.ndarray  # (C,), share of each class in the pixels of the training labels
+    outcomes: dict[str, Outcome]  # by loss, in the order of :data:`NAMES`
 
     @property
     def order(self) -> np.ndarray:
@@ -165,9 +147,7 @@ def _score(outcome: Outcome, name: str) -> np.ndarray:
 def load_results(runs: Sequence[Run]) -> ConfigResults:
     """Load the results of the finished trainings of one config.
 
-    Raises:
-        ValueError: none is finished; a file cannot be read or was not written by this tool; the trainings had different
-            labels.
+    Raises ValueError if none is finished, if a file was not written by this tool, or if the labels were different.
     """
     labels: dict[str, Path] = {}
     by_loss: dict[str, dict[int, dict]] = defaultdict(dict)

@@ -40,25 +40,15 @@ _MEBIBYTE = 2**20 / 1e6  # mmengine logs MiB
 
 @dataclass(frozen=True)
 class Comparison:
-    """A config, and the folders of its trainings and results.
+    """A config, and the folders of its trainings and results."""
 
-    Attributes:
-        base: name of the config for ``_base_``.
-        file: of the config.
-        config: loaded, with ``--cfg-options`` merged into it.
-        trainings: folder for the work dirs of all configs.
-        results: folder for the results of all configs.
-        words: ``--cfg-options`` as on the command line.
-        processes: number of processes of each training; each has its own batches.
-    """
-
-    base: str
+    base: str  # its name for ``_base_``
     file: Path
-    config: Config
-    trainings: Path
-    results: Path
-    words: tuple[str, ...] = ()
-    processes: int = 1
+    config: Config  # with ``--cfg-options`` merged into it
+    trainings: Path  # folder for the work dirs of all configs
+    results: Path  # folder for the results of all configs
+    words: tuple[str, ...] = ()  # ``--cfg-options`` as on the command line
+    processes: int = 1  # number of processes of each training; each has its own batches
 
     @property
     def name(self) -> str:
@@ -126,11 +116,7 @@ class Run:
         )
 
     def is_done(self) -> bool:
-        """Return True if the result exists.
-
-        Raises:
-            ValueError: the file is no result, or the file or the work dir belongs to another training.
-        """
+        """Return True if the result exists; raise ValueError if it or the work dir belongs to another training."""
         for file, option in ((self.result_file, '--out'), (self._started, '--work-dir')):
             if file.exists() and (other := read_json(file).get('run')) != self.identity():
                 raise ValueError(f'{str(file)!r} is of {other}, not of {self.identity()}: choose another {option}')
@@ -172,12 +158,7 @@ class Run:
     def train_and_test(self, environment: dict[str, str], on_iteration: Callable) -> None:
         """Train, from the last checkpoint if there is one; then test, and write the result.
 
-        Args:
-            environment: variables for the processes.
-            on_iteration: called with 'train' or 'test', the iteration, the number of iterations, and the loss.
-
-        Raises:
-            Failed: training or test failed, or another process runs them.
+        ``on_iteration`` is called with 'train' or 'test', the iteration, the number of iterations, and the loss.
         """
         try:
             with FileLock(self.work_dir / 'lock', timeout=0):
@@ -209,11 +190,7 @@ class Run:
         self._keep(environment)
 
     def _last_checkpoint(self, hook: dict | None) -> str:
-        """Return the checkpoint of the last iteration.
-
-        Raises:
-            Failed: there is none, or one is damaged.
-        """
+        """Return the checkpoint of the last iteration; raise Failed if there is none, or a damaged one."""
         checkpoints = checkpoints_in(str(self.work_dir), hook)
         for path, reason in checkpoints.damaged.items():
             raise Failed(f'checkpoint {path}: {reason}')

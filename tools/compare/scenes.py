@@ -25,21 +25,13 @@ MAX_WIDTH = 3.2  # of an image, in inches
 
 @dataclass(frozen=True)
 class Scene:
-    """An image of the test set that shows a rare class.
-
-    Attributes:
-        image: file.
-        label: (H, W), as the loss gets it.
-        rare: index of the class.
-        window: rows and columns around the largest region of the class.
-        is_shifted: class k is k + 1 in the label files, and then in mmseg's predictions, too.
-    """
+    """An image of the test set that shows a rare class."""
 
     image: str
-    label: np.ndarray
-    rare: int
-    window: tuple[slice, slice]
-    is_shifted: bool
+    label: np.ndarray  # (H, W), as the loss gets it
+    rare: int  # index of that class
+    window: tuple[slice, slice]  # rows and columns around the largest region of the class
+    is_shifted: bool  # class k is k + 1 in the label files, and then in mmseg's predictions, too
 
     @property
     def name(self) -> str:
@@ -51,10 +43,6 @@ def scenes(comparison: Comparison, pixels: Sequence[float]) -> list[Scene]:
 
     Three quarters of the images that show the class have fewer pixels of it: the one with the most would be the
     easiest. Only labels decide, not predictions.
-
-    Args:
-        comparison: its config has the test set.
-        pixels: (C,), pixels of each class in the training labels, or their shares; classes without any are skipped.
     """
     (part,) = from_config(comparison.config, 'test')
     rarest = [c for c in np.argsort(pixels, kind='stable') if pixels[c] > 0][:NUM_RAREST]
@@ -95,18 +83,7 @@ def _prediction_file(run: Run, scene: Scene) -> Path:
 
 
 def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[Scene], results: ConfigResults) -> bool:
-    """Draw a row for each scene with image, label, and the prediction of each run.
-
-    Args:
-        path: file of the PNG.
-        zoomed: draw only the windows.
-        runs: those without predictions for the scenes are left out.
-        chosen: scenes.
-        results: has the names of the classes.
-
-    Returns:
-        True if there was anything to draw.
-    """
+    """Draw a row for each scene with image, label, and the prediction of each run; return False without predictions."""
     runs = [run for run in runs if all(_prediction_file(run, scene).exists() for scene in chosen)]
     if not (runs and chosen):
         return False
