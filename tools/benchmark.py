@@ -6,10 +6,7 @@ All implementations run in turn in one process, so that a busy machine slows dow
 import argparse
 import json
 import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -22,47 +19,20 @@ from exponentials import per_second_on_gpu, seconds_on_cpu
 from memory import extra_megabytes
 from rich.console import Console
 from rich.progress import track
+from timing import interleaved, summary
 
 console = Console()
 
 
-def seconds(function: Callable[[], object], device: str) -> float:
-    """Return the duration of one call, until the device has finished."""
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def interleaved(
-    parts: dict[str, dict[str, Callable[[], object]]], rounds: int, device: str, title: str
-) -> dict[str, dict[str, list[float]]]:
-    """Return the seconds of each part of each implementation, which run in turn, after one round to warm up."""
-    times = {name: {part: [] for part in functions} for name, functions in parts.items()}
-    for i in track(range(rounds + 1), title, console=console, transient=True):
-        for name, functions in parts.items():
-            for part, function in functions.items():
-                elapsed = seconds(function, device)
-                if i > 0:
-                    times[name][part].append(elapsed)
-    return times
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Return median and range."""
-    return dict(median=statistics.median(values), min=min(values), max=max(values))
-
-
-def time_steps(steps: dict[str, Step | TrainingStep], rounds: int, device: str, title: str) -> dict[str, dict]:
+def time_steps(steps: dict[str, Step], rounds: int, device: str, title: str) -> dict[str, dict]:
     """Return median and range, in seconds, of forward, backward and both together for each implementation."""
-    parts = {name: dict(forward=step.forward, backward=step.backward) for name, step in steps.items()}
-    times = interleaved(parts, rounds, device, title)
-    for parts in times.values():
-        parts['both'] = list(map(sum, zip(parts['forward'], parts['backward'], strict=True)))
-    return {name: {part: summary(values) for part, values in parts.items()} for name, parts in times.items()}
+    parts = {(name, part): getattr(step, part) for name, step in steps.items() for part in ('forward', 'backward')}
+    times, results = interleaved(parts, rounds, title, device), {}
+    for name in steps:
+        forward, backward = times[name, 'forward'], times[name, 'backward']
+        both = list(map(sum, zip(forward, backward, strict=True)))
+        results[name] = dict(forward=summary(forward), backward=summary(backward), both=summary(both))
+    return results
 
 
 def measure_case(case: Case, args: argparse.Namespace) -> dict:
@@ -91,11 +61,11 @@ def measure_end_to_end(model: str, args: argparse.Namespace) -> dict:
 
 def measure_photo(photo: Photo, args: argparse.Namespace) -> dict:
     """Return seconds and memory of the prediction of a photo, after the network has run."""
-    parts = {name: dict(run=Prediction(name, photo, args.device).run) for name in implementations_for(photo)}
-    times = interleaved(parts, args.rounds, args.device, f'Prediction: {photo.title}')
+    functions = {name: Prediction(name, photo, args.device).run for name in implementations_for(photo)}
+    times = interleaved(functions, args.rounds, f'Prediction: {photo.title}', args.device)
     results = {
-        name: dict(summary(parts['run']), megabytes=extra_megabytes(name, photo, args.device))
-        for name, parts in times.items()
+        name: dict(summary(values), megabytes=extra_megabytes(name, photo, args.device))
+        for name, values in times.items()
     }
     return dict(case=photo.title, ways=results)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
@@ -81,24 +81,28 @@ LossFunction = Callable[[Tensor, Tensor, Case], tuple[Tensor, Tensor]]
 """Returns the loss and the pixel accuracy for logits and labels."""
 
 
-def built_in(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+def built_in(logits: Tensor, target: Tensor, case: Case, use_sigmoid: bool = False) -> tuple[Tensor, Tensor]:
     """Run mmseg's loss and accuracy as ``BaseDecodeHead.loss_by_feat`` does."""
     z = resize(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
-    return _built_in_loss()(z, target, ignore_index=255), accuracy(z.detach(), target, ignore_index=255)
+    return _built_in_loss(use_sigmoid)(z, target, ignore_index=255), accuracy(z.detach(), target, ignore_index=255)
 
 
 @cache
-def _built_in_loss() -> CrossEntropyLoss:
-    return CrossEntropyLoss(avg_non_ignore=False)
+def _built_in_loss(use_sigmoid: bool) -> CrossEntropyLoss:
+    return CrossEntropyLoss(use_sigmoid=use_sigmoid, avg_non_ignore=False)
 
 
 def plain(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
     """Compute the same as ``built_in`` in plain PyTorch, which torch.compile compiles without graph breaks."""
-    z = logits
-    if logits.shape[2:] != target.shape[1:]:
-        z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
+    z = _upsampled(logits, target, case)
     correct = (z.argmax(1) == target).sum() / (target != 255).sum()
     return F.cross_entropy(z.float(), target, ignore_index=255), correct
+
+
+def _upsampled(logits: Tensor, target: Tensor, case: Case) -> Tensor:
+    if logits.shape[2:] == target.shape[1:]:
+        return logits
+    return F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
 
 
 def compiled(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
@@ -117,8 +121,7 @@ def checkpointed(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Te
     """Compute one image after the other, and its full-size logits again in the backward."""
 
     def total(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        if z.shape[2:] != y.shape[1:]:
-            z = F.interpolate(z, size=y.shape[1:], mode='bilinear', align_corners=case.align_corners)
+        z = _upsampled(z, y, case)
         correct = (z.detach().argmax(1) == y).sum()
         return F.cross_entropy(z.float(), y, ignore_index=255, reduction='sum'), correct
 
@@ -133,34 +136,18 @@ def liger(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
     """Run Liger-Kernel's cross-entropy on full-size logits."""
     from liger_kernel.transformers.functional import liger_cross_entropy
 
-    z = F.interpolate(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
+    z = _upsampled(logits, target, case)
     correct = (z.detach().argmax(1) == target).sum() / (target != 255).sum()
     flat = z.permute(0, 2, 3, 1).reshape(-1, case.classes)
     return liger_cross_entropy(flat, target.flatten(), ignore_index=255), correct
 
 
-def ours(logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Run our loss as fused heads do."""
+def ours(logits: Tensor, target: Tensor, case: Case, weighted: bool = False) -> tuple[Tensor, Tensor]:
+    """Run our loss as fused heads do; if weighted, with class weights from 0.5 to 2."""
+    weight = torch.linspace(0.5, 2, case.classes, device=logits.device) if weighted else None
     maps = pixel_maps(logits, target, weight, ignore_index=255, align_corners=case.align_corners)
     correct, valid = maps.count_pixels(target, 255)
     return weighted_cross_entropy(logits, target, weight, pixels=maps), correct / valid
-
-
-def ours_weighted(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    """Run our loss with class weights from 0.5 to 2."""
-    return ours(logits, target, case, torch.linspace(0.5, 2, case.classes, device=logits.device))
-
-
-def built_in_sigmoid(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    """Run mmseg's loss with ``use_sigmoid=True``."""
-    z = resize(logits, size=target.shape[1:], mode='bilinear', align_corners=case.align_corners)
-    loss = _built_in_sigmoid_loss()(z, target, ignore_index=255)
-    return loss, accuracy(z.detach(), target, ignore_index=255)
-
-
-@cache
-def _built_in_sigmoid_loss() -> CrossEntropyLoss:
-    return CrossEntropyLoss(use_sigmoid=True, avg_non_ignore=False)
 
 
 def ours_sigmoid(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
@@ -168,10 +155,6 @@ def ours_sigmoid(logits: Tensor, target: Tensor, case: Case) -> tuple[Tensor, Te
     pixels = pixel_bce(logits, target, ignore_index=255, align_corners=case.align_corners)
     correct = pixels[2].count_nonzero() / (target != 255).count_nonzero()
     return weighted_binary_cross_entropy(logits, target, normalize_by='all', pixels=pixels), correct
-
-
-def _has_liger(device: str) -> bool:
-    return device == 'cuda' and find_spec('liger_kernel') is not None
 
 
 @dataclass(frozen=True)
@@ -183,18 +166,14 @@ class Implementation:
     by_default: bool = True
 
 
-class Baseline(Implementation):
-    """An implementation that ours is compared with."""
-
-
 IMPLEMENTATIONS = {
-    'built-in': Baseline(built_in),
-    'compiled': Baseline(compiled),
-    'checkpointed': Baseline(checkpointed),
-    'liger': Baseline(liger, _has_liger),
+    'built-in': Implementation(built_in),
+    'compiled': Implementation(compiled),
+    'checkpointed': Implementation(checkpointed),
+    'liger': Implementation(liger, lambda device: device == 'cuda' and find_spec('liger_kernel') is not None),
     'mmseg_wce': Implementation(ours),
-    'mmseg_wce, weighted': Implementation(ours_weighted),
-    'built-in, sigmoid': Baseline(built_in_sigmoid, by_default=False),
+    'mmseg_wce, weighted': Implementation(partial(ours, weighted=True)),
+    'built-in, sigmoid': Implementation(partial(built_in, use_sigmoid=True), by_default=False),
     'mmseg_wce, sigmoid': Implementation(ours_sigmoid, by_default=False),
 }
 
@@ -229,7 +208,7 @@ END_TO_END = {
 }
 
 
-class TrainingStep:
+class TrainingStep(Step):
     """Loss and gradients of a whole model on random images; with fused heads for the implementation 'mmseg_wce'."""
 
     def __init__(self, model: str, implementation: str, device: str, crop: int) -> None:
@@ -254,10 +233,3 @@ class TrainingStep:
     def forward(self) -> None:
         self.clear()
         self.loss = self.model.parse_losses(self.model.loss(self.data['inputs'], self.data['data_samples']))[0]
-
-    def backward(self) -> None:
-        self.loss.backward()
-
-    def run(self) -> None:
-        self.forward()
-        self.backward()

@@ -11,8 +11,7 @@ import io
 import resource
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -24,6 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import interleaved
 
 HEIGHT, WIDTH = 512, 683  # as most of ADE20K's images: a shorter side of 512, 4:3
 SCENES = 100
@@ -51,18 +51,6 @@ def scan_all(part: LabelFiles, workers: int = 0) -> None:
         pass
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each function, which run in turn, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for i in track(range(rounds + 1), 'Measuring', console=console):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if i > 0:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
 def peak_megabytes() -> float:
     """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -88,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             'scan, one process': lambda: scan_all(part),
             'scan, two processes': lambda: scan_all(part, 2),
         }
-        times = interleaved(functions, args.rounds)
+        times = interleaved(functions, args.rounds, 'Measuring')
     number = len(part.files)
     table = Table(title=f'{number} label files')
     for column in ('', 'seconds', 'range', 'ms a file', 'of decoding', 'speed-up'):

@@ -1,7 +1,6 @@
 """Time of a loss step's exponentials alone: a lower bound for every implementation of softmax and its gradient."""
 
 import statistics
-import time
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from mmseg_wce.kernels.cpu.jit import Kernel, fast_function
 from mmseg_wce.kernels.cpu.scalars import EXP2, exp2
 from mmseg_wce.kernels.cpu.threads import run
 from numba import types
+from timing import seconds
 
 _PIECE_SIZE = 1 << 12  # float32 numbers that fit into a core's L1 cache, twice
 
@@ -34,13 +34,11 @@ def seconds_on_cpu(number: int, rounds: int) -> float:
     """Return the median time of ``number`` float32 exponentials, with the arithmetic and threads of the CPU kernels."""
     kernel, pieces, out = _add_up.compiled(), np.zeros((1, 1), np.int64), np.zeros(64, np.float32)
 
-    def once() -> float:
-        start = time.perf_counter()
+    def once() -> None:
         run(lambda first, last: kernel(first, last, pieces, EXP2, out), -(-number // _PIECE_SIZE), number)
-        return time.perf_counter() - start
 
     once()
-    return statistics.median(once() for _ in range(rounds))
+    return statistics.median(seconds(once) for _ in range(rounds))
 
 
 def per_second_on_gpu() -> float | None:

@@ -2,10 +2,9 @@
 
 import ctypes
 import gc
-import json
+import pickle
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,26 +23,12 @@ def extra_megabytes(implementation: str, case: Case | Photo | str, device: str, 
         return _peak_on_cuda(_build_step(implementation, case, device, crop))
     if not HAS_HIGH_WATER_MARK:
         return None
-    request = dict(
-        implementation=implementation,
-        kind=type(case).__name__,
-        case=case if isinstance(case, str) else asdict(case),
-        crop=crop,
-        threads=torch.get_num_threads(),
-    )
-    process = subprocess.run(
-        [sys.executable, '-W', 'ignore', __file__],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(process.stdout.splitlines()[-1])
+    request = pickle.dumps((implementation, case, crop, torch.get_num_threads()))
+    command = [sys.executable, '-W', 'ignore', __file__]
+    return float(subprocess.run(command, input=request, capture_output=True, check=True).stdout.splitlines()[-1])
 
 
-def _build_step(
-    implementation: str, case: Case | Photo | str, device: str, crop: int
-) -> Step | TrainingStep | Prediction:
+def _build_step(implementation: str, case: Case | Photo | str, device: str, crop: int) -> Step | Prediction:
     if isinstance(case, Photo):
         return Prediction(implementation, case, device)
     if isinstance(case, str):
@@ -51,7 +36,7 @@ def _build_step(
     return Step(implementation, case, device)
 
 
-def _peak_on_cuda(step: Step | TrainingStep | Prediction) -> float:
+def _peak_on_cuda(step: Step | Prediction) -> float:
     step.run()
     step.clear()
     torch.cuda.empty_cache()
@@ -79,17 +64,13 @@ def reset_high_water_mark() -> float:
 
 
 def _measure_request() -> float:
-    request = json.load(sys.stdin)
-    torch.set_num_threads(request['threads'])
-    implementation, case, crop = request['implementation'], request['case'], request['crop']
+    implementation, case, crop, threads = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(threads)
     # a warm-up step: PyTorch's threads, code and caches do not count for the measured one
-    if isinstance(case, dict):
-        case = {k: tuple(v) if isinstance(v, list) else v for k, v in case.items()}
-        if request['kind'] == 'Photo':
-            case = Photo(**case)
+    if not isinstance(case, str):
+        if isinstance(case, Photo):
             small = Photo('warm-up', (8, 8), (32, 32), (64, 64), case.crop and (16, 16), case.stride and (16, 16))
         else:
-            case = Case(**case)
             small = Case('warm-up', 1, 5, (8, 8), (32, 32), case.dtype, case.align_corners)
         warm_up = _build_step(implementation, small, 'cpu', crop)
         for _ in range(3):
@@ -101,4 +82,4 @@ def _measure_request() -> float:
 
 
 if __name__ == '__main__':
-    print(json.dumps(_measure_request()))
+    print(_measure_request())

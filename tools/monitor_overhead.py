@@ -11,13 +11,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from benchmark import seconds
 from benchmark_implementations import TrainingStep
 from mmengine.visualization import LocalVisBackend
 from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.hooks import LossMonitorHook
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from rich.progress import track
+from timing import seconds
 
 
 class MonitoredStep:
@@ -44,17 +44,11 @@ class MonitoredStep:
     def plain(self) -> None:
         """Run a step without the hook."""
         self.loss.observer = None
-        self.step.forward()
-        self.step.backward()
-
-    def plain_again(self) -> None:
-        """Run the same step again, to measure the noise of the machine."""
-        self.plain()
+        self.step.run()
 
     def monitored(self) -> None:
         self.loss.observer = self.observer
-        self.step.forward()
-        self.step.backward()
+        self.step.run()
         self.after()
 
     def after(self) -> None:
@@ -101,14 +95,15 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         step = MonitoredStep(args.device, args.crop, args.interval, folder)
-        functions, rounds = [step.plain, step.monitored, step.plain_again], []
+        # the plain step once more: the noise of the machine
+        functions, rounds = [('plain', step.plain), ('monitored', step.monitored), ('again', step.plain)], []
         for _ in track(range(args.rounds + 1), 'Steps', transient=True):
             functions.append(functions.pop(0))  # rotate: none is always first
-            rounds.append({function.__name__: seconds(function, args.device) for function in functions})
+            rounds.append({name: seconds(function, args.device) for name, function in functions})
         iteration, point = (milliseconds(part, args.device, 50) for part in step.parts())
     alone = iteration + point / args.interval
     plain = statistics.median(times['plain'] for times in rounds[1:])
-    monitored, again = (ratio_to_plain(rounds[1:], name) for name in ('monitored', 'plain_again'))
+    monitored, again = (ratio_to_plain(rounds[1:], name) for name in ('monitored', 'again'))
     print(f'step without the hook: {plain:.3f} s; with it {monitored} times that; without it once more: {again}')
     print(
         f'alone: {iteration:.2f} ms an iteration, {point:.2f} ms a logging point every {args.interval}: '
