@@ -1,13 +1,12 @@
 """Tables and pictures of the benchmark's results."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-
+import marked_tables
 import matplotlib.pyplot as plt
 import numpy as np
+from drawing import save
 from rich.console import Console
 from rich.table import Table
 
@@ -26,27 +25,47 @@ def milliseconds(seconds: float) -> str:
     return f'{1e3 * seconds:.2f}' if seconds < 10e-3 else f'{1e3 * seconds:.0f}'
 
 
+def _with_range(timing: dict) -> str:
+    median, low, high = (milliseconds(timing[key]) for key in ('median', 'min', 'max'))
+    return f'{median} ms ({low} to {high})'
+
+
+def _memory(timing: dict) -> str:
+    return '' if timing.get('megabytes') is None else f'{timing["megabytes"]:.0f} MB'
+
+
 def print_table(console: Console, result: dict) -> None:
     """Print time and memory of every implementation in one case."""
-    floor = result.get('floor')
-    table = Table(
-        title=result['case'],
-        caption=None if floor is None else f'The exponentials alone take {1e3 * floor:.2f} ms.',
-    )
-    table.add_column('implementation')
-    for column in ('forward', 'backward', 'both', 'range', 'against built-in', 'extra memory'):
-        table.add_column(column, justify='right')
-    base = result['ways'].get('built-in')
+    parts, rows, base = ('forward', 'backward', 'both'), [], result['ways'].get('built-in')
     for name, timing in result['ways'].items():
-        both = timing['both']
-        ratio = '' if base is None else f'{base["both"]["median"] / both["median"]:.1f} x'
-        table.add_row(
-            name,
-            *(f'{milliseconds(timing[part]["median"])} ms' for part in ('forward', 'backward', 'both')),
-            f'{milliseconds(both["min"])} to {milliseconds(both["max"])}',
-            ratio,
-            '' if timing['megabytes'] is None else f'{timing["megabytes"]:.0f} MB',
-        )
+        times = [f'{milliseconds(timing[part]["median"])} ms' for part in parts]
+        rows.append([name, *times, *_compared(timing['both'], base and base['both']), _memory(timing)])
+    floor = result.get('floor')
+    caption = None if floor is None else f'The exponentials alone take {1e3 * floor:.2f} ms.'
+    _print(console, parts, rows, title=result['case'], caption=caption)
+
+
+def print_predictions(console: Console, result: dict) -> None:
+    """Print time and memory of every implementation for one photo."""
+    rows = [
+        [name, f'{milliseconds(t["median"])} ms', *_compared(t, result['ways']['built-in']), _memory(t)]
+        for name, t in result['ways'].items()
+    ]
+    _print(console, ['time'], rows, title=f'Prediction after the network: {result["case"]}')
+
+
+def _compared(timing: dict, base: dict | None) -> tuple[str, str]:
+    """Return the cells with the range and the speed relative to the built-in implementation."""
+    time_range = f'{milliseconds(timing["min"])} to {milliseconds(timing["max"])}'
+    return time_range, '' if base is None else f'{base["median"] / timing["median"]:.1f} x'
+
+
+def _print(console: Console, times: Sequence[str], rows: list[list[str]], **titles: str | None) -> None:
+    table = Table('implementation', **titles)
+    for column in (*times, 'range', 'against built-in', 'extra memory'):
+        table.add_column(column, justify='right')
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 
@@ -54,65 +73,35 @@ def markdown(results: dict) -> str:
     """Return a Markdown table for docs/benchmarks.md: the time of the built-in loss, and how much faster others are."""
     cases = [result for result in results['cases'] if 'built-in' in result['ways']]
     names = [name for name in COLORS if any(name in result['ways'] for result in cases)]
-    lines = [
-        '| case | ' + ' | '.join(names) + ' | exponentials alone | extra memory, built-in | mmseg_wce |',
-        '| --- ' * (len(names) + 4) + '|',
-    ]
+    rows = []
     for result in cases:
         timings, base = result['ways'], result['ways']['built-in']['both']
-        median, low, high = (milliseconds(base[key]) for key in ('median', 'min', 'max'))
-        cells = [f'{median} ms ({low} to {high})']
+        row = [result['case'], _with_range(base)]
         for name in names[1:]:
-            cells.append(f'{base["median"] / timings[name]["both"]["median"]:.1f} x' if name in timings else '')
-        cells.append(f'{milliseconds(result["floor"])} ms' if 'floor' in result else '')
-        for name in ('built-in', 'mmseg_wce'):
-            megabytes = timings.get(name, {}).get('megabytes')
-            cells.append('' if megabytes is None else f'{megabytes:.0f} MB')
-        lines.append(f'| {result["case"]} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
-
-
-def print_predictions(console: Console, result: dict) -> None:
-    """Print time and memory of every implementation for one photo."""
-    table = Table(title=f'Prediction after the network: {result["case"]}')
-    table.add_column('implementation')
-    for column in ('time', 'range', 'against built-in', 'extra memory'):
-        table.add_column(column, justify='right')
-    base = result['ways']['built-in']['median']
-    for name, timing in result['ways'].items():
-        table.add_row(
-            name,
-            f'{milliseconds(timing["median"])} ms',
-            f'{milliseconds(timing["min"])} to {milliseconds(timing["max"])}',
-            f'{base / timing["median"]:.1f} x',
-            '' if timing['megabytes'] is None else f'{timing["megabytes"]:.0f} MB',
-        )
-    console.print(table)
+            row.append(f'{base["median"] / timings[name]["both"]["median"]:.1f} x' if name in timings else '')
+        row.append(f'{milliseconds(result["floor"])} ms' if 'floor' in result else '')
+        rows.append([*row, *(_memory(timings.get(name, {})) for name in ('built-in', 'mmseg_wce'))])
+    header = ['case', *names, 'exponentials alone', 'extra memory, built-in', 'mmseg_wce']
+    return '\n'.join(marked_tables.markdown(header, rows)) + '\n'
 
 
 def predictions_markdown(results: dict) -> str:
     """Return a Markdown table of the predictions for docs/benchmarks.md."""
     if not results['predictions']:
         return ''
-    names = list(results['predictions'][0]['ways'])
-    lines = [
-        '| prediction | ' + ' | '.join(f'{name} | extra memory' for name in names) + ' |',
-        '| --- ' * (2 * len(names) + 1) + '|',
-    ]
+    names, rows = list(results['predictions'][0]['ways']), []
     for result in results['predictions']:
-        base, cells = result['ways']['built-in'], []
+        base, row = result['ways']['built-in'], [result['case']]
         for name in names:
             timing = result['ways'].get(name)
             if timing is None:
-                cells += ['', '']
-                continue
-            median, low, high = (milliseconds(timing[key]) for key in ('median', 'min', 'max'))
-            cells.append(
-                f'{median} ms ({low} to {high})' if timing is base else f'{base["median"] / timing["median"]:.1f} x'
-            )
-            cells.append('' if timing['megabytes'] is None else f'{timing["megabytes"]:.0f} MB')
-        lines.append(f'| {result["case"]} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
+                row += ['', '']
+            else:
+                speed = _with_range(base) if timing is base else f'{base["median"] / timing["median"]:.1f} x'
+                row += [speed, _memory(timing)]
+        rows.append(row)
+    header = ['prediction', *(cell for name in names for cell in (name, 'extra memory'))]
+    return '\n'.join(marked_tables.markdown(header, rows)) + '\n'
 
 
 def draw_times(path: Path, results: dict) -> None:
@@ -141,8 +130,7 @@ def draw_times(path: Path, results: dict) -> None:
     )
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(frameon=False, loc='lower right')
-    figure.savefig(path, dpi=110, facecolor='white')
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_memory(path: Path, results: dict) -> None:
@@ -165,5 +153,4 @@ def draw_memory(path: Path, results: dict) -> None:
     axis.set_ylabel('extra peak memory, forward and backward (MB)')
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=110, facecolor='white')
-    plt.close(figure)
+    save(figure, path)

@@ -3,12 +3,9 @@
 import warnings
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-
 import matplotlib.pyplot as plt
 import numpy as np
+from drawing import plain, save
 from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights
 from rich.console import Console
 from rich.markup import escape
@@ -62,7 +59,7 @@ def draw_weights(path: Path, statistics: LabelStatistics, chosen: dict) -> None:
     _style(axes[0])
     axes[0].barh(rows, share, 0.75, color=FREQUENCY)
     axes[0].set_title('share of pixels (%)', loc='left')
-    axes[0].set_yticks(rows, [statistics.classes[c].replace('$', r'\$') for c in order])
+    axes[0].set_yticks(rows, [plain(statistics.classes[c]) for c in order])
     weights = _weights_by_scheme(statistics, chosen)
     positive = np.concatenate([w[w > 0] for w in weights.values() if w is not None])
     for axis, (scheme, scheme_weights) in zip(axes[1:], weights.items(), strict=True):
@@ -78,8 +75,7 @@ def draw_weights(path: Path, statistics: LabelStatistics, chosen: dict) -> None:
         axis.axvline(1, color='0.4', linewidth=0.8)
         axis.set_xlim(min(positive.min(), 0.5) / 1.2, max(positive.max(), 2) * 1.2)
     axes[0].set_ylim(len(order) - 0.4, -0.6)  # the most frequent at the top
-    figure.savefig(path, dpi=100, facecolor='white')
-    plt.close(figure)
+    save(figure, path, dpi=100)
 
 
 def _weights_by_scheme(statistics: LabelStatistics, chosen: dict) -> dict[str, np.ndarray | None]:

@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib
-
-matplotlib.use('Agg')
-
 import matplotlib.patheffects as patheffects
 import matplotlib.pyplot as plt
 import numpy as np
+from drawing import plain, save
 from matplotlib.patches import Patch
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.dataset_checks import LabelFiles, evenly
@@ -36,14 +33,13 @@ def draw_contact_sheet(path: Path, parts: list[LabelFiles], statistics: Sequence
         axis.set_axis_off()
     for k, (part, name, image, labels) in enumerate(cells):
         axis = axes[width * k]
-        axis.set_title(name.replace('$', r'\$'), loc='left', fontsize=8)
+        axis.set_title(plain(name), loc='left', fontsize=8)
         if width > 1:
             axis.imshow(np.zeros((*labels.shape, 3), np.uint8) if image is None else image)
         _draw_labels(axes[width * k + width - 1], part, image, labels)
         pixels.update({label: int((labels == label).sum()) for label in np.unique(labels).tolist()})
     _draw_legend(figure, parts[0], pixels)
-    figure.savefig(path, dpi=100, facecolor='white')
-    plt.close(figure)
+    save(figure, path, dpi=100)
     return True
 
 
@@ -113,7 +109,7 @@ def _draw_labels(axis, part: LabelFiles, image: np.ndarray | None, labels: np.nd
 
 
 def _name(part: LabelFiles, label: int) -> str:
-    return part.classes[label].replace('$', r'\$') if 0 <= label < len(part.classes) else f'{label}: no class'
+    return plain(part.classes[label]) if 0 <= label < len(part.classes) else f'{label}: no class'
 
 
 def _legend_name(part: LabelFiles, label: int) -> str:

@@ -4,13 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, show_labels
+from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, save, show_labels
 from matplotlib.patches import Patch
 from mmseg_wce.dataset_checks import LabelFiles
 from rich.console import Console
@@ -62,8 +58,7 @@ def draw_report(
     _draw_scenes(scenes, validation, colors, results, _select_images(validation, shares, number=4))
     _draw_legend(scenes, patches(classes, colors, np.argsort(shares)[::-1]))
     _draw_bars(bars, classes, shares, results)
-    figure.savefig(path, dpi=110, facecolor='white')
-    plt.close(figure)
+    save(figure, path)
 
 
 def _draw_legend(figure, handles: list[Patch]) -> None:

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from PIL import Image
 
+matplotlib.use('Agg')  # needs no display
 IGNORED = 255
 STYLE = {'font.family': 'DejaVu Sans', 'hatch.color': '0.75', 'hatch.linewidth': 0.8}
 
@@ -41,6 +44,12 @@ def patches(classes: Sequence[str], colors: np.ndarray, order: Sequence[int]) ->
 def plain(text: str) -> str:
     """Escape dollar signs, which start formulas in matplotlib."""
     return text.replace('$', r'\$')
+
+
+def save(figure: plt.Figure, path: Path, dpi: int = 110) -> None:
+    """Write a figure as PNG, and free its memory."""
+    figure.savefig(path, dpi=dpi, facecolor='white')
+    plt.close(figure)
 
 
 def shrink(path: Path) -> None:

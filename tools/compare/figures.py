@@ -3,13 +3,9 @@
 import warnings
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import plain
+from drawing import plain, save
 
 from compare.results import MAX_NAMES, ConfigResults, shared_seeds
 from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
@@ -57,7 +53,7 @@ def draw_means(path: Path, results: ConfigResults) -> None:
         axis.spines.left.set_visible(False)
     axes[0].set_yticks(rows, list(results.outcomes))
     axes[0].invert_yaxis()
-    _save(figure, path)
+    save(figure, path, dpi=100)
 
 
 def draw_classes(path: Path, results: ConfigResults) -> None:
@@ -88,7 +84,7 @@ def draw_classes(path: Path, results: ConfigResults) -> None:
     axes[-1].set_xlim(-0.5, len(positions) - 0.5)
     axes[-1].set_xlabel('classes and their share of the training pixels')
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
-    _save(figure, path)
+    save(figure, path, dpi=100)
 
 
 def draw_changes(path: Path, results: ConfigResults) -> bool:
@@ -121,7 +117,7 @@ def draw_changes(path: Path, results: ConfigResults) -> bool:
         axis.spines[:].set_visible(False)
     axes[-1].set_xticks(range(len(results.shown)), _ticks(results), rotation=_rotation(results), ha='right')
     figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.01, extend='both')
-    _save(figure, path)
+    save(figure, path, dpi=100)
     return True
 
 
@@ -148,7 +144,7 @@ def draw_confusions(path: Path, results: ConfigResults) -> None:
         'predicted as' if has_names else 'predicted as; classes from the most frequent to the rarest'
     )
     figure.colorbar(picture, ax=axes, shrink=0.5, pad=0.01, label="% of the class's pixels")
-    _save(figure, path)
+    save(figure, path, dpi=100)
 
 
 def draw_curves(path: Path, results: ConfigResults) -> None:
@@ -165,7 +161,7 @@ def draw_curves(path: Path, results: ConfigResults) -> None:
         axis.grid(color='0.92')
     _logarithmic(axes[0])
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
-    _save(figure, path)
+    save(figure, path, dpi=100)
 
 
 def draw_agreement(path: Path, results: ConfigResults) -> bool:
@@ -186,7 +182,7 @@ def draw_agreement(path: Path, results: ConfigResults) -> bool:
         _logarithmic(axis)
         axis.grid(color='0.92')
     axes[0, 0].legend()
-    _save(figure, path)
+    save(figure, path, dpi=100)
     return True
 
 
@@ -217,8 +213,3 @@ def _mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 def _figure(rows: int, columns: int, height: float, **options):
     plt.rcParams.update(STYLE)
     return plt.subplots(rows, columns, figsize=(14, height), layout='constrained', **options)
-
-
-def _save(figure, path: Path) -> None:
-    figure.savefig(path, dpi=100, facecolor='white')
-    plt.close(figure)

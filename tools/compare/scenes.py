@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import matplotlib
-
-matplotlib.use('Agg')
-
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, plain, show_labels
+from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, plain, save, show_labels
 from matplotlib.patches import Rectangle
 from mmseg_wce.dataset_checks import from_config
 
@@ -117,8 +113,7 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
     shown = set(np.unique(np.concatenate([scene.label.ravel() for scene in chosen])).tolist())
     handles = patches(results.classes, colors, [c for c in results.order if c in shown])
     figure.legend(handles=handles, loc='outside lower center', ncols=12, frameon=False, handlelength=1.2)
-    figure.savefig(path, dpi=110, facecolor='white')
-    plt.close(figure)
+    save(figure, path)
     return True
 
 
