@@ -32,7 +32,7 @@ from mmseg_wce.model_walk import main_head
 from mmseg_wce.training.launch import ConfigOptions
 from mmseg_wce.training.preflight import PreflightError, check_checkpoint, check_data, check_losses, load_config
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 from rich.table import Table
 from torch import nn
 
@@ -85,7 +85,7 @@ def validate(implementation: str, config: Config, checkpoint: str | None, images
     evaluator.dataset_meta = loader.dataset.metainfo
     number, hashes, classes, elapsed = min(images or len(loader), len(loader)), [], set(), 0.0
     before = reset_high_water_mark() if HAS_HIGH_WATER_MARK else None
-    for i in range(number):
+    for i in track(range(number), implementation, console=Console(stderr=True), transient=True):
         start = time.perf_counter()
         samples = model.val_step(batch)
         elapsed += time.perf_counter() - start
@@ -95,33 +95,22 @@ def validate(implementation: str, config: Config, checkpoint: str | None, images
             content = f'{tuple(prediction.shape)} {prediction.dtype} '.encode() + prediction.numpy().tobytes()
             hashes.append(hashlib.sha256(content).hexdigest())
             classes.update(prediction.unique().tolist())
-        print(i + 1, number, flush=True)
         batch = next(batches) if i + 1 < number else None
     megabytes = None if before is None else resident('VmHWM') - before
     values = {name: float(value) for name, value in evaluator.evaluate(len(hashes)).items()}
     return dict(hashes=hashes, classes=len(classes), seconds=elapsed, megabytes=megabytes, metrics=values)
 
 
-def run_in_process(implementation: str, arguments: list[str], console: Console) -> dict:
+def run_in_process(implementation: str, arguments: list[str]) -> dict:
     """Return the result of :func:`validate` from a separate process, so that only its memory is measured."""
     command = [sys.executable, '-W', 'ignore', __file__, *arguments, '--way', implementation]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        lines = iter(process.stdout.readline, '')
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task(implementation, total=None)
-            for line in lines:
-                if line.startswith('{'):
-                    result = json.loads(line)
-                elif line.split()[0].isdigit():
-                    done, number = map(int, line.split())
-                    progress.update(task, completed=done, total=number)
-        errors = process.stderr.read()
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if process.returncode:
-        sys.exit(errors)
-    return result
+        sys.exit(1)  # the process has said why
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def report(console: Console, config: str, results: dict[str, dict]) -> None:
+def report(config: str, results: dict[str, dict]) -> None:
     """Print a table with a row for each implementation."""
     base = results[IMPLEMENTATIONS[0]]
     table = Table(title=f'{config}, {len(base["hashes"])} images')
@@ -137,7 +126,7 @@ def report(console: Console, config: str, results: dict[str, dict]) -> None:
         table.add_row(
             name, str(different), str(result['classes']), f'{result["seconds"]:.1f} s', memory, mean_iou, losses
         )
-    console.print(table)
+    Console(soft_wrap=True).print(table)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,9 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.way is not None:
         print(json.dumps(validate(args.way, config, args.checkpoint, args.images)))
         return 0
-    console = Console(soft_wrap=True)
-    results = {name: run_in_process(name, arguments, console) for name in IMPLEMENTATIONS}
-    report(console, args.config, results)
+    results = {name: run_in_process(name, arguments) for name in IMPLEMENTATIONS}
+    report(args.config, results)
     return int(any(result['hashes'] != results[IMPLEMENTATIONS[0]]['hashes'] for result in results.values()))
 
 

@@ -19,13 +19,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
+import cv2
 import mmseg_wce  # noqa: F401  (its fixes let checkpoints load)
 import torch
 from marked_tables import markdown, replace_table
+from mmengine.fileio.backends import LocalBackend
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.training.checkpoints import checkpoints_in
 from rich.console import Console
@@ -70,11 +73,13 @@ class Training:
     folder: Path
     options: list[str]
     iterations: int = ITERATIONS
-    log: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.log = self.folder / 'output.txt'
+
+    @property
+    def log(self) -> Path:
+        return self.folder / 'output.txt'
 
     def start(self, resume: bool = False, slow_disk: bool = False) -> subprocess.Popen:
         """Start the training in a process group of its own."""
@@ -133,7 +138,6 @@ class Outcome:
     is_same: bool
 
     def row(self) -> list[str]:
-        """Return the cells."""
         lost = f'{self.lost} iteration{"s" * (self.lost != 1)}' if self.lost else 'nothing'
         result = 'the same bits' if self.is_same else '**another result**'
         return [self.fault, str(self.times), self.message, lost, result]
@@ -145,17 +149,14 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def wait_until(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 300) -> bool:
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 300) -> None:
     """Wait until a condition holds or the process ends; kill it and raise TimeoutError if neither happens in time."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        if process.poll() is not None:
-            return False
+    while not condition() and process.poll() is None:
+        if time.monotonic() > end:
+            kill(process)
+            raise TimeoutError('a training did not come as far as it should have')
         time.sleep(0.002)
-    kill(process)
-    raise TimeoutError('a training did not come as far as it should have')
 
 
 def same(a, b) -> bool:
@@ -171,7 +172,6 @@ def same(a, b) -> bool:
 
 def train_on_a_slow_disk(arguments: list[str]) -> None:
     """Run tools/train.py with slow writes, so that it can be killed while it writes a checkpoint."""
-    from mmengine.fileio.backends import LocalBackend
 
     def put(self, content, path) -> None:
         with open(path, 'wb') as file:
@@ -224,10 +224,9 @@ class FaultTests:
 
     def killed_at_random(self, times: int, tick: Callable[[], None]) -> Outcome:
         """Kill and resume a training until it ends, and begin further trainings until there were ``times`` kills."""
-        kills, lost, all_same, number = 0, 0, True, 0
+        kills, lost, all_same = 0, 0, True
         while kills < times:
-            training = self.training(f'killed_{number}')
-            number, ended = number + 1, False
+            training, ended = self.training(f'killed_{kills}'), False
             while kills < times and not ended:
                 process = training.start(resume=training.log.exists())
                 try:
@@ -255,38 +254,33 @@ class FaultTests:
         kill(process)
         return self.resume('SIGKILL while a checkpoint is written', training)
 
-    def stopped(self, name: str) -> Training:
-        """Return a training that was killed some iterations after its second checkpoint."""
+    def stopped(self, name: str, fault: str, damage: Callable[[Path], object]) -> Outcome:
+        """Kill a training some iterations after its second checkpoint, damage its last checkpoint, and resume it."""
         training = self.training(name)
         process = training.start()
         wait_until(process, (training.folder / 'last_checkpoint').exists)
         wait_until(process, lambda: training.step_reached() > 2 * INTERVAL)
         kill(process)
-        return training
+        damage(training.checkpoint(training.last_step()))
+        return self.resume(fault, training)
 
     def truncated(self) -> Outcome:
-        """Cut off the last checkpoint."""
-        training = self.stopped('truncated')
-        os.truncate(training.checkpoint(training.last_step()), 10_000)
-        return self.resume('the last checkpoint cut off', training)
+        return self.stopped('truncated', 'the last checkpoint cut off', lambda path: os.truncate(path, 10_000))
 
     def flipped_bit(self) -> Outcome:
-        """Change one bit of the last checkpoint."""
-        training = self.stopped('flipped')
-        path = training.checkpoint(training.last_step())
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-        return self.resume('a bit of the last checkpoint flipped', training)
+        def flip(path: Path) -> None:
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+
+        return self.stopped('flipped', 'a bit of the last checkpoint flipped', flip)
 
     def no_pointer(self) -> Outcome:
-        """Empty mmengine's ``last_checkpoint``."""
-        training = self.stopped('pointer')
-        (training.folder / 'last_checkpoint').write_text('')
-        return self.resume("killed while mmengine's `last_checkpoint` is written: it is empty", training)
+        fault = "killed while mmengine's `last_checkpoint` is written: it is empty"
+        return self.stopped('pointer', fault, lambda path: path.with_name('last_checkpoint').write_text(''))
 
-    def failing(self, name: str, inject: Callable[[subprocess.Popen], None]) -> tuple[Training, str]:
-        """Inject a fault after the second checkpoint; return the training, which ends by itself, and its log."""
+    def failing(self, name: str, fault: str, inject: Callable, repair: Callable = lambda: None) -> Outcome:
+        """Inject a fault after the second checkpoint; when the training has ended by itself, repair it and resume."""
         training = self.training(name)
         process = training.start()
         wait_until(process, lambda: training.checkpoint(2 * INTERVAL).exists() and training.last_step() >= 2 * INTERVAL)
@@ -294,27 +288,18 @@ class FaultTests:
         wait_until(process, lambda: process.poll() is not None)
         if process.wait() == 0:
             raise RuntimeError(f'{name}: the training did not fail')
-        return training, training.log.read_text()
+        repair()
+        reason, advice = LAST_ERROR.findall(training.log.read_text())[-1]
+        return self.resume(fault, training, f'{reason.strip()}. {advice}'.replace('.. ', '. '))
 
     def disk_full(self) -> Outcome:
-        """Limit the size of files."""
-        training, output = self.failing(
-            'disk', lambda process: resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
-        )
-        return self._after_failure('disk full (RLIMIT_FSIZE) while a checkpoint is written', training, output)
-
-    def _after_failure(self, fault: str, training: Training, output: str) -> Outcome:
-        reason, stopped = LAST_ERROR.findall(output)[-1]
-        return self.resume(fault, training, f'{reason.strip()}. {stopped}'.replace('.. ', '. '))
+        fault, limits = 'disk full (RLIMIT_FSIZE) while a checkpoint is written', (100_000, 100_000)
+        return self.failing('disk', fault, lambda process: resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits))
 
     def unreadable_image(self) -> Outcome:
-        """Cut off an image."""
         return self._damage('images', 'an image cut off in the middle of an epoch', lambda file: os.truncate(file, 40))
 
     def bad_label(self) -> Outcome:
-        """Write a label that is no class."""
-        import cv2
-
         def write_bad_label(file: Path) -> None:
             label = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
             label[100, 50:60] = 77
@@ -325,11 +310,7 @@ class FaultTests:
     def _damage(self, kind: str, fault: str, damage: Callable[[Path], None]) -> Outcome:
         file = sorted((self.data / kind / 'training').iterdir())[3]
         content = file.read_bytes()
-        try:
-            training, output = self.failing(kind, lambda _: damage(file))
-        finally:
-            file.write_bytes(content)
-        return self._after_failure(fault, training, output)
+        return self.failing(kind, fault, lambda _: damage(file), repair=lambda: file.write_bytes(content))
 
 
 def killed_rank(folder: Path, camvid: Path) -> Outcome:
@@ -372,11 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix='faults_') as name, Progress(console=console) as progress:
         folder = Path(name)
         task = progress.add_task('Training without faults', total=args.kills + 8)
-        tests = FaultTests(folder, args.seed)
-
-        def tick() -> None:
-            progress.advance(task)
-
+        tests, tick = FaultTests(folder, args.seed), partial(progress.advance, task)
         progress.update(task, description='Killing at random moments')
         outcomes = [tests.killed_at_random(args.kills, tick)]
         for fault in (

@@ -10,7 +10,7 @@ def tool(import_tool, demo_folder):
 
 
 def test_every_way_predicts_the_same(tool, root, monkeypatch, capsys):
-    def here(way, arguments, console):
+    def here(way, arguments):
         return tool.validate(way, tool.load_config(arguments[0], options), None, 2)
 
     options = {'val_dataloader.num_workers': 0, 'val_dataloader.persistent_workers': False}
