@@ -14,7 +14,16 @@ from pathlib import Path
 
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 from contact_sheet import draw_contact_sheet
-from label_arguments import NOT_RUN, Parser, check_output, labels_in_folder, scan_with_progress, source_name
+from label_arguments import (
+    NOT_RUN,
+    Parser,
+    check_output,
+    console,
+    labels_in_folder,
+    say,
+    scan_with_progress,
+    source_name,
+)
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.config_walk import preprocessor_of_others
@@ -32,11 +41,9 @@ from mmseg_wce.dataset_checks import (
     from_config,
 )
 from mmseg_wce.training.preflight import PreflightError, check_data, load_config
-from rich.console import Console
 
 MARKS = {Severity.ERROR: '[bold red]wrong[/]', Severity.WARNING: '[yellow]doubt[/]', Severity.NOTE: '[cyan]note [/]'}
 SPLITS = ('train', 'val', 'test')
-console = Console()
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -107,7 +114,7 @@ def check(
     """Scan the label files of a split; return the statistics of each part, and the findings, most severe first."""
     title = f'Reading labels, {name}'
     images = any(part.has_images for part in parts)
-    statistics = scan_with_progress(parts, args.workers, console, title, with_images=images)
+    statistics = scan_with_progress(parts, args.workers, title, with_images=images)
     findings = [Finding(Severity.NOTE, note, 'see docs/labels.md') for part in parts for note in part.notes]
     for part, part_statistics in zip(parts, statistics, strict=True):
         findings += [*check_statistics(part_statistics, changed_later_by), *check_raw_zero([part], part_statistics)]
@@ -117,10 +124,10 @@ def check(
 
 def print_findings(title: str, findings: list[Finding]) -> None:
     """Print a line for each finding below a title."""
-    console.print(title, style='bold', markup=False, highlight=False, soft_wrap=True)
+    say(title, style='bold')
     for finding in findings:
         console.print(f'  {MARKS[finding.severity]}  ', end='')
-        console.print(str(finding), markup=False, highlight=False, soft_wrap=True)
+        say(str(finding))
     if not any(finding.severity > Severity.NOTE for finding in findings):
         console.print('  [green]nothing looks wrong[/]')
 
@@ -160,7 +167,7 @@ def run(args: argparse.Namespace) -> list[Finding]:
         share = 100 * ignored / max(pixels, 1)
         print_findings(f'{name}: {number} labels, {share:.2f} % of their pixels ignored', findings)
         if draw_contact_sheet(out / f'{name}.png', parts, statistics):
-            console.print(f'  Picture: {out / f"{name}.png"}', markup=False, highlight=False, soft_wrap=True)
+            say(f'  Picture: {out / f"{name}.png"}')
     return all_findings
 
 

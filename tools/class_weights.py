@@ -25,8 +25,10 @@ from label_arguments import (
     NOT_RUN,
     Parser,
     check_output,
+    console,
     labels_in_folder,
     print_failures,
+    say,
     scan_with_progress,
     source_name,
 )
@@ -35,7 +37,6 @@ from mmseg_wce.class_weights.schemes import NORMALIZATIONS, check_options
 from mmseg_wce.class_weights.statistics_file import SHIPPED
 from mmseg_wce.dataset_checks import LabelFiles, Severity, check_joined_classes, from_config, sum_statistics
 from mmseg_wce.training.preflight import PreflightError, check_data, load_config
-from rich.console import Console
 
 WRITERS: dict[str, Callable[[list[float]], bytes]] = {
     '.json': lambda weights: json.dumps(weights).encode(),
@@ -43,7 +44,6 @@ WRITERS: dict[str, Callable[[list[float]], bytes]] = {
     '.yml': lambda weights: yaml.safe_dump(weights).encode(),
     '.pkl': pickle.dumps,
 }
-console = Console()
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -117,7 +117,7 @@ def scan_labels(args: argparse.Namespace, statistics_file: Path) -> LabelStatist
     for note in dict.fromkeys(note for part in parts for note in part.notes):
         say(f'Note: {note}')
     unfinished = statistics_file.with_name(statistics_file.name + '.unfinished')
-    statistics = sum_statistics(scan_with_progress(parts, args.workers, console, 'Reading labels', unfinished))
+    statistics = sum_statistics(scan_with_progress(parts, args.workers, 'Reading labels', unfinished))
     save_statistics(statistics, statistics_file)
     return statistics
 
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         report(statistics, args.source if is_shipped else str(statistics_file), options, args.out, picture)
     finally:
-        print_failures(console, statistics)
+        print_failures(statistics)
     return 1 if statistics.failed or has_mostly_unexpected_labels(statistics) else 0
 
 
@@ -199,11 +199,6 @@ def report(statistics: LabelStatistics, name: str, options: dict, out: Path | No
         class_weight = repr(str(out))
     say('\nIn the config:')
     print(f"loss_decode=dict(type='WeightedCrossEntropyLoss', class_weight={class_weight})")
-
-
-def say(text: str, **style: str) -> None:
-    """Print without rich's markup: names may contain brackets."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True, **style)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,6 @@ import shlex
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -33,22 +32,19 @@ from compare.runs import (
     check_hard_pixels,
     losses_on_pixels,
 )
-from label_arguments import print_failures, scan_with_progress
+from label_arguments import console, print_failures, say, scan_with_progress
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import save_statistics
 from mmseg_wce.dataset_checks import cores, from_config, sum_statistics
 from mmseg_wce.safe_io.errors import in_one_line
 from mmseg_wce.training.launch import ConfigOptions
 from mmseg_wce.training.preflight import PreflightError, check_data, check_work_dir, load_config
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from subprocess_runner import Failed, stop_all
 
 SCHEMES_SHOWN = ('sqrt_inverse_frequency', 'median_frequency', 'effective_number')
 DEFAULT = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES_SHOWN, HARD_PIXELS)
 RESERVED = re.compile(r'(randomness|test_evaluator)|model\..*(loss_decode|sampler)')  # set by the comparison
-
-console = Console()
 
 
 def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
@@ -71,9 +67,9 @@ def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
             f'{place}: test_dataloader must have one data set with LoadAnnotations: {reason}'
         ) from error
     if not comparison.labels.exists():
-        parts = scan_with_progress(from_config(config), 0, console, f'Counting pixels for {file.stem}')
+        parts = scan_with_progress(from_config(config), 0, f'Counting pixels for {file.stem}')
         statistics = sum_statistics(parts)
-        print_failures(console, statistics)
+        print_failures(statistics)
         save_statistics(statistics, comparison.labels)
     return comparison
 
@@ -149,7 +145,7 @@ def train_all(runs: Sequence[Run], jobs: int, processes: int) -> list[str]:
                         raise error
                     reason = str(error) if isinstance(error, Failed) else in_one_line(error)
                     failures.append(f'{futures[future].name}: {reason}')
-                    console.print(failures[-1], markup=False, highlight=False, soft_wrap=True)
+                    say(failures[-1])
                 progress.advance(overall)
         except BaseException:
             stop.set()
@@ -188,7 +184,6 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0; 1 if a training failed; 2 if none is finished in the end; 130 if interrupted."""
     args = parse_args(arguments)
-    warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice for authors of configs
     init_default_scope('mmseg')
     try:
         comparisons, runs = plan(args)
@@ -214,9 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    console.print(
-        f'Report: {page}, with its pictures and summary.md next to it', markup=False, highlight=False, soft_wrap=True
-    )
+    say(f'Report: {page}, with its pictures and summary.md next to it')
     return 1 if failures else 0
 
 

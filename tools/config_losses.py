@@ -22,6 +22,7 @@ class Loss:
     type: str
     skip_reason: str  # reason why it is not mmseg's cross-entropy on pixels; empty if it is
     settings: dict = field(default_factory=dict)
+    head: dict = field(default_factory=dict)
 
 
 def losses(config: Config) -> list[Loss]:
@@ -53,7 +54,7 @@ def _head_losses(place: str, head: ConfigDict) -> Iterator[Loss]:
         yield from _head_losses(f'{place}.{key}', value)
     if 'loss_decode' in head:
         for loss_place, loss in _with_places(f'{place}.loss_decode', head.loss_decode):
-            yield Loss(loss_place, type_name(loss), _skip_reason(head, loss), loss)
+            yield Loss(loss_place, type_name(loss), _skip_reason(head, loss), loss, head)
     elif not inner:
         kind = class_of(head, MODELS)
         if kind is None:
@@ -62,7 +63,7 @@ def _head_losses(place: str, head: ConfigDict) -> Iterator[Loss]:
         if not issubclass(kind, BaseDecodeHead) or kind.loss_by_feat is not BaseDecodeHead.loss_by_feat:
             yield Loss(place, type_name(head), 'it has no loss on pixels')
             return
-        yield Loss(f'{place}.loss_decode', "mmseg's default", _one_channel_reason(head))
+        yield Loss(f'{place}.loss_decode', "mmseg's default", _one_channel_reason(head), head=head)
     for key, value in head.items():
         if key.startswith('loss_') and key != 'loss_decode' and isinstance(value, dict):
             yield Loss(f'{place}.{key}', type_name(value), 'not the loss on pixels')

@@ -3,12 +3,11 @@
 import argparse
 import json
 import sys
-import warnings
 from pathlib import Path
 
 import mmseg_wce  # noqa: F401  (registers the data set and the loss)
 from demo_report import Result, draw_report, print_table
-from label_arguments import scan_with_progress
+from label_arguments import console, scan_with_progress
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model, init_model
@@ -16,7 +15,6 @@ from mmseg_wce.class_weights import class_weights
 from mmseg_wce.dataset_checks import LabelFiles, from_config, sum_statistics
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.metrics import class_scores, confusion_matrix
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 from subprocess_runner import Failed, watch
 
@@ -28,12 +26,10 @@ CONFIGS = {
     'weighted': ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py',
 }
 
-console = Console()
-
 
 def write_class_weights(config: Config) -> tuple[list[float], list[float]]:
     """Write the file of class weights that the config names; return the classes' shares of pixels and their weights."""
-    statistics = sum_statistics(scan_with_progress(from_config(config), 0, console, 'Counting pixels'))
+    statistics = sum_statistics(scan_with_progress(from_config(config), 0, 'Counting pixels'))
     weights = [round(float(w), 4) for w in class_weights(statistics, 'sqrt_inverse_frequency')]
     (DATA_ROOT / 'class_weight.json').write_text(json.dumps(weights))
     return statistics.share.tolist(), weights
@@ -75,7 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
         '--images', type=int, default=160, help='number of training images; a fifth of it for validation [%(default)s]'
     )
     args = parser.parse_args(arguments)
-    warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice for authors of configs
     init_default_scope('mmseg')
 
     console.print(f'[bold]1/3[/] Drawing scenes into {DATA_ROOT}')

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, save, show_labels
+from drawing import IGNORED, STYLE, colors_from_palette, patches, save, show_row
 from matplotlib.patches import Patch
 from mmseg_wce.dataset_checks import LabelFiles
 from rich.console import Console
@@ -87,12 +87,8 @@ def _select_images(validation: LabelFiles, shares: list[float], number: int) -> 
 def _draw_scenes(figure, validation: LabelFiles, colors: np.ndarray, results: list[Result], images: list[int]) -> None:
     axes = figure.subplots(len(images), 2 + len(results))
     for row, i in zip(axes, images, strict=True):
-        label = validation.labels(i)
-        row[0].imshow(plt.imread(validation.samples[i].image), interpolation='nearest')
-        for axis, labels in zip(row[1:], [label, *(r.predictions[i] for r in results)], strict=True):
-            show_labels(axis, labels, label == IGNORED, colors)
-        for axis in row:
-            frame(axis)
+        image = plt.imread(validation.samples[i].image)
+        show_row(row, image, validation.labels(i), [r.predictions[i] for r in results], colors)
     for axis, title in zip(axes[0], ('Image', 'Label', *TITLES), strict=True):
         axis.set_title(title, fontsize=12)
 

@@ -1,6 +1,6 @@
 """Drawing of label maps in the colours of their classes, with ignored pixels hatched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -22,17 +22,19 @@ def colors_from_palette(palette: Sequence[Sequence[int]]) -> np.ndarray:
     return colors
 
 
-def show_labels(axis: Axes, labels: np.ndarray, ignored: np.ndarray, colors: np.ndarray) -> None:
-    """Draw labels, (H, W); pixels to be ignored are hatched, as they cannot be right in a prediction either."""
-    axis.imshow(colors[np.where(ignored, IGNORED, labels)], interpolation='nearest')
-    if ignored.any():
-        axis.contourf(ignored, levels=[0.5, 1.5], colors='none', hatches=['////'])
-
-
-def frame(axis: Axes) -> None:
-    """Remove the ticks and draw a thin frame."""
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_color('0.8')
+def show_row(
+    axes: Sequence[Axes], image: np.ndarray, label: np.ndarray, predictions: Iterable[np.ndarray], colors: np.ndarray
+) -> None:
+    """Draw an image, its label and predictions; ignored pixels are hatched: nothing is right or wrong there."""
+    axes[0].imshow(image, interpolation='nearest')
+    ignored = label == IGNORED
+    for axis, labels in zip(axes[1:], [label, *predictions], strict=True):
+        axis.imshow(colors[np.where(ignored, IGNORED, labels)], interpolation='nearest')
+        if ignored.any():
+            axis.contourf(ignored, levels=[0.5, 1.5], colors='none', hatches=['////'])
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_color('0.8')
 
 
 def patches(classes: Sequence[str], colors: np.ndarray, order: Sequence[int]) -> list[Patch]:

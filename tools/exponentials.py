@@ -1,7 +1,5 @@
 """Time of a loss step's exponentials alone: a lower bound for every implementation of softmax and its gradient."""
 
-import statistics
-
 import numpy as np
 import torch
 from mmseg_wce.kernels.cpu.input_rows import aligned_empty
@@ -9,7 +7,7 @@ from mmseg_wce.kernels.cpu.jit import Kernel, fast_function
 from mmseg_wce.kernels.cpu.scalars import EXP2, exp2
 from mmseg_wce.kernels.cpu.threads import run
 from numba import types
-from timing import seconds
+from timing import median_seconds
 
 _PIECE_SIZE = 1 << 12  # float32 numbers that fit into a core's L1 cache, twice
 
@@ -37,8 +35,7 @@ def seconds_on_cpu(number: int, rounds: int) -> float:
     def once() -> None:
         run(lambda first, last: kernel(first, last, pieces, EXP2, out), -(-number // _PIECE_SIZE), number)
 
-    once()
-    return statistics.median(seconds(once) for _ in range(rounds))
+    return median_seconds(once, rounds)
 
 
 def per_second_on_gpu() -> float | None:

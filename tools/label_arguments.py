@@ -1,4 +1,4 @@
-"""Command line and progress bar shared by tools/class_weights.py and tools/check_labels.py."""
+"""Command line of tools/class_weights.py and tools/check_labels.py; console and progress bar of what scans labels."""
 
 import argparse
 import warnings
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 NOT_RUN = 2
+console = Console()
 warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
 warnings.filterwarnings('ignore', message='Glyph', category=UserWarning)  # file names in pictures
 
@@ -84,12 +85,7 @@ def check_output(path: Path, option: str) -> None:
 
 
 def scan_with_progress(
-    parts: Sequence[LabelFiles],
-    workers: int,
-    console: Console,
-    title: str,
-    unfinished: Path | None = None,
-    with_images: bool = False,
+    parts: Sequence[LabelFiles], workers: int, title: str, unfinished: Path | None = None, with_images: bool = False
 ) -> list[LabelStatistics]:
     """Scan label files and show the progress; a scan that was interrupted goes on from the file ``unfinished``."""
     total, done, statistics = sum(map(len, parts)), 0, []
@@ -107,13 +103,18 @@ def scan_with_progress(
     return statistics
 
 
-def print_failures(console: Console, statistics: LabelStatistics, most: int = 20) -> None:
+def print_failures(statistics: LabelStatistics, most: int = 20) -> None:
     """Print the names of the files that could not be read, at most ``most`` of them."""
     failed = list(statistics.failed.items())
     if failed:
         number = f'{len(failed)} file{"s" * (len(failed) != 1)}'
         console.print(f'[bold red]{number} could not be read and {"are" if len(failed) > 1 else "is"} not counted:[/]')
     for file, reason in failed[:most]:
-        console.print(f'  {file}: {reason}', markup=False, highlight=False, soft_wrap=True)
+        say(f'  {file}: {reason}')
     if len(failed) > most:
         console.print(f'  and {len(failed) - most} more')
+
+
+def say(text: str, **options: str) -> None:
+    """Print without rich's markup: names may contain brackets."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True, **options)

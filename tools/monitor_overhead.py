@@ -17,14 +17,14 @@ from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.hooks import LossMonitorHook
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from rich.progress import track
-from timing import seconds
+from timing import median_seconds, seconds
 
 
 class MonitoredStep:
     """A step with the fused, weighted loss, and a stub of the Runner with the attributes that the hook reads."""
 
     def __init__(self, device: str, crop: int, interval: int, folder: str) -> None:
-        self.step, self.device = TrainingStep('SegFormer-B0', 'built-in', device, crop), device
+        self.step = TrainingStep('SegFormer-B0', 'built-in', device, crop)
         model = self.step.model
         self.loss = WeightedCrossEntropyLoss(class_weight=torch.linspace(0.5, 2, 150).tolist()).to(device)
         model.decode_head.loss_decode = self.loss
@@ -73,12 +73,6 @@ class MonitoredStep:
         return iteration, point
 
 
-def milliseconds(function: Callable[[], None], device: str, rounds: int) -> float:
-    """Return the median duration, after one call to warm up."""
-    times = [seconds(function, device) for _ in range(rounds + 1)][1:]
-    return 1e3 * statistics.median(times)
-
-
 def ratio_to_plain(rounds: list[dict[str, float]], name: str) -> str:
     """Format median and quartiles of the ratio to the plain step."""
     low, median, high = statistics.quantiles([times[name] / times['plain'] for times in rounds], n=4)
@@ -100,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         for _ in track(range(args.rounds + 1), 'Steps', transient=True):
             functions.append(functions.pop(0))  # rotate: none is always first
             rounds.append({name: seconds(function, args.device) for name, function in functions})
-        iteration, point = (milliseconds(part, args.device, 50) for part in step.parts())
+        iteration, point = (1e3 * median_seconds(part, 50, args.device) for part in step.parts())
     alone = iteration + point / args.interval
     plain = statistics.median(times['plain'] for times in rounds[1:])
     monitored, again = (ratio_to_plain(rounds[1:], name) for name in ('monitored', 'again'))

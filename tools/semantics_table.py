@@ -7,6 +7,7 @@ docs/semantics.md and README.md; run it on each stack.
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from itertools import product
 from pathlib import Path
@@ -40,14 +41,9 @@ def pytorch(logits: torch.Tensor, label: torch.Tensor, class_weight: list | None
     return F.cross_entropy(logits, label, weight, ignore_index=255)
 
 
-def built_in(logits: torch.Tensor, label: torch.Tensor, class_weight: list | None, **options) -> torch.Tensor:
-    """Return mmseg's loss."""
-    return CrossEntropyLoss(class_weight=class_weight, **options)(logits, label, ignore_index=255)
-
-
-def ours(logits: torch.Tensor, label: torch.Tensor, class_weight: list | None, **options) -> torch.Tensor:
-    """Return our loss."""
-    return WeightedCrossEntropyLoss(class_weight=class_weight, **options)(logits, label, ignore_index=255)
+def module(kind: type, logits: torch.Tensor, label: torch.Tensor, class_weight: list | None, **options) -> torch.Tensor:
+    """Return the loss of a module: mmseg's or ours."""
+    return kind(class_weight=class_weight, **options)(logits, label, ignore_index=255)
 
 
 def installed(*names: str) -> str:
@@ -77,7 +73,8 @@ def outcome(loss: Callable, row: Row) -> str:
 
 def measure() -> dict[str, dict[str, str]]:
     """Return the outcome of each loss in this environment, by row."""
-    losses = {PYTORCH: pytorch, mmseg_name(): built_in, OURS: ours}
+    modules = {mmseg_name(): CrossEntropyLoss, OURS: WeightedCrossEntropyLoss}
+    losses = {PYTORCH: pytorch, **{name: partial(module, kind) for name, kind in modules.items()}}
     return {name: {' | '.join(row): outcome(loss, row) for row in ROWS} for name, loss in losses.items()}
 
 

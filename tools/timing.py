@@ -19,6 +19,11 @@ def seconds(function: Callable[[], object], device: str = 'cpu') -> float:
     return time.perf_counter() - start
 
 
+def median_seconds(function: Callable[[], object], rounds: int, device: str = 'cpu') -> float:
+    """Return the median duration, after one call to warm up."""
+    return statistics.median([seconds(function, device) for _ in range(rounds + 1)][1:])
+
+
 def interleaved(
     functions: dict[Hashable, Callable[[], object]], rounds: int, title: str, device: str = 'cpu'
 ) -> dict[Hashable, list[float]]:

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from drawing import plain, save
 
-from compare.results import MAX_NAMES, ConfigResults, shared_seeds
+from compare.results import MAX_NAMES, ConfigResults
 from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
 
 COLORS = {
@@ -80,7 +80,7 @@ def draw_classes(path: Path, results: ConfigResults) -> None:
         axis.set_title(title)
         axis.grid(axis='y', color='0.9')
         axis.set_ylim(-2, 102)
-    axes[-1].set_xticks(positions, _ticks(results), rotation=_rotation(results), ha='right')
+    _name_classes(axes[-1], results)
     axes[-1].set_xlim(-0.5, len(positions) - 0.5)
     axes[-1].set_xlabel('classes and their share of the training pixels')
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
@@ -115,7 +115,7 @@ def draw_changes(path: Path, results: ConfigResults) -> bool:
         axis.set_title(f'{title}, points above {results.base.loss}; bold: beyond every training without weights')
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-    axes[-1].set_xticks(range(len(results.shown)), _ticks(results), rotation=_rotation(results), ha='right')
+    _name_classes(axes[-1], results)
     figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.01, extend='both')
     save(figure, path, dpi=100)
     return True
@@ -166,12 +166,9 @@ def draw_curves(path: Path, results: ConfigResults) -> None:
 
 def draw_agreement(path: Path, results: ConfigResults) -> bool:
     """Draw the training losses of mmseg and of ours without weights, the same function; False without a common seed."""
-    if not {NON_IGNORE, UNWEIGHTED} <= results.outcomes.keys():
+    if results.same_function is None:
         return False
-    built_in, ours = results.outcomes[NON_IGNORE], results.outcomes[UNWEIGHTED]
-    seeds = shared_seeds(built_in, ours)
-    if not seeds:
-        return False
+    built_in, ours, seeds = results.same_function
     figure, axes = _figure(1, len(seeds), height=3.4, sharey=True, squeeze=False)
     for axis, seed in zip(axes[0], seeds, strict=True):
         for outcome, width, color in ((built_in, 4, '#c9d1d9'), (ours, 1.2, COLORS[UNWEIGHTED])):
@@ -195,12 +192,9 @@ def _logarithmic(axis) -> None:
     axis.yaxis.set_minor_formatter('{x:g}')
 
 
-def _ticks(results: ConfigResults) -> list[str]:
-    return [f'{plain(results.classes[c])}  {100 * results.share[c]:.2g} %' for c in results.shown]
-
-
-def _rotation(results: ConfigResults) -> int:
-    return 30 if len(results.shown) <= 15 else 90
+def _name_classes(axis, results: ConfigResults) -> None:
+    names = [f'{plain(results.classes[c])}  {100 * results.share[c]:.2g} %' for c in results.shown]
+    axis.set_xticks(range(len(names)), names, rotation=30 if len(names) <= 15 else 90, ha='right')
 
 
 def _mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,6 +1,7 @@
 """Report of a comparison: a self-contained HTML page, its pictures as PNG files, and its tables in Markdown."""
 
 import base64
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from marked_tables import markdown
 
 from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
-from compare.results import ConfigResults, load_results, shared_seeds
-from compare.runs import NON_IGNORE, UNWEIGHTED, Comparison, Run
+from compare.results import ConfigResults, load_results
+from compare.runs import Comparison, Run
 from compare.scenes import draw_scenes, keep_predictions, scenes
 
 TEMPLATE = Path(__file__).with_name('report.html.j2')
@@ -25,11 +26,10 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
         if not any(run.result_file.exists() for run in config_runs):
             continue
         results = load_results(config_runs)
-        section = dict(results=results, rows=_rows(results), environment=_environment(results))
-        section['agreement'] = _agreement(results)
-        section['done'] = dict(
-            runs=sum(len(outcome.runs) for outcome in results.outcomes.values()), of=len(config_runs)
-        )
+        finished = [run for outcome in results.outcomes.values() for run in outcome.runs]
+        section = dict(results=results, rows=_rows(results), agreement=_agreement(results))
+        section['done'] = dict(runs=len(finished), of=len(config_runs))
+        section['environment'] = _environment(finished)
         section['pictures'] = _pictures(folder, comparison, config_runs, results)
         sections.append(section)
     if not sections:
@@ -40,10 +40,11 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
     page = out / 'report.html'
     page.write_text(environment.get_template(TEMPLATE.name).render(sections=sections, command=command))
     lines = []
+    titles = dict(iou='IoU', accuracy='Accuracy, which is recall', precision='Precision')
     for section in sections:
         results = section['results']
         lines += [f'## {results.name}', '', *_table(section['rows']), '']
-        for figure, title in (('iou', 'IoU'), ('accuracy', 'Accuracy, which is recall'), ('precision', 'Precision')):
+        for figure, title in titles.items():
             lines += [f'### {title} of {results.name}', '', *_class_table(results, figure), '']
     (out / 'summary.md').write_text('\n'.join(lines))
     return page
@@ -127,13 +128,12 @@ def _class_table(results: ConfigResults, figure: str) -> list[str]:
 
 def _agreement(results: ConfigResults) -> dict | None:
     """Return the largest relative difference of the training losses of mmseg and ours: at the first step, at any."""
-    if not {NON_IGNORE, UNWEIGHTED} <= results.outcomes.keys():
+    if results.same_function is None:
         return None
-    built_in, ours = (results.outcomes[loss] for loss in (NON_IGNORE, UNWEIGHTED))
-    seeds = shared_seeds(built_in, ours)
+    built_in, ours, seeds = results.same_function
     (steps_a, a), (steps_b, b) = (outcome.curve('training', 'loss') for outcome in (built_in, ours))
     steps, columns_a, columns_b = np.intersect1d(steps_a, steps_b, return_indices=True)
-    if not seeds or not len(steps):
+    if not len(steps):
         return None
     a, b = built_in.select_seeds(seeds, a)[:, columns_a], ours.select_seeds(seeds, b)[:, columns_b]
     difference = np.abs(a - b) / np.abs(a)
@@ -149,10 +149,10 @@ def _min(values) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def _environment(results: ConfigResults) -> dict[str, list[str]]:
+def _environment(runs: Sequence[dict]) -> dict[str, list[str]]:
     """Return the devices, versions and dates of all trainings."""
-    environment: dict[str, set[str]] = {}
-    for run in (run for outcome in results.outcomes.values() for run in outcome.runs):
+    environment: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
         for name, value in run['environment'].items():
-            environment.setdefault(name, set()).add(value)
+            environment[name].add(value)
     return {name: sorted(values) for name, values in environment.items()}

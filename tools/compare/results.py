@@ -104,10 +104,19 @@ class ConfigResults:
         """Outcome that the others are compared with: the built-in loss, or else the first one."""
         return self.outcomes.get(BUILT_IN) or next(iter(self.outcomes.values()))
 
+    @property
+    def same_function(self) -> tuple[Outcome, Outcome, list[int]] | None:
+        """Outcomes of mmseg's loss and of ours without weights, and their common seeds; None without one."""
+        if not {NON_IGNORE, UNWEIGHTED} <= self.outcomes.keys():
+            return None
+        built_in, ours = self.outcomes[NON_IGNORE], self.outcomes[UNWEIGHTED]
+        seeds = _shared_seeds(built_in, ours)
+        return (built_in, ours, seeds) if seeds else None
+
     def difference(self, loss: str, score: str) -> np.ndarray:
         """Return a score of a loss minus that of the base, (S', ...), for the seeds that both were trained from."""
         outcome, base = self.outcomes[loss], self.base
-        seeds = shared_seeds(outcome, base)
+        seeds = _shared_seeds(outcome, base)
         return outcome.select_seeds(seeds, _score(outcome, score)) - base.select_seeds(seeds, _score(base, score))
 
     def apart(self, loss: str, score: str) -> np.ndarray:
@@ -135,8 +144,7 @@ class ConfigResults:
         return [(self.classes[c], mean[c]) for c in np.argsort(-sign * mean) if apart[c] == sign]
 
 
-def shared_seeds(a: Outcome, b: Outcome) -> list[int]:
-    """Return the seeds that both were trained from."""
+def _shared_seeds(a: Outcome, b: Outcome) -> list[int]:
     return [seed for seed in a.seeds if seed in b.seeds]
 
 

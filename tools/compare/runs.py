@@ -240,8 +240,7 @@ def check_hard_pixels(config: Config) -> None:
     if config.model.get('data_preprocessor', {}).get('size') is None:
         raise PreflightError(f'{HARD_PIXELS} needs model.data_preprocessor.size, the size of the crops')
     for loss in losses_on_pixels(config):
-        place = _head_place(loss)
-        head = _node_at(config, place)
+        place, head = _head_place(loss), loss.head
         kind = head.type if isinstance(head.type, type) else MODELS.get(head.type)
         if kind is None or kind.loss_by_feat is not BaseDecodeHead.loss_by_feat:
             raise PreflightError(f'{place} ({head.type}) samples no pixels: leave {HARD_PIXELS} out of --losses')
@@ -251,14 +250,6 @@ def check_hard_pixels(config: Config) -> None:
 
 def _head_place(loss: Loss) -> str:
     return loss.place.partition('.loss_decode')[0]
-
-
-def _node_at(config: Config, place: str) -> Config:
-    """Return the part of a config at a place such as ``model.auxiliary_head[0]``."""
-    node = config
-    for name in place.replace('[', '.').replace(']', '').split('.'):
-        node = node[int(name)] if isinstance(node, list | tuple) else node[name]
-    return node
 
 
 def _without(node: object, *names: str) -> object:

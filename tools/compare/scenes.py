@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import IGNORED, STYLE, colors_from_palette, frame, patches, plain, save, show_labels
+from drawing import STYLE, colors_from_palette, patches, plain, save, show_row
 from matplotlib.patches import Rectangle
 from mmseg_wce.dataset_checks import from_config
 
@@ -98,12 +98,9 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
     )
     for row, scene in zip(axes, chosen, strict=True):
         window = scene.window if zoomed else (slice(None), slice(None))
-        row[0].imshow(cv2.imread(scene.image)[..., ::-1][window])
+        predictions = [_prediction(run, scene)[window] for run in runs]
+        show_row(row, cv2.imread(scene.image)[..., ::-1][window], scene.label[window], predictions, colors)
         row[0].set_ylabel(plain(results.classes[scene.rare]))
-        for axis, labels in zip(row[1:], [scene.label, *(_prediction(run, scene) for run in runs)], strict=True):
-            show_labels(axis, labels[window], scene.label[window] == IGNORED, colors)
-        for axis in row:
-            frame(axis)
         if not zoomed:
             rows, cols = scene.window
             corner, size = (cols.start, rows.start), cols.stop - cols.start
