@@ -19,7 +19,7 @@ from mmseg.structures import SegDataSample
 from mmseg_wce.functional import weighted_binary_cross_entropy, weighted_cross_entropy
 from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.kernels import pixel_bce, pixel_maps
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -208,6 +208,17 @@ END_TO_END = {
 }
 
 
+def training_data(model: nn.Module, labels: Tensor) -> dict:
+    """Return a batch of random images with labels, (N, 1, H, W), as the heads of all models of mmseg need it."""
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), tuple(labels.shape[2:]))
+    samples = [
+        SegDataSample(metainfo=shapes, gt_sem_seg=PixelData(data=y), gt_edge_map=PixelData(data=(y == 0).long()))
+        for y in labels
+    ]
+    images = list(torch.randint(0, 256, (len(labels), 3, *labels.shape[2:]), dtype=torch.uint8))
+    return model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+
+
 class TrainingStep(Step):
     """Loss and gradients of a whole model on random images; with fused heads for the implementation 'mmseg_wce'."""
 
@@ -221,10 +232,7 @@ class TrainingStep(Step):
         if implementation == 'mmseg_wce':
             lines = fuse_decode_heads(self.model, built_in=True)
             assert all(line.endswith('fused') for line in lines), lines
-        labels = torch.randint(0, 150, (2, 1, crop, crop))
-        samples = [SegDataSample(gt_sem_seg=PixelData(data=y)) for y in labels]
-        images = list(torch.randint(0, 256, (2, 3, crop, crop), dtype=torch.uint8))
-        self.data = self.model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+        self.data = training_data(self.model, torch.randint(0, 150, (2, 1, crop, crop)))
 
     def clear(self) -> None:
         self.model.zero_grad()

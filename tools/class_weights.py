@@ -10,16 +10,13 @@ nothing could be computed.
 """
 
 import argparse
-import json
-import pickle
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 import numpy as np
-import yaml
 from class_weights_report import draw_weights, print_table
 from label_arguments import (
     NOT_RUN,
@@ -32,18 +29,14 @@ from label_arguments import (
     scan_with_progress,
     source_name,
 )
+from mmengine.fileio import dump
 from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics, save_statistics
 from mmseg_wce.class_weights.schemes import NORMALIZATIONS, check_options
 from mmseg_wce.class_weights.statistics_file import SHIPPED
 from mmseg_wce.dataset_checks import LabelFiles, Severity, check_joined_classes, from_config, sum_statistics
 from mmseg_wce.training.preflight import PreflightError, check_data, load_config
 
-WRITERS: dict[str, Callable[[list[float]], bytes]] = {
-    '.json': lambda weights: json.dumps(weights).encode(),
-    '.yaml': lambda weights: yaml.safe_dump(weights).encode(),
-    '.yml': lambda weights: yaml.safe_dump(weights).encode(),
-    '.pkl': pickle.dumps,
-}
+SUFFIXES = ('.npy', '.json', '.yaml', '.yml', '.pkl')
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -67,8 +60,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse(arguments)
     if has_statistics(args) and args.statistics is not None:
         parser.error('--statistics is the file for the statistics of a scan, but this source is not scanned')
-    if args.out is not None and args.out.suffix not in ('.npy', *WRITERS):
-        parser.error(f'--out {args.out}: the suffix must be one of .npy, {", ".join(WRITERS)}')
+    if args.out is not None and args.out.suffix not in SUFFIXES:
+        parser.error(f'--out {args.out}: the suffix must be one of {", ".join(SUFFIXES)}')
     return args
 
 
@@ -136,14 +129,6 @@ def check_overwrite(statistics_file: Path, parts: list[LabelFiles]) -> None:
             )
 
 
-def write_weights(path: Path, weights: np.ndarray) -> None:
-    """Write the weights in a format that ``class_weight='file'`` reads, in mmseg too."""
-    if path.suffix == '.npy':
-        np.save(path, weights)
-    else:
-        path.write_bytes(WRITERS[path.suffix](weights.tolist()))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status."""
     args = parse_args(arguments)
@@ -194,7 +179,10 @@ def report(statistics: LabelStatistics, name: str, options: dict, out: Path | No
     say(f'Statistics: {name}\nPicture:    {picture}')
     class_weight = f'dict(statistics={name!r}, {", ".join(f"{key}={value!r}" for key, value in options.items())})'
     if out is not None:
-        write_weights(out, weights)
+        if out.suffix == '.npy':
+            np.save(out, weights)
+        else:
+            dump(weights.tolist(), out)
         say(f'Weights:    {out}')
         class_weight = repr(str(out))
     say('\nIn the config:')

@@ -7,7 +7,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from drawing import IGNORED, STYLE, colors_from_palette, patches, save, show_row
-from matplotlib.patches import Patch
 from mmseg_wce.dataset_checks import LabelFiles
 from rich.console import Console
 from rich.table import Table
@@ -56,14 +55,9 @@ def draw_report(
     scenes, bars = figure.subfigures(1, 2, width_ratios=[1.9, 1], wspace=0.03)
     colors = colors_from_palette(palette)
     _draw_scenes(scenes, validation, colors, results, _select_images(validation, shares, number=4))
-    _draw_legend(scenes, patches(classes, colors, np.argsort(shares)[::-1]))
-    _draw_bars(bars, classes, shares, results)
-    save(figure, path)
-
-
-def _draw_legend(figure, handles: list[Patch]) -> None:
+    handles = patches(classes, colors, np.argsort(shares)[::-1])
     columns = 6  # matplotlib fills column by column; the slices below order the entries line by line
-    figure.legend(
+    scenes.legend(
         handles=[handle for column in range(columns) for handle in handles[column::columns]],
         loc='outside lower center',
         ncols=columns,
@@ -71,6 +65,8 @@ def _draw_legend(figure, handles: list[Patch]) -> None:
         handlelength=1.2,
         columnspacing=1.2,
     )
+    _draw_bars(bars, classes, shares, results)
+    save(figure, path)
 
 
 def _select_images(validation: LabelFiles, shares: list[float], number: int) -> list[int]:

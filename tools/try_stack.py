@@ -18,14 +18,13 @@ import mmseg
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 import torch
 from base_configs import MMSEG_CONFIGS
+from benchmark_implementations import training_data
 from convert_config import convert
 from marked_tables import Table, markdown, record
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.structures import PixelData
 from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 from mmseg_wce.config_walk import nodes
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.fused_heads import fuse_decode_heads
@@ -141,13 +140,7 @@ def train_step(config: Config, size: int, fuse: bool = False) -> None:
     head = model.decode_head[-1] if isinstance(model.decode_head, torch.nn.ModuleList) else model.decode_head
     label = torch.randint(0, head.num_classes, (2, 1, size, size))
     label[..., : size // 4] = 255
-    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (size, size))
-    samples = [
-        SegDataSample(metainfo=shapes, gt_sem_seg=PixelData(data=y), gt_edge_map=PixelData(data=(y == 0).long()))
-        for y in label
-    ]
-    images = list(torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8))
-    data = model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+    data = training_data(model, label)
     loss, _ = model.parse_losses(model.loss(data['inputs'], data['data_samples']))
     loss.backward()
     if not loss.isfinite():

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import comb
 from pathlib import Path
 
@@ -20,53 +19,37 @@ MAX_CHANCE = 1 / 20
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of the trainings with one loss, from S seeds."""
+    """Results of the trainings with one loss, from S seeds; scores in percent, NaN for a class that has none."""
 
     loss: str
     seeds: list[int]  # sorted
     runs: list[dict]  # content of each result file
+    confusion: np.ndarray  # (S, C, C): pixels of each class (row) that were predicted as each class (column)
+    iou: np.ndarray  # (S, C)
+    accuracy: np.ndarray  # (S, C): recall
+    precision: np.ndarray  # (S, C)
+    means: dict[str, np.ndarray]  # mIoU, mAcc and aAcc, (S,) each
+    last_validation: np.ndarray  # (S,): mean IoU of the last validation; NaN where there was none
+
+    @classmethod
+    def from_results(cls, loss: str, results: dict[int, dict]) -> 'Outcome':
+        """Compute the scores from the results of each seed."""
+        seeds = sorted(results)
+        runs = [results[seed] for seed in seeds]
+        confusion = np.array([run['confusion'] for run in runs])
+        scores = class_scores(confusion)
+        iou, accuracy = scores['IoU'], scores['Acc']
+        means = dict(mIoU=np.nanmean(iou, 1), mAcc=np.nanmean(accuracy, 1), aAcc=scores['aAcc'])
+        validation = np.array([(run['validation']['mIoU'] or [np.nan])[-1] for run in runs])
+        return cls(loss, seeds, runs, confusion, iou, accuracy, scores['Precision'], means, validation)
 
     def select_seeds(self, seeds: Sequence[int], values: np.ndarray) -> np.ndarray:
         """Return the rows of ``values``, (S, ...), for some of the seeds."""
         return values[[self.seeds.index(seed) for seed in seeds]]
 
-    @cached_property
-    def confusion(self) -> np.ndarray:
-        """(S, C, C): pixels of each class (row) that were predicted as each class (column)."""
-        return np.array([run['confusion'] for run in self.runs])
-
-    @cached_property
-    def _scores(self) -> dict[str, np.ndarray]:
-        return class_scores(self.confusion)
-
-    @property
-    def iou(self) -> np.ndarray:
-        """(S, C), in percent; NaN for a class that neither occurs nor is predicted."""
-        return self._scores['IoU']
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        """(S, C): recall, in percent; NaN for a class that does not occur."""
-        return self._scores['Acc']
-
-    @property
-    def precision(self) -> np.ndarray:
-        """(S, C), in percent; NaN for a class that is never predicted."""
-        return self._scores['Precision']
-
-    @property
-    def means(self) -> dict[str, np.ndarray]:
-        """mIoU, mAcc and aAcc, (S,) each, in percent."""
-        return dict(mIoU=np.nanmean(self.iou, 1), mAcc=np.nanmean(self.accuracy, 1), aAcc=self._scores['aAcc'])
-
     def mean_iou_of(self, classes: np.ndarray) -> np.ndarray:
         """(S,), in percent."""
         return np.nanmean(self.iou[:, classes], 1)
-
-    @property
-    def last_validation(self) -> np.ndarray:
-        """(S,): mean IoU of the last validation, in percent; NaN where there was none."""
-        return np.array([(run['validation']['mIoU'] or [np.nan])[-1] for run in self.runs])
 
     def curve(self, part: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the steps that every seed has, (T,), and the values there, (S, T), in 'training' or 'validation'."""
@@ -167,11 +150,7 @@ def load_results(runs: Sequence[Run]) -> ConfigResults:
         raise ValueError(f'no training of {runs[0].comparison.name} is finished')
     if len(labels) > 1:
         raise ValueError(f'trained on different labels: {" and ".join(map(str, labels.values()))}')
-    outcomes = {
-        loss: Outcome(loss, sorted(by_loss[loss]), [by_loss[loss][seed] for seed in sorted(by_loss[loss])])
-        for loss in NAMES
-        if loss in by_loss
-    }
+    outcomes = {loss: Outcome.from_results(loss, by_loss[loss]) for loss in NAMES if loss in by_loss}
     content = next(iter(outcomes.values())).runs[0]
     pixels = np.array(content['training_pixels'])
     return ConfigResults(runs[0].comparison.name, content['classes'], pixels / pixels.sum(), outcomes)
