@@ -114,9 +114,8 @@ def draw_times(path: Path, results: dict) -> None:
     height = 0.8 / max(len(names), 1)
     for k, name in enumerate(names):
         rows = [i for i, result in enumerate(cases) if name in result['ways']]
-        ratios = [
-            cases[i]['ways']['built-in']['both']['median'] / cases[i]['ways'][name]['both']['median'] for i in rows
-        ]
+        medians = [{way: timing['both']['median'] for way, timing in cases[i]['ways'].items()} for i in rows]
+        ratios = [median['built-in'] / median[name] for median in medians]
         y = np.array(rows) + (k - (len(names) - 1) / 2) * height
         axis.barh(y, ratios, height, color=COLORS[name], label=name)
         for position, ratio in zip(y, ratios, strict=True):
@@ -125,9 +124,7 @@ def draw_times(path: Path, results: dict) -> None:
     axis.set_yticks(range(len(cases)), [result['case'] for result in cases])
     axis.set_ylim(len(cases) - 0.4, -0.6)
     axis.set_xlabel('times as fast as the built-in path, forward and backward (1: as fast)')
-    axis.set_title(
-        ', '.join((results['environment']['device'], f'torch {results["environment"]["torch"]}')), loc='left'
-    )
+    axis.set_title('{device}, torch {torch}'.format(**results['environment']), loc='left')
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(frameon=False, loc='lower right')
     save(figure, path)

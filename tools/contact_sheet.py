@@ -98,9 +98,9 @@ def _draw_labels(axis, part: LabelFiles, image: np.ndarray | None, labels: np.nd
     if ignored.any():
         axis.contourf(ignored, levels=[0.5, 1.5], colors='none', hatches=['/////'])
     for label in np.unique(labels[~ignored]).tolist():
-        number, regions, measures, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
-        largest = 1 + int(measures[1:, cv2.CC_STAT_AREA].argmax()) if number > 1 else 0
-        if largest and (measures[largest, cv2.CC_STAT_AREA] > 0.01 * labels.size or not 0 <= label < len(part.classes)):
+        _, regions, measures, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
+        largest = 1 + int(measures[1:, cv2.CC_STAT_AREA].argmax())
+        if measures[largest, cv2.CC_STAT_AREA] > 0.01 * labels.size or not 0 <= label < len(part.classes):
             # padded, so that the edge of the image is a border, too
             depth = cv2.distanceTransform(np.pad((regions == largest).astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
             y, x = np.unravel_index(depth.argmax(), depth.shape)

@@ -26,7 +26,7 @@ def show_row(
     axes: Sequence[Axes], image: np.ndarray, label: np.ndarray, predictions: Iterable[np.ndarray], colors: np.ndarray
 ) -> None:
     """Draw an image, its label and predictions; ignored pixels are hatched: nothing is right or wrong there."""
-    axes[0].imshow(image, interpolation='nearest')
+    axes[0].imshow(image)
     ignored = label == IGNORED
     for axis, labels in zip(axes[1:], [label, *predictions], strict=True):
         axis.imshow(colors[np.where(ignored, IGNORED, labels)], interpolation='nearest')

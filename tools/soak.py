@@ -15,7 +15,6 @@ import numpy as np
 from memory import resident
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmseg_wce.config_walk import heads_of
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
@@ -25,7 +24,6 @@ CONFIG = ROOT / 'configs' / 'demo' / 'fast_scnn_1xb4-wce-400_demo-192x256.py'
 WARM_UP = 0.5  # share of the iterations, in which pools, caches and logs fill up
 
 
-@HOOKS.register_module()
 class SoakHook(Hook):
     """Hook that records the loss and the memory in MB after every iteration."""
 
@@ -50,7 +48,7 @@ def build_config(folder: Path, iterations: int) -> Config:
     config.train_dataloader.batch_size = 2
     config.train_cfg.update(max_iters=iterations, val_interval=max(iterations // 4, 1))
     config.default_hooks.checkpoint.interval = max(iterations // 10, 1)
-    config.custom_hooks = [dict(type=name) for name in ('FusedLossHook', 'LossMonitorHook', 'SoakHook')]
+    config.custom_hooks = [dict(type=name) for name in ('FusedLossHook', 'LossMonitorHook')]
     config.work_dir = str(folder / 'work_dir')
     return config
 
@@ -72,8 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix='soak_') as name:
         runner = Runner.from_cfg(build_config(Path(name), args.iterations))
+        soak = SoakHook()
+        runner.register_hook(soak)
         runner.train()
-    soak = next(hook for hook in runner.hooks if isinstance(hook, SoakHook))
     finite, growth = all(map(math.isfinite, soak.losses)), slope(soak.megabytes)
     if args.out is not None:
         args.out.write_text(json.dumps(dict(megabytes=soak.megabytes, losses=soak.losses)))

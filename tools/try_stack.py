@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import mmseg
@@ -108,15 +109,13 @@ def deformable_convolution() -> None:
 def family_configs() -> dict[str, Path]:
     """Return one config of each model family of mmseg: for ADE20K if there is one, and with a small backbone."""
     small = ('r18', 'r50', 'mit-b0', 'tiny', '-t_', '-s_', 'hr18', 'vit-b')
-    files: dict[str, list[Path]] = {}
-    for file in sorted(MMSEG_CONFIGS.glob('[!_]*/*.py')):
-        files.setdefault(file.parent.name, []).append(file)
 
     def rank(file: Path) -> tuple:
         name = file.stem
         return 'ade20k' not in name, 'voc' in name, not any(part in name for part in small), len(name)
 
-    return {family: min(configs, key=rank) for family, configs in files.items()}
+    files = sorted(MMSEG_CONFIGS.glob('[!_]*/*.py'))
+    return {folder.name: min(configs, key=rank) for folder, configs in groupby(files, lambda file: file.parent)}
 
 
 def train_step(config: Config, size: int, fuse: bool = False) -> None:

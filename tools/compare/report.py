@@ -83,7 +83,8 @@ def _rows(results: ConfigResults) -> list[dict]:
         row = dict(loss=loss, seeds=outcome.seeds, is_base=is_base)
         for key, values in outcome.means.items():
             differences = results.difference(loss, key)
-            row[key] = dict(mean=values.mean(), spread=_std(values), apart=bool(results.apart(loss, key)))
+            spread = values.std(ddof=1) if len(values) > 1 else None
+            row[key] = dict(mean=values.mean(), spread=spread, apart=bool(results.apart(loss, key)))
             row[key]['difference'] = None if is_base or not len(differences) else differences.mean()
         validation = outcome.last_validation.mean()
         row['validation'] = '' if np.isnan(validation) else f'{validation:.1f}'
@@ -138,10 +139,6 @@ def _agreement(results: ConfigResults) -> dict | None:
     a, b = built_in.select_seeds(seeds, a)[:, columns_a], ours.select_seeds(seeds, b)[:, columns_b]
     difference = np.abs(a - b) / np.abs(a)
     return dict(step=int(steps[0]), first=float(difference[:, 0].max()), most=float(difference.max()))
-
-
-def _std(values: np.ndarray) -> float | None:
-    return values.std(ddof=1) if len(values) > 1 else None
 
 
 def _min(values) -> float | None:
