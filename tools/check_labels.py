@@ -14,16 +14,7 @@ from pathlib import Path
 
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 from contact_sheet import draw_contact_sheet
-from label_arguments import (
-    NOT_RUN,
-    Parser,
-    check_output,
-    console,
-    labels_in_folder,
-    say,
-    scan_with_progress,
-    source_name,
-)
+from label_arguments import Parser, check_output, console, labels_in_folder, say, scan_with_progress, source_name
 from mmengine.config import Config
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.config_walk import preprocessor_of_others
@@ -139,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         findings = run(args)
     except (PreflightError, ValueError, OSError, ImportError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return NOT_RUN
+        return 2
     return 1 if any(finding.severity > Severity.NOTE for finding in findings) else 0
 
 

@@ -18,17 +18,7 @@ from pathlib import Path
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 import numpy as np
 from class_weights_report import draw_weights, print_table
-from label_arguments import (
-    NOT_RUN,
-    Parser,
-    check_output,
-    console,
-    labels_in_folder,
-    print_failures,
-    say,
-    scan_with_progress,
-    source_name,
-)
+from label_arguments import Parser, check_output, labels_in_folder, print_failures, say, scan_with_progress, source_name
 from mmengine.fileio import dump
 from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics, save_statistics
 from mmseg_wce.class_weights.schemes import NORMALIZATIONS, check_options
@@ -136,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(args)
     except (PreflightError, TypeError, ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return NOT_RUN
+        return 2
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,7 +162,7 @@ def report(statistics: LabelStatistics, name: str, options: dict, out: Path | No
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         weights = class_weights(statistics, **options)
-    print_table(console, statistics, options['scheme'], weights)
+    print_table(statistics, options['scheme'], weights)
     for warning in caught:
         say(str(warning.message), style='yellow')
     draw_weights(picture, statistics, options)

@@ -6,15 +6,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from drawing import plain, save
+from label_arguments import console
 from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 FREQUENCY, CHOSEN, OTHER = '#5c7c99', '#d9480f', '#e3b294'
 
 
-def print_table(console: Console, statistics: LabelStatistics, scheme: str, weights: np.ndarray) -> None:
+def print_table(statistics: LabelStatistics, scheme: str, weights: np.ndarray) -> None:
     """Print share of pixels, number of images and weight of every class, and the labels that are no class."""
     s = statistics
     table = Table(title=escape(f'{s.dataset}: {s.num_images} images; most frequent first'))

@@ -11,7 +11,6 @@ from mmseg_wce.training.launch import ConfigOptions
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-NOT_RUN = 2
 console = Console()
 warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')  # advice to authors of configs
 warnings.filterwarnings('ignore', message='Glyph', category=UserWarning)  # file names in pictures
