@@ -31,7 +31,6 @@ from marked_tables import markdown, replace_table
 from mmengine.fileio.backends import LocalBackend
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.training.checkpoints import checkpoints_in
-from rich.console import Console
 from rich.progress import Progress
 from semantics_table import mmseg_name
 from subprocess_runner import free_port
@@ -61,8 +60,6 @@ WITHOUT_RANDOM_PIXELS = [
 LAST_ERROR = re.compile(r'ERROR - (?:.* - print_log - \d+ - )?(.*)\n(The training stopped\..*)')
 SLOW_DISK = 'slow-disk'
 SLOW_CHUNK, SLOW_PAUSE = 100_000, 0.02  # bytes, seconds
-
-console = Console()
 
 
 @dataclass
@@ -350,7 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--camvid', type=Path, help='folder of CamVid, for the training on two processes')
     parser.add_argument('--write', action='store_true', help=f'write the table into {PAGE.relative_to(ROOT)}')
     args = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix='faults_') as name, Progress(console=console) as progress:
+    with tempfile.TemporaryDirectory(prefix='faults_') as name, Progress() as progress:
         folder = Path(name)
         task = progress.add_task('Training without faults', total=args.kills + 8)
         tests, tick = FaultTests(folder, args.seed), partial(progress.advance, task)

@@ -61,8 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 def labels_in_folder(args: argparse.Namespace, **images: str | None) -> LabelFiles:
     """Return the label files for ``--labels`` and its options."""
-    options = args.reduce_zero_label, args.ignore_index, args.suffix
-    return from_folder(args.labels, args.num_classes, *options, **images)
+    return from_folder(args.labels, args.num_classes, args.reduce_zero_label, args.ignore_index, args.suffix, **images)
 
 
 def source_name(args: argparse.Namespace) -> str:

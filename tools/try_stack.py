@@ -33,6 +33,7 @@ from mmseg_wce.training.preflight import load_config
 from rich.console import Console
 from rich.progress import track
 from semantics_table import installed, mmseg_name
+from subprocess_runner import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'docs/stacks.json'
@@ -73,28 +74,25 @@ def command_trials(folder: Path) -> dict[str, Callable[[], None]]:
     generate_demo_scenes(folder / 'data/demo_scenes', num_training=8, num_validation=2)
     (folder / 'data/demo_scenes/class_weight.json').write_text(json.dumps([1.0 + c for c in range(10)]))
 
-    def python(code: str) -> Callable[[], None]:
-        return lambda: run(sys.executable, '-c', code, folder=folder)
+    def command(*arguments: str | Path, **environment: str) -> Callable[[], None]:
+        return lambda: run(*map(str, arguments), folder=folder, **environment)
 
-    def train(tool: Path, iterations: int, *options: str) -> Callable[[], None]:
+    def train(*launch: str | Path, work_dir: str, iterations: int, **environment: str) -> Callable[[], None]:
         settings = ['--cfg-options', *SMALL, f'train_cfg.max_iters={iterations}']
-        work_dir = ['--work-dir', 'mmseg' if MMSEG_CONFIGS.parent in tool.parents else 'ours']
-        return lambda: run(sys.executable, str(tool), str(DEMO), *work_dir, *options, *settings, folder=folder)
+        return command(*launch, '--work-dir', work_dir, *settings, **environment)
 
-    def on_two_processes() -> None:
-        script = [str(ROOT / 'tools/dist_train.sh'), str(DEMO), '2', '--work-dir', 'two']
-        settings = ['--cfg-options', *SMALL, 'train_cfg.max_iters=1']
-        run(*script, *settings, folder=folder, PYTHON=sys.executable, PORT='29611', CUDA_VISIBLE_DEVICES='')
-
-    ours, built_in = ROOT / 'tools/train.py', MMSEG_CONFIGS.parent / 'tools/train.py'
+    ours = sys.executable, ROOT / 'tools/train.py', DEMO
+    built_in = sys.executable, MMSEG_CONFIGS.parent / 'tools/train.py', DEMO
+    two = ROOT / 'tools/dist_train.sh', DEMO, '2'
+    on_cpu = dict(PYTHON=sys.executable, PORT=str(free_port()), CUDA_VISIBLE_DEVICES='')
     return {
-        '`import mmseg.models`': python('import mmseg.models'),
-        '`import mmseg_wce, mmseg.models`': python('import mmseg_wce, mmseg.models'),
-        '`tools/train.py`, a config over `mmseg::`': train(ours, 1),
-        '`tools/train.py --resume`': train(ours, 2, '--resume'),
-        '`tools/dist_train.sh` on two CPU processes': on_two_processes,
-        "mmseg's own `tools/train.py`, a config over `mmseg::`": train(built_in, 1),
-        "mmseg's own `tools/train.py --resume`": train(built_in, 2, '--resume'),
+        '`import mmseg.models`': command(sys.executable, '-c', 'import mmseg.models'),
+        '`import mmseg_wce, mmseg.models`': command(sys.executable, '-c', 'import mmseg_wce, mmseg.models'),
+        '`tools/train.py`, a config over `mmseg::`': train(*ours, work_dir='ours', iterations=1),
+        '`tools/train.py --resume`': train(*ours, '--resume', work_dir='ours', iterations=2),
+        '`tools/dist_train.sh` on two CPU processes': train(*two, work_dir='two', iterations=1, **on_cpu),
+        "mmseg's own `tools/train.py`, a config over `mmseg::`": train(*built_in, work_dir='mmseg', iterations=1),
+        "mmseg's own `tools/train.py --resume`": train(*built_in, '--resume', work_dir='mmseg', iterations=2),
         'deformable convolution (mmcv op)': deformable_convolution,
     }
 
