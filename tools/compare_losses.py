@@ -21,17 +21,7 @@ import mmseg_wce  # noqa: F401  (registers the losses, and makes the stack work 
 import torch
 from base_configs import check_style, find_configs
 from compare.report import write_report
-from compare.runs import (
-    BUILT_IN,
-    HARD_PIXELS,
-    NAMES,
-    NON_IGNORE,
-    UNWEIGHTED,
-    Comparison,
-    Run,
-    check_hard_pixels,
-    losses_on_pixels,
-)
+from compare.runs import DEFAULT, HARD_PIXELS, NAMES, Comparison, Run, check_hard_pixels, losses_on_pixels
 from label_arguments import console, print_failures, say, scan_with_progress
 from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import save_statistics
@@ -42,8 +32,6 @@ from mmseg_wce.training.preflight import PreflightError, check_data, check_work_
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from subprocess_runner import Failed, stop_all
 
-SCHEMES_SHOWN = ('sqrt_inverse_frequency', 'median_frequency', 'effective_number')
-DEFAULT = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES_SHOWN, HARD_PIXELS)
 RESERVED = re.compile(r'(randomness|test_evaluator)|model\..*(loss_decode|sampler)')  # set by the comparison
 
 

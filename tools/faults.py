@@ -71,15 +71,13 @@ class Training:
     options: list[str]
     iterations: int = ITERATIONS
 
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-
     @property
     def log(self) -> Path:
         return self.folder / 'output.txt'
 
     def start(self, resume: bool = False, slow_disk: bool = False) -> subprocess.Popen:
         """Start the training in a process group of its own."""
+        self.folder.mkdir(exist_ok=True)
         command = [*self.command, '--work-dir', str(self.folder), *(['--resume'] if resume else [])]
         if slow_disk:
             command[1:2] = [__file__, SLOW_DISK, command[1]]

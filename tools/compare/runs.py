@@ -32,6 +32,8 @@ TOOLS = Path(__file__).resolve().parent.parent
 BUILT_IN, NON_IGNORE, UNWEIGHTED, HARD_PIXELS = 'built_in', 'built_in_avg_non_ignore', 'unweighted', 'hard_pixels'
 NAMES = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES, HARD_PIXELS)
 """Losses that can be compared: mmseg's, and ours without weights, with those of each scheme, and on hard pixels."""
+SCHEMES_SHOWN = ('sqrt_inverse_frequency', 'median_frequency', 'effective_number')
+DEFAULT = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES_SHOWN, HARD_PIXELS)
 # As in mmseg's configs with OHEM: pixels whose class has a lower probability, and at least a fifth of the crop.
 HARD_BELOW, HARD_SHARE = 0.7, 0.2
 MEANS = ('mIoU', 'mAcc', 'aAcc')
