@@ -75,27 +75,27 @@ def test_any_scale(way, nodes, pixels, align_corners, scale):
 
 
 @fused
-@pytest.mark.parametrize('apart', [30, 100, 300, 1000])
-@pytest.mark.parametrize('pixels', [(32, 32), (29, 30)])
+@pytest.mark.parametrize('apart', [30, 100, 1000])
+@pytest.mark.parametrize('pixels', [(16, 24), (15, 23)])
 def test_neighbours_far_apart(way, apart, pixels):
     """One class far above the others at each node, another one at the next: the shift is far off in between."""
-    logits, target, weight = way.problem(nodes=(8, 8), pixels=pixels, dtype=torch.float32)
-    winner = torch.randint(0, 5, (2, 1, 8, 8), generator=torch.Generator().manual_seed(4)).to(way.device)
+    logits, target, weight = way.problem(nodes=(4, 6), pixels=pixels, dtype=torch.float32)
+    winner = torch.randint(0, 5, (2, 1, 4, 6), generator=torch.Generator().manual_seed(4)).to(way.device)
     logits = 0.1 * logits + torch.full_like(logits, -float(apart)).scatter_(1, winner, 0.0)
 
     assert_equal_to_pytorch(way, logits.to(way.dtype), target, weight)
 
 
 @fused
-@pytest.mark.parametrize('classes', [2, 19, 150, 171, 847])
-@pytest.mark.parametrize('pixels', [(44, 36), (41, 33), (11, 9)])
-def test_any_number_of_classes(way, classes, pixels):
-    assert_equal_to_pytorch(way, *way.problem(classes=classes, nodes=(11, 9), pixels=pixels))
+@pytest.mark.parametrize('classes', [2, 19, 150, 847])
+@pytest.mark.parametrize(('nodes', 'pixels'), [((3, 9), (12, 36)), ((3, 9), (11, 33)), ((11, 9), (11, 9))])
+def test_any_number_of_classes(way, classes, nodes, pixels):
+    assert_equal_to_pytorch(way, *way.problem(classes=classes, nodes=nodes, pixels=pixels))
 
 
 @fused
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(('nodes', 'pixels'), [((8, 8), (32, 32)), ((5, 6), (23, 19)), ((40, 40), (40, 40))])
+@pytest.mark.parametrize(('nodes', 'pixels'), [((4, 5), (16, 20)), ((5, 6), (23, 19)), ((13, 15), (13, 15))])
 def test_dtypes(way, dtype, nodes, pixels):
     logits, target, weight = way.problem(classes=19, nodes=nodes, pixels=pixels, dtype=dtype)
 
@@ -129,8 +129,8 @@ def test_an_offset_of_all_logits_costs_no_digits(way, pixels):
 @pytest.mark.parametrize(('nodes', 'pixels'), [((3, 4), (6, 8)), ((3, 4), (7, 5)), ((3, 4), (3, 4))])
 @pytest.mark.parametrize('align_corners', [False, True])
 def test_gradcheck(nodes, pixels, align_corners):
-    logits, target, weight = SLABS.problem(classes=3, nodes=nodes, pixels=pixels)
-    target[0] = 255
+    logits, target, weight = SLABS.problem(classes=3, nodes=nodes, pixels=pixels, images=1)
+    target[0, 0] = 255
 
     def loss(z):
         return pixel_nll(
@@ -142,9 +142,10 @@ def test_gradcheck(nodes, pixels, align_corners):
 
 @fused
 @pytest.mark.parametrize('layout', ['channels_last', 'strided', 'expanded'])
-@pytest.mark.parametrize('pixels', [(12, 14), (6, 7), (64, 80)])
-def test_layouts_in_memory(way, layout, pixels):
-    logits, target, weight = way.problem(pixels=pixels, nodes=(6, 7) if pixels[0] < 64 else pixels)
+@pytest.mark.parametrize(('nodes', 'pixels'), [((6, 7), (12, 14)), ((6, 7), (6, 7)), ((32, 128), (32, 128))])
+def test_layouts_in_memory(way, layout, nodes, pixels):
+    """Images of 4096 pixels are the smallest that are not merged into one."""
+    logits, target, weight = way.problem(nodes=nodes, pixels=pixels)
 
     assert_equal_to_pytorch(way, layouts(logits)[layout], target[:1].expand_as(target), weight)
 
@@ -172,7 +173,7 @@ def test_correct_means_the_lowest_class_at_a_tie(way):
 
 @fused
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(('nodes', 'pixels'), [((8, 9), (32, 36)), ((8, 9), (30, 31)), ((40, 41), (40, 41))])
+@pytest.mark.parametrize(('nodes', 'pixels'), [((4, 9), (16, 36)), ((4, 9), (14, 31)), ((13, 15), (13, 15))])
 def test_channels_that_are_equal_everywhere_tie_everywhere(way, dtype, nodes, pixels):
     logits, _, _ = way.problem(classes=40, nodes=nodes, pixels=pixels, dtype=dtype)
     logits = torch.cat([logits, logits], 1)  # 40 + c is c
@@ -187,17 +188,17 @@ def test_channels_that_are_equal_everywhere_tie_everywhere(way, dtype, nodes, pi
 @every_way
 def test_correct_counts_as_mmseg_does(way):
     accuracy = pytest.importorskip('mmseg.models.losses', reason='mmseg is not installed').accuracy
-    logits, target, _ = way.problem(classes=19, nodes=(32, 32), pixels=(128, 128), dtype=torch.float32)
+    logits, target, _ = way.problem(classes=19, nodes=(8, 9), pixels=(32, 36), dtype=torch.float32)
     target = torch.where(
         torch.rand(target.shape, generator=torch.Generator().manual_seed(0)).to(way.device) < 0.5,
-        resize(logits, (128, 128)).argmax(1),
+        resize(logits, (32, 36)).argmax(1),
         target,
     )
-    target[:, :10] = 255
+    target[:, :5] = 255
 
     _, _, correct = way(logits, target)
 
-    theirs = accuracy(resize(logits, (128, 128)), target, ignore_index=255)
+    theirs = accuracy(resize(logits, (32, 36)), target, ignore_index=255)
     torch.testing.assert_close(100 * correct.sum() / (target != 255).sum(), theirs[0])
 
 
@@ -261,9 +262,9 @@ def test_a_poisoned_node_stays_where_it_is(way, classes, nodes, pixels, poison):
 
 @fused
 @pytest.mark.parametrize('classes', [4, 9])
-@pytest.mark.parametrize('pixels', [(24, 24), (21, 17), (6, 6)])
+@pytest.mark.parametrize('pixels', [(12, 16), (11, 13), (3, 4)])
 def test_a_masked_class_is_finite(way, classes, pixels):
-    logits, target, weight = way.problem(classes=classes, nodes=(6, 6), pixels=pixels)
+    logits, target, weight = way.problem(classes=classes, nodes=(3, 4), pixels=pixels)
     target[target == 1] = 0
     weight[1] = 0
     masked, almost = logits.clone(), logits.clone()
@@ -293,10 +294,10 @@ def test_very_large_logits_are_not_taken_for_masked_ones(way):
 
 @fused
 @pytest.mark.parametrize('classes', [2, 150])
-@pytest.mark.parametrize('pixels', [(64, 64), (59, 64), (16, 16)])
+@pytest.mark.parametrize('pixels', [(32, 48), (29, 48), (8, 12)])
 def test_one_pixel_that_counts(way, classes, pixels):
-    logits, target, weight = way.problem(classes=classes, nodes=(16, 16), pixels=pixels, ignored=1.0)
-    target[1, 7, 9] = 1
+    logits, target, weight = way.problem(classes=classes, nodes=(8, 12), pixels=pixels, ignored=1.0)
+    target[1, 5, 9] = 1
 
     assert_equal_to_pytorch(way, logits, target, weight)
 
@@ -307,7 +308,7 @@ def test_offsets_beyond_32_bits(way, pixels):
     assert_far_apart_is_the_same(way, pixels)
 
 
-@fused
+@fused_or_slowly
 @pytest.mark.parametrize('classes', [2, 19, 150])
 @pytest.mark.parametrize('pixels', [(48, 36), (41, 33), (12, 9)])
 def test_bit_equal_from_run_to_run(way, classes, pixels):
