@@ -47,7 +47,7 @@ test: $(STAMP)  ## run the tests, side by side; with ARGS in one process, which 
 
 test-plain: $(PLAIN_VENV)/.complete  ## run what works without mmseg, and a recipe for transformers
 	$(PLAIN_VENV)/bin/python -m pytest -m 'not slow' tests/test_functional.py tests/test_functional_sigmoid.py \
-		tests/test_recipes.py $(ARGS)
+		tests/test_both_losses.py tests/test_recipes.py $(ARGS)
 
 coverage: $(STAMP)  ## run the tests and report which lines of mmseg_wce/ they reach; fails below 95 %
 	$(BIN)/python -m coverage erase

@@ -19,6 +19,44 @@ def examples(number: int) -> settings:
     return settings(max_examples=number * int(os.environ.get('MMSEG_WCE_FUZZ', '1')), deadline=None)
 
 
+def value_and_gradient(loss, logits: Tensor, *args, **options) -> tuple[Tensor, Tensor]:
+    """Return the loss, and the gradient of its sum for the logits."""
+    logits = logits.detach().clone().requires_grad_()
+    value = loss(logits, *args, **options)
+    return value.detach(), torch.autograd.grad(value.sum(), logits)[0]
+
+
+def assert_at_most_pytorchs_error(case: Case, loss, reduction: str, elements: int, probability: float) -> None:
+    """Check a loss in the dtype of the logits: the truth is float64, and PyTorch's error in this dtype the measure.
+
+    A mean of ``elements`` is rounded, and a softmax or sigmoid in float32 has ``probability`` epsilon of error before
+    what comes of many pixels cancels.
+    """
+
+    def theirs(z: Tensor) -> Tensor:
+        return case.oracle(z, reduction).sum()
+
+    def error_of(found: Tensor, expected: Tensor) -> Tensor:
+        """None is allowed to us where PyTorch's answer is not finite and the truth is: float16 overflows."""
+        return (found - expected).abs().max() if found.isfinite().all() else expected.new_zeros(())
+
+    truth, truth_gradient = value_and_gradient(theirs, case.logits.double())
+    eager, eager_gradient = value_and_gradient(theirs, case.logits)
+    ours, gradient = value_and_gradient(loss, case.logits, case.target, reduction=reduction, **case.options())
+    ours = ours.sum()
+
+    epsilon = torch.finfo(torch.float32).eps
+    assert ours.dtype == torch.float32
+    assert gradient.dtype == case.logits.dtype
+    rounding = 4 * epsilon * truth.abs().clamp(min=1.0) * elements**0.5
+    assert (ours - truth).abs() <= error_of(eager, truth) + rounding
+    last_digit = torch.finfo(case.logits.dtype).eps * truth_gradient.abs().max()
+    largest_weight = 1.0 if case.class_weight is None else case.class_weight.max()
+    error = (gradient - truth_gradient).abs().max()
+    allowed = error_of(eager_gradient, truth_gradient) + last_digit + probability * epsilon * largest_weight
+    assert error <= allowed
+
+
 @dataclass(frozen=True)
 class Case:
     """One weighted cross-entropy: logits (N, C, h, w) or (N, C, ...), target (N, H, W) or (N, ...)."""

@@ -73,7 +73,7 @@ def test_warns_once_if_a_class_is_ignored_by_default(loss, num_classes, warned):
 
 
 @pytest.mark.parametrize('loss', LOSSES)
-def test_an_ignored_label_that_is_given_is_meant(loss, warned):
+def test_no_warning_if_the_ignored_label_is_given(loss, warned):
     logits, labels = torch.zeros(1, 300, 2, 2), torch.full((1, 2, 2), 255)
 
     loss(logits, labels, ignore_index=255)

@@ -116,7 +116,7 @@ class Call:
         Call(getattr, 'text', 'upper'),
     ],
 )
-def test_everything_else_is_still_refused(content):
+def test_pickles_that_call_other_functions_are_refused(content):
     with pytest.raises(pickle.UnpicklingError):
         torch.load(saved({'state': content}), weights_only=True)
 
@@ -156,12 +156,12 @@ def test_a_pair_that_cannot_be_read_is_named(tmp_path):
         dataset[0]
 
 
-def test_applies_twice():
+def test_fixes_can_be_applied_twice():
     compat.apply()
     compat.apply()
 
 
-def test_nothing_is_allowed_where_torch_does_not_need_it(monkeypatch):
+def test_no_safe_globals_are_added_where_torch_needs_none(monkeypatch):
     monkeypatch.setattr(torch.serialization, 'add_safe_globals', lambda _: pytest.fail('not needed here'))
     monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.5.1'))
 

@@ -123,7 +123,7 @@ def test_the_main_ones_show_how_they_are_used(name):
 
 
 @pytest.mark.parametrize('name', MAIN)
-def test_is_in_the_reference(root, name):
+def test_the_main_names_are_in_the_api_reference(root, name):
     listed = [
         line.rpartition('.')[2] for line in (root / 'docs/api.md').read_text().splitlines() if line.startswith(':::')
     ]

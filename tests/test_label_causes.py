@@ -25,6 +25,7 @@ def interpolated(*peaks, between=2, ignored=None) -> dict[int, int]:
     return counts | ({} if ignored is None else {ignored: 500})
 
 
+SHIFTED = dict(reduce_zero_label=True)
 COCO_HAS_NOT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
@@ -105,31 +106,22 @@ def test_first_cause(values, num_classes, words):
 
 
 @pytest.mark.parametrize(
-    ('values', 'num_classes', 'ignore_index', 'words'),
+    ('values', 'num_classes', 'options', 'words'),
     [
-        ((0, 255), 2, -100, 'mapping={255: 1}'),
-        ((0, 255), 1, -100, 'mapping={255: 1}'),
-        ((0, 1, 2, 255), 3, -1, 'set ignore_index=255 in the head'),
-        ((0, 1, 2, 4), 3, -1, 'mapping={4: -1}'),
-        ((1, 2, 3), 3, -1, 'mapping={0: -1, **{k: k - 1 for k in range(1, 4)}}'),
+        ((0, 255), 2, dict(ignore_index=-100), 'mapping={255: 1}'),
+        ((0, 255), 1, dict(ignore_index=-100), 'mapping={255: 1}'),
+        ((0, 1, 2, 255), 3, dict(ignore_index=-1), 'set ignore_index=255 in the head'),
+        ((0, 1, 2, 4), 3, dict(ignore_index=-1), 'mapping={4: -1}'),
+        ((1, 2, 3), 3, dict(ignore_index=-1), 'mapping={0: -1, **{k: k - 1 for k in range(1, 4)}}'),
+        ((126, 253, 255), 3, SHIFTED, 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and map'),
+        ((126, 253, 255), 3, SHIFTED, 'mapping={0: 0, 127: 1, 254: 2}'),
+        ((84, 169, 253, 255), 3, SHIFTED, 'mapping={0: 255, 85: 0, 170: 1, 254: 2}'),
+        ((0, 1, 2, 3, 255), 3, SHIFTED, 'num_classes=4'),
+        ((0, 1, 9, 255), 3, SHIFTED, 'raw 10 in the label files became 9'),
     ],
 )
-def test_first_cause_under_another_ignored_label(values, num_classes, ignore_index, words):
-    assert words in first_cause(values, num_classes, ignore_index)
-
-
-@pytest.mark.parametrize(
-    ('values', 'num_classes', 'words'),
-    [
-        ((126, 253, 255), 3, 'set reduce_zero_label=False in the dataset and in LoadAnnotations, and map them'),
-        ((126, 253, 255), 3, 'mapping={0: 0, 127: 1, 254: 2}'),
-        ((84, 169, 253, 255), 3, 'mapping={0: 255, 85: 0, 170: 1, 254: 2}'),
-        ((0, 1, 2, 3, 255), 3, 'num_classes=4'),
-        ((0, 1, 9, 255), 3, 'raw 10 in the label files became 9'),
-    ],
-)
-def test_first_cause_of_labels_that_were_shifted(values, num_classes, words):
-    assert words in first_cause(values, num_classes, reduce_zero_label=True)
+def test_first_cause_of_ignored_and_shifted_labels(values, num_classes, options, words):
+    assert words in first_cause(values, num_classes, **options)
 
 
 @pytest.mark.parametrize(

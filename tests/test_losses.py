@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import value_and_gradient
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS, TRANSFORMS
 from mmseg_wce import loss_options
@@ -16,6 +17,7 @@ from stacks import FORK
 from torch import nn
 
 WEIGHTS = [0.1, 3.0, 1.0, 0.3]
+SIGMOID = dict(use_sigmoid=True)
 
 
 def batch(ignored: bool, dtype=torch.float64):
@@ -24,12 +26,6 @@ def batch(ignored: bool, dtype=torch.float64):
     if ignored:
         label[:, 1:3] = 255
     return logits, label
-
-
-def value_and_gradient(loss, logits, *args, **kwargs):
-    logits = logits.clone().requires_grad_()
-    value = loss(logits, *args, **kwargs)
-    return value.detach(), torch.autograd.grad(value.sum(), logits)[0]
 
 
 def test_registered_with_mmseg():
@@ -124,6 +120,14 @@ def test_built_in_still_needs_us():
         (dict(avg_non_ignore=False, normalize_by='all'), 'all'),
         (dict(avg_non_ignore=False, class_weight=WEIGHTS, normalize_by='class_weight'), 'class_weight'),
         (dict(avg_non_ignore=True, normalize_by='class_weight'), 'class_weight'),
+        (SIGMOID, 'valid'),
+        (dict(SIGMOID, class_weight=[1.0, 2.0]), 'valid'),
+        (dict(SIGMOID, avg_non_ignore=True), 'valid'),
+        (dict(SIGMOID, avg_non_ignore=True, class_weight=[1.0, 2.0, 3.0]), 'valid'),
+        (dict(SIGMOID, avg_non_ignore=False), 'all'),
+        (dict(SIGMOID, avg_non_ignore=False, class_weight=[1.0, 2.0, 3.0]), 'all'),
+        (dict(SIGMOID, avg_non_ignore=False, normalize_by='all'), 'all'),
+        (dict(SIGMOID, normalize_by='class_weight', class_weight=[1.0, 2.0]), 'class_weight'),
     ],
 )
 def test_avg_non_ignore_in_terms_of_normalize_by(arguments, normalize_by):
@@ -186,6 +190,24 @@ def test_label_smoothing_is_pytorchs():
         (dict(loss_weight=math.nan), ['loss_weight', 'nan']),
         (dict(class_weight=[1.0, -1.0]), ['class 1: -1.0']),
         (dict(class_weight='nowhere.json'), ['nowhere.json']),
+        (
+            dict(SIGMOID, avg_non_ignore=True, normalize_by='all'),
+            ['avg_non_ignore=True', "'valid'", "contradicts normalize_by='all'"],
+        ),
+        (dict(SIGMOID, avg_non_ignore=False, normalize_by='valid'), ['avg_non_ignore=False', "'all'", 'contradicts']),
+        (dict(SIGMOID, avg_non_ignore=True, normalize_by='class_weight', class_weight=[1.0, 2.0]), ['contradicts']),
+        (dict(SIGMOID, normalize_by='class_weight'), ['one channel and two', 'got 0', "'valid' or 'all'"]),
+        (dict(SIGMOID, normalize_by='class_weight', class_weight=2.0), ['got 1', "'valid' or 'all'"]),
+        (dict(SIGMOID, normalize_by='class_weight', class_weight=[1.0, 2.0, 3.0]), ['got 3', "'valid' or 'all'"]),
+        (dict(SIGMOID, normalize_by='pixels'), ["'pixels'"]),
+        (dict(SIGMOID, label_smoothing=0.1), ['label_smoothing=0.1', 'use_sigmoid=True', 'softmax']),
+        (dict(SIGMOID, use_mask=True), ['use_mask=True', "type='CrossEntropyLoss'"]),
+        (dict(SIGMOID, class_weight=[1.0, -1.0]), ['class 1: -1.0']),
+        (dict(SIGMOID, class_weight=-1.0), ['class 0: -1.0']),
+        (dict(SIGMOID, class_weight=math.nan), ['class 0: nan']),
+        (dict(SIGMOID, class_weight=[math.inf]), ['class 0: inf']),
+        (dict(SIGMOID, class_weight=[0.0, 0.0]), ['zero for all 2 classes']),
+        (dict(SIGMOID, class_weight=[]), ['shape (0,)']),
     ],
 )
 def test_bad_arguments_when_it_is_built(arguments, words):
@@ -208,7 +230,7 @@ def test_bad_arguments_when_it_is_built(arguments, words):
         dict(ignore_index=255.0),
     ],
 )
-def test_kinds_that_cannot_be_meant(argument):
+def test_arguments_of_a_wrong_type_are_refused(argument):
     ((name, value),) = argument.items()
 
     with pytest.raises(TypeError, match=f'{name} may not be {value!r}'):
@@ -321,18 +343,13 @@ def test_repr_tells_what_matters():
         assert word in shown
 
 
-def test_module_compiles_whole():
+@pytest.mark.parametrize('arguments', [dict(class_weight=WEIGHTS), dict(SIGMOID, class_weight=2.0)])
+def test_module_compiles_whole(arguments):
     logits, label = batch(ignored=True)
-    loss = WeightedCrossEntropyLoss(class_weight=WEIGHTS)
+    loss = WeightedCrossEntropyLoss(**arguments)
+    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
 
-    torch.testing.assert_close(torch.compile(loss, fullgraph=True)(logits, label), loss(logits, label))
-
-
-def test_nan_logits_are_not_hidden():
-    logits, label = batch(ignored=True)
-    logits[0, 0, 0, 0] = math.nan
-
-    assert WeightedCrossEntropyLoss()(logits, label).isnan()
+    torch.testing.assert_close(compiled(logits, label), loss(logits, label))
 
 
 @pytest.mark.parametrize('raw', [151, 254])

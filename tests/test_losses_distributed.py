@@ -64,10 +64,6 @@ def batches(empty: bool = False) -> list[list[tuple[Tensor, Tensor]]]:
     ]
 
 
-def of_two_classes(labels: Tensor) -> Tensor:
-    return labels.where(labels == 255, labels % 2)
-
-
 def share(step: list[tuple[Tensor, Tensor]], rank: int, world: int) -> tuple[Tensor, Tensor]:
     """What a rank has of a batch: the first of two ranks has what the first two of four have."""
     each = len(step) // world
@@ -98,7 +94,7 @@ def train_segmentor(options: dict, rank: int = 0, world: int = 1) -> tuple[list[
     logged = []
     for step in batches():
         images, labels = share(step, rank, world)
-        labels = of_two_classes(labels) if options.get('one_channel') else labels
+        labels = labels.where(labels == 255, labels % 2) if options.get('one_channel') else labels
         outputs = stepped.train_step(tiny_batch(images, labels), optimizer)
         logged.append(outputs['loss'].item())
     return weights_of(model), logged
@@ -272,7 +268,7 @@ def test_pytorch_alone_trains_as_in_one_process(trained, world, wrapper):
 
 
 @pytest.mark.parametrize('name', ['built-in', 'not synchronised'])
-def test_others_do_not(trained, name):
+def test_without_one_denominator_for_all_ranks_training_differs(trained, name):
     """After three steps of these batches, which are unequal on purpose, by a good part of all that was learnt."""
     expected, _ = train_segmentor(SEGMENTORS[name])
     learnt = largest_difference(expected, weights_of(tiny_segmentor(SEGMENTORS[name]['loss'])))

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 import pickle
 from collections import Counter
 
@@ -10,6 +9,7 @@ import mmseg
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import value_and_gradient
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.models.losses import CrossEntropyLoss
@@ -33,12 +33,6 @@ def batch(channels: int, shape=(5, 6), ignored: str = 'none', ignore_index: int 
     if ignored != 'none':
         label[:: 1 if ignored == 'all' else 3] = ignore_index
     return logits, label
-
-
-def value_and_gradient(loss, logits, *args, **kwargs):
-    logits = logits.clone().requires_grad_()
-    value = loss(logits, *args, **kwargs)
-    return value.detach(), torch.autograd.grad(value.sum(), logits)[0]
 
 
 def formula(logits, label, ignore_index, class_weight, normalize_by, reduction, pixel_weight, avg_factor):
@@ -154,58 +148,8 @@ def test_built_in_still_ignores_negative_labels():
     assert ours(ignore_index=-1)(logits, label).isfinite()
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'normalize_by'),
-    [
-        (dict(), 'valid'),
-        (dict(class_weight=[1.0, 2.0]), 'valid'),
-        (dict(avg_non_ignore=True), 'valid'),
-        (dict(avg_non_ignore=True, class_weight=[1.0, 2.0, 3.0]), 'valid'),
-        (dict(avg_non_ignore=False), 'all'),
-        (dict(avg_non_ignore=False, class_weight=[1.0, 2.0, 3.0]), 'all'),
-        (dict(avg_non_ignore=False, normalize_by='all'), 'all'),
-        (dict(normalize_by='class_weight', class_weight=[1.0, 2.0]), 'class_weight'),
-    ],
-)
-def test_avg_non_ignore_in_terms_of_normalize_by(arguments, normalize_by):
-    assert ours(**arguments).normalize_by == normalize_by
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'words'),
-    [
-        (
-            dict(avg_non_ignore=True, normalize_by='all'),
-            ['avg_non_ignore=True', "'valid'", "contradicts normalize_by='all'"],
-        ),
-        (dict(avg_non_ignore=False, normalize_by='valid'), ['avg_non_ignore=False', "'all'", 'contradicts']),
-        (dict(avg_non_ignore=True, normalize_by='class_weight', class_weight=[1.0, 2.0]), ['contradicts']),
-        (dict(normalize_by='class_weight'), ['one channel and two', 'got 0', "'valid' or 'all'"]),
-        (dict(normalize_by='class_weight', class_weight=2.0), ['got 1', "'valid' or 'all'"]),
-        (dict(normalize_by='class_weight', class_weight=[1.0, 2.0, 3.0]), ['got 3', "'valid' or 'all'"]),
-        (dict(normalize_by='pixels'), ["'pixels'"]),
-        (dict(label_smoothing=0.1), ['label_smoothing=0.1', 'use_sigmoid=True', 'softmax']),
-        (dict(use_mask=True), ['use_mask=True', "type='CrossEntropyLoss'"]),
-        (dict(class_weight=[1.0, -1.0]), ['class 1: -1.0']),
-        (dict(class_weight=-1.0), ['class 0: -1.0']),
-        (dict(class_weight=math.nan), ['class 0: nan']),
-        (dict(class_weight=[math.inf]), ['class 0: inf']),
-        (dict(class_weight=[0.0, 0.0]), ['zero for all 2 classes']),
-        (dict(class_weight=[]), ['shape (0,)']),
-        (dict(class_weight='nowhere.json'), ['nowhere.json']),
-        (dict(reduction='average'), ["'average'"]),
-    ],
-)
-def test_bad_arguments_when_it_is_built(arguments, words):
-    with pytest.raises(ValueError, match=r'\S') as caught:
-        ours(**arguments)
-
-    for word in words:
-        assert word in str(caught.value)
-
-
 @pytest.mark.parametrize('value', ['True', 1, None])
-def test_a_kind_of_use_sigmoid_that_cannot_be_meant(value):
+def test_use_sigmoid_must_be_a_bool(value):
     with pytest.raises(TypeError, match='use_sigmoid may not be'):
         WeightedCrossEntropyLoss(use_sigmoid=value)
 
@@ -291,26 +235,6 @@ def test_casts_copies_and_pickles(cast, channels):
         assert torch.equal(again.class_weight, torch.tensor(precise))
         assert again.observer is None
         assert torch.equal(again(logits, label), expected)
-
-
-@pytest.mark.parametrize('channels', [1, 4])
-def test_under_autocast_in_float32(channels):
-    logits, label = batch(channels, ignored='some')
-    logits, loss = logits.bfloat16(), ours(class_weight=[0.3, 2.0, 1.0, 5.0][: max(channels, 2)])
-
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        value = loss(logits, label)
-
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, loss(logits.float(), label))
-
-
-@pytest.mark.parametrize('channels', [1, 4])
-def test_module_compiles_whole(channels):
-    logits, label = batch(channels, ignored='some')
-    loss = ours(class_weight=2.0)
-
-    torch.testing.assert_close(torch.compile(loss, fullgraph=True)(logits, label), loss(logits, label))
 
 
 def test_repr_tells_what_matters():

@@ -30,23 +30,18 @@ def make(root, tmp_path):
     return run
 
 
-def chosen(process: subprocess.CompletedProcess) -> str:
-    return re.search(r'interpreter for the environment \(default: (.*)\)', process.stdout).group(1)
+@pytest.mark.parametrize(
+    ('pythons', 'expected'),
+    [
+        *[(dict(python3=version, python3_14='3.14', python3_10='3.10'), 'python3') for version in VERSIONS],
+        *[(dict(python3=old, python3_10='3.10', python3_13='3.13'), 'python3.13') for old in ('3.9', '3.15', '2.7')],
+        *[({f'python{version.replace(".", "_")}': version}, f'python{version}') for version in VERSIONS],
+    ],
+)
+def test_takes_the_machines_own_python3_or_the_newest_that_will_do(make, pythons, expected):
+    shown = make('help', **pythons).stdout
 
-
-@pytest.mark.parametrize('version', VERSIONS)
-def test_takes_the_machines_own_python3(make, version):
-    assert chosen(make('help', python3=version, python3_14='3.14', python3_10='3.10')) == 'python3'
-
-
-@pytest.mark.parametrize('version', ['3.9', '3.15', '2.7'])
-def test_takes_the_newest_where_python3_will_not_do(make, version):
-    assert chosen(make('help', python3=version, python3_10='3.10', python3_13='3.13')) == 'python3.13'
-
-
-@pytest.mark.parametrize('version', VERSIONS)
-def test_finds_every_version(make, version):
-    assert chosen(make('help', **{f'python{version.replace(".", "_")}': version})) == f'python{version}'
+    assert re.search(r'interpreter for the environment \(default: (.*)\)', shown).group(1) == expected
 
 
 def test_says_which_versions_will_do_where_there_is_none(make, tmp_path):

@@ -14,7 +14,7 @@ def module(**children) -> nn.Module:
 
 @pytest.mark.parametrize('decode', [1, None, 2])
 @pytest.mark.parametrize('auxiliary', [1, None, 2])
-def test_heads(decode, auxiliary):
+def test_heads_of_a_model_are_listed(decode, auxiliary):
     heads, expected = {}, []
     for name, number in (('decode_head', decode), ('auxiliary_head', auxiliary)):
         made = [nn.Identity() for _ in range(number or 0)]
@@ -27,7 +27,7 @@ def test_heads(decode, auxiliary):
     assert list(heads_of(nn.Identity())) == []
 
 
-def test_losses():
+def test_losses_of_a_head_are_listed():
     loss = nn.Identity()
 
     assert losses_of(module(loss_decode=loss)) == [loss]

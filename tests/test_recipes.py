@@ -1,5 +1,6 @@
 """Every recipe is run as it stands; its loss is PyTorch's on upsampled logits, its prediction that of transformers."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ def recipe(root, title: str, names: dict) -> None:
     exec(code, names)
 
 
-def check(names: dict, logits: torch.Tensor, size: tuple[int, int] = (16, 16)) -> None:
+def check(names: dict, logits: torch.Tensor, size: tuple[int, int]) -> None:
     assert logits.shape[2:] == size
     z = F.interpolate(logits, size=names['labels'].shape[1:], mode='bilinear')
     torch.testing.assert_close(names['loss'], F.cross_entropy(z, names['labels'], ignore_index=255))
@@ -34,10 +35,10 @@ def test_plain_loop(root):
         patch.setattr(torch.optim.SGD, 'step', step)
         recipe(root, 'A plain PyTorch loop', names)
 
-    check(names, before['logits'])
+    check(names, before['logits'], (16, 16))
 
 
-def test_module(root):
+def test_module_of_the_recipe(root):
     torch.manual_seed(0)
     names = {}
 
@@ -49,14 +50,26 @@ def test_module(root):
     assert all(p.grad is not None for p in names['model'].parameters())
 
 
-def test_segformer_of_transformers(root):
-    pytest.importorskip('transformers', reason='transformers is not installed')
+@pytest.mark.parametrize(
+    ('title', 'size'),
+    [
+        ('SegFormer of `transformers`', (16, 16)),
+        ('A model of `segmentation_models_pytorch`', (16, 16)),
+        ('A model of `torchvision`', (4, 4)),
+    ],
+)
+def test_model_of_another_package(root, title, size):
+    package = title.split('`')[1]
+    try:
+        importlib.import_module(package)
+    except (ImportError, RuntimeError) as error:  # the latter: torchvision was built for another torch
+        pytest.skip(f'{package} is not installed, or broken: {error}')
     torch.manual_seed(0)
-
     names = {}
-    recipe(root, 'SegFormer of `transformers`', names)
 
-    check(names, names['logits'])
+    recipe(root, title, names)
+
+    check(names, names['logits'], size)
 
 
 def test_predictions_of_transformers(root):
@@ -71,24 +84,3 @@ def test_predictions_of_transformers(root):
     (expected,) = processor.post_process_semantic_segmentation(outputs, [names['photo_size']])
     assert torch.equal(names['prediction'], expected)
     assert expected.unique().numel() > 1
-
-
-def test_segmentation_models_pytorch(root):
-    pytest.importorskip('segmentation_models_pytorch', reason='segmentation_models_pytorch is not installed')
-    torch.manual_seed(0)
-    names = {}
-    recipe(root, 'A model of `segmentation_models_pytorch`', names)
-
-    check(names, names['logits'])
-
-
-def test_torchvision(root):
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # the latter: it was built for another torch
-        pytest.skip(f'torchvision is not installed, or broken: {error}')
-    torch.manual_seed(0)
-    names = {}
-    recipe(root, 'A model of `torchvision`', names)
-
-    check(names, names['logits'], size=(4, 4))

@@ -123,15 +123,30 @@ def test_the_environment(capsys, monkeypatch):
     assert 'numpy_random_seed' not in found
 
 
+NOTHING_WORKS = """
+for name in ('mmseg', 'mmengine', 'mmcv'): sys.modules[name] = None
+os.environ['MMSEG_WCE_BACKEND'] = 'none'
+import torch
+from importlib import metadata
+torch.cuda.device_count = lambda: 1 / 0
+metadata.distributions = lambda **_: ()
+"""
+
+
 @pytest.mark.parametrize(
     ('breakage', 'words'),
     [
-        ("for name in ('mmseg', 'mmengine', 'mmcv'): sys.modules[name] = None", 'no (mmseg is not installed)'),
-        ("sys.modules['mmcv'] = None", 'no (ModuleNotFoundError: import of mmcv halted; None in sys.modules)'),
-        ("sys.modules['cv2'] = None", 'no (ModuleNotFoundError: import of cv2 halted'),
-        ("os.environ['MMSEG_WCE_BACKEND'] = 'none'", 'unknown (ValueError: MMSEG_WCE_BACKEND must be one of'),
-        ('from importlib import metadata; metadata.distributions = lambda **_: ()', 'numba: not installed'),
-        ('import torch; torch.cuda.device_count = lambda: 1 / 0', 'GPUs: unknown (ZeroDivisionError'),
+        (
+            NOTHING_WORKS,
+            [
+                'no (mmseg is not installed)',
+                'unknown (ValueError: MMSEG_WCE_BACKEND must be one of',
+                'numba: not installed',
+                'GPUs: unknown (ZeroDivisionError',
+            ],
+        ),
+        ("sys.modules['mmcv'] = None", ['no (ModuleNotFoundError: import of mmcv halted; None in sys.modules)']),
+        ("sys.modules['cv2'] = None", ['no (ModuleNotFoundError: import of cv2 halted']),
     ],
 )
 def test_the_environment_of_what_is_broken(breakage, words):
@@ -140,7 +155,7 @@ def test_the_environment_of_what_is_broken(breakage, words):
     process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
 
     assert process.returncode == 0, process.stderr
-    assert words in process.stdout
+    assert [word for word in words if word not in process.stdout] == []
     assert f'mmseg_wce: {mmseg_wce.__version__}' in process.stdout
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from mmseg_wce.running_losses import RunningSigmoidLoss, RunningSoftmaxLoss
@@ -34,6 +35,7 @@ problems = dict(
 )
 
 
+@examples(100)
 @given(**problems)
 def test_softmax_losses_of_pixels(groups, scale, offset, dtype, seed):
     logits, label = logits_and_label(groups, scale, offset, dtype, seed)
@@ -45,8 +47,9 @@ def test_softmax_losses_of_pixels(groups, scale, offset, dtype, seed):
     assert not smooth.any()
 
 
+@examples(100)
 @given(weighted=st.booleans(), **problems)
-def test_smoothing(weighted, groups, scale, offset, dtype, seed):
+def test_smoothed_losses_of_pixels(weighted, groups, scale, offset, dtype, seed):
     logits, label = logits_and_label(groups, scale, offset, dtype, seed)
     weight = torch.arange(sum(groups)) / 3 if weighted else torch.ones(sum(groups))
 
@@ -77,6 +80,7 @@ def test_smoothing_ignores_a_masked_class_of_weight_0():
     torch.testing.assert_close(smooth, -(of_others[:, 0] + 2 * of_others[:, 1]), rtol=1e-6, atol=0)
 
 
+@examples(100)
 @given(**problems)
 def test_sigmoid_losses_of_pixels(groups, scale, offset, dtype, seed):
     logits, label = logits_and_label(groups, scale, offset, dtype, seed)

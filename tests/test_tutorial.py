@@ -42,7 +42,7 @@ def test_its_cells_run_in_order(notebook, tmp_path, monkeypatch):
     assert names['value'].item() == pytest.approx(names['full_size']().item(), rel=1e-5)
 
 
-def test_no_magics(notebook):
+def test_cells_hold_no_magics(notebook):
     for code in code_of(notebook):
         compile(code, 'docs/tutorial.ipynb', 'exec')
 
@@ -73,5 +73,5 @@ def test_links_lead_somewhere(notebook, root):
     assert [link for link in links if not (root / 'docs' / link).exists()] == []
 
 
-def test_it_is_small(root):
+def test_the_notebook_is_small(root):
     assert (root / 'docs/tutorial.ipynb').stat().st_size < 1_500_000

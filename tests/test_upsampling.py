@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from cases import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from mmseg_wce import upsampling
 from mmseg_wce.functional import upsampled_argmax
@@ -37,7 +38,7 @@ sides = st.one_of(st.integers(1, 20), st.integers(40, 90), st.integers(100, 150)
 layouts = st.sampled_from(('contiguous', 'channels_last', 'part of channels_last', 'transposed', 'part of a row'))
 
 
-@settings(max_examples=300)
+@examples(150)
 @given(
     batch_size=st.integers(1, 3),
     num_channels=st.sampled_from((1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 19, 31, 33, 47, 48, 50, 65, 150)),
@@ -92,7 +93,7 @@ def test_only_a_few_channels_are_at_full_size_at_a_time(monkeypatch, memory_form
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-def test_autocast(memory_format):
+def test_argmax_under_autocast_is_that_of_all_channels(memory_format):
     logits = torch.randn(1, 19, 16, 20).bfloat16().contiguous(memory_format=memory_format)
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(
@@ -100,6 +101,7 @@ def test_autocast(memory_format):
         )
 
 
+@examples(100)
 @given(
     groups=st.lists(
         st.lists(st.sampled_from((math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 2.0)), min_size=1, max_size=5),
@@ -135,12 +137,9 @@ def test_one_pixel_whose_layout_is_not_clear():
     assert torch.equal(torch.cat(groups, 1), expected)
 
 
-def test_no_image():
-    assert upsampled_argmax(torch.zeros(0, 5, 4, 4), (8, 9)).shape == (0, 8, 9)
-
-
-def test_sizes_of_numpy():
-    assert upsampled_argmax(torch.zeros(1, 5, 4, 4), tuple(np.array([8, 9]))).shape == (1, 8, 9)
+@pytest.mark.parametrize(('images', 'size'), [(0, (8, 9)), (1, tuple(np.array([8, 9])))])
+def test_no_image_and_sizes_of_numpy(images, size):
+    assert upsampled_argmax(torch.zeros(images, 5, 4, 4), size).shape == (images, 8, 9)
 
 
 def test_no_gradient_is_recorded():

@@ -170,6 +170,9 @@ def head_of(kind, losses, **options):
     return MODELS.build(dict(type=kind, **options))
 
 
+ONLY_TRAINING = 'needs a branch or labels that exist only in training'
+OTHER_NUMBER = 'loss_ce (class_weight must hold one weight for each of the 4 channels'
+THREE_INPUTS = dict(in_channels=[8, 8, 8], in_index=[0, 1, 2])
 OHEM, BOUNDARY = dict(type='OhemCrossEntropy'), dict(type='BoundaryLoss')
 
 
@@ -182,43 +185,27 @@ OHEM, BOUNDARY = dict(type='OhemCrossEntropy'), dict(type='BoundaryLoss')
             dict(),
             ['loss_ohem'],
             [
-                'loss_ce (loss_decode[0] needs a branch or labels that exist only in training)',
-                'loss_boundary (loss_decode[2] needs a branch or labels that exist only in training)',
-                'loss_ohem (loss_decode[3] needs a branch or labels that exist only in training)',
+                f'loss_{name} (loss_decode[{i}] {ONLY_TRAINING})'
+                for i, name in ((0, 'ce'), (2, 'boundary'), (3, 'ohem'))
             ],
         ),
-        (
-            'DDRHead',
-            [OURS, OHEM],
-            dict(),
-            ['loss_ce'],
-            ['loss_ohem (loss_decode[1] needs a branch or labels that exist only in training)'],
-        ),
+        ('DDRHead', [OURS, OHEM], dict(), ['loss_ce'], [f'loss_ohem (loss_decode[1] {ONLY_TRAINING})']),
         ('FCNHead', DICE, dict(), [], ['loss_dice (a DiceLoss)']),
-        (
-            'EncHead',
-            BUILT_IN,
-            dict(in_channels=[8, 8, 8], in_index=[0, 1, 2]),
-            ['loss_ce'],
-            ['the loss of semantic encoding'],
-        ),
+        ('EncHead', BUILT_IN, THREE_INPUTS, ['loss_ce'], ['the loss of semantic encoding']),
+        ('FCNHead', dict(BUILT_IN, class_weight=[1.0, -1.0, 1.0, 1.0]), dict(), [], ['loss_ce (class_weight']),
+        ('FCNHead', dict(BUILT_IN, use_mask=True), dict(), [], ['loss_ce (a CrossEntropyLoss with use_mask)']),
+        ('FCNHead', dict(BUILT_IN, class_weight=[1.0, 2.0, 3.0]), dict(), [], [OTHER_NUMBER]),
+        ('FCNHead', dict(OURS, class_weight=[1.0, 2.0, 3.0]), dict(), [], [OTHER_NUMBER]),
         (
             'FCNHead',
-            dict(BUILT_IN, class_weight=[1.0, -1.0, 1.0, 1.0]),
+            dict(OURS, use_sigmoid=True, normalize_by='class_weight', class_weight=[1.0, 2.0]),
             dict(),
             [],
-            ['loss_ce (class_weight'],
-        ),
-        (
-            'FCNHead',
-            dict(BUILT_IN, use_mask=True),
-            dict(),
-            [],
-            ['loss_ce (a CrossEntropyLoss with use_mask)'],
+            ['loss_ce (class_weight must hold one number for all channels'],
         ),
     ],
 )
-def test_what_the_loss_is_made_of(kind, losses, options, names, left_out):
+def test_terms_of_the_loss_and_what_is_left_out(kind, losses, options, names, left_out):
     terms, found = loss_terms(head_of(kind, losses, **options))
 
     assert [term.name for term in terms] == names
@@ -232,7 +219,7 @@ def test_heads_that_compute_their_loss_in_their_own_way_have_none():
     assert loss_terms(head) == ([], ['PointHead overrides loss_by_feat'])
 
 
-def test_of_knet_it_is_the_loss_of_its_stages():
+def test_knets_validation_loss_is_that_of_its_stages():
     init_default_scope('mmseg')
     config = get_config('mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py').model.decode_head
     config.kernel_generate_head.loss_decode = dict(OURS, class_weight=[1.0] * 150)
@@ -249,41 +236,39 @@ def warnings(monkeypatch) -> list[str]:
     return found
 
 
-def test_labels_that_cannot_be_right_leave_the_image_out(warnings):
+def with_17(labels):
+    labels = labels.clone()
+    labels[0, 3, 5] = 17
+    return labels
+
+
+@pytest.mark.parametrize(
+    ('image', 'change', 'words'),
+    [
+        (1, with_17, ['1 of 3072 pixels ', 'labels need num_classes=18']),
+        (
+            0,
+            lambda _: torch.zeros(1, 48, 64).long(),
+            [
+                'its labels are (1, 48, 64), the prediction (50, 70). In a test pipeline LoadAnnotations must come '
+                'after Resize'
+            ],
+        ),
+        (1, torch.Tensor.float, ['its labels are torch.float32, not integers']),
+        (1, torch.Tensor.bool, ['its labels are torch.bool, not integers']),
+    ],
+)
+def test_labels_that_cannot_be_used_leave_the_image_out(warnings, image, change, words):
     model, data = segmentor(OURS), validation_set()
-    bad = copy.deepcopy(data)
-    bad[1][1].gt_sem_seg.data[0, 3, 5] = 17
+    sample = data[image][1]
+    sample.gt_sem_seg = PixelData(data=change(sample.gt_sem_seg.data))
 
-    found = validation_loss(model, bad)
+    found = validation_loss(model, data)
 
-    assert found == pytest.approx(validation_loss(model, [data[0], *data[2:]]))
+    assert found == pytest.approx(validation_loss(model, [*data[:image], *data[image + 1 :]]))
     (message,) = warnings
-    assert message.startswith('ValidationLoss: labels/1.png is left out: 1 of 3072 pixels ')
-    assert 'labels need num_classes=18' in message
-
-
-def test_labels_of_another_size_leave_the_image_out(warnings):
-    model, data = segmentor(OURS), validation_set()
-    data[0][1].gt_sem_seg = PixelData(data=torch.zeros(1, 48, 64).long())
-
-    found = validation_loss(model, data)
-
-    assert found == pytest.approx(validation_loss(model, data[1:]))
-    assert warnings == [
-        'ValidationLoss: labels/0.png is left out: its labels are (1, 48, 64), the prediction (50, 70). In a test '
-        'pipeline LoadAnnotations must come after Resize'
-    ]
-
-
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bool])
-def test_labels_that_are_no_integers_leave_the_image_out(warnings, dtype):
-    model, data = segmentor(OURS), validation_set()
-    data[1][1].gt_sem_seg = PixelData(data=torch.zeros(1, 48, 64, dtype=dtype))
-
-    found = validation_loss(model, data)
-
-    assert found == pytest.approx(validation_loss(model, [data[0], *data[2:]]))
-    assert warnings == [f'ValidationLoss: labels/1.png is left out: its labels are {dtype}, not integers']
+    assert message.startswith(f'ValidationLoss: labels/{image}.png is left out: {words[0]}')
+    assert words[-1] in message
 
 
 def test_nothing_is_logged_without_labels_and_nan_without_a_pixel_that_counts():
@@ -400,24 +385,6 @@ def test_a_best_checkpoint_by_a_loss_that_is_not_logged_is_refused_before_the_tr
         runner.train()
 
     assert runner.iter == 0
-
-
-@pytest.mark.parametrize(
-    ('loss', 'words'),
-    [
-        (dict(BUILT_IN, class_weight=[1.0, 2.0, 3.0]), 'class_weight must hold one weight for each of the 4 channels'),
-        (dict(OURS, class_weight=[1.0, 2.0, 3.0]), 'class_weight must hold one weight for each of the 4 channels'),
-        (
-            dict(OURS, use_sigmoid=True, normalize_by='class_weight', class_weight=[1.0, 2.0]),
-            'class_weight must hold one number for all channels',
-        ),
-    ],
-)
-def test_class_weights_that_do_not_fit_the_head_leave_the_loss_out(loss, words):
-    terms, (left_out,) = loss_terms(head_of('FCNHead', loss))
-
-    assert terms == []
-    assert words in left_out
 
 
 def test_the_log_names_what_is_left_out(tmp_path):

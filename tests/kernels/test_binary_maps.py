@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BinaryCase, Recipe, binary_cases, examples
+from cases import BinaryCase, Recipe, binary_cases, examples, value_and_gradient
 from fresh_process import WITHOUT_MMSEG
 from hypothesis import given
 from mmseg_wce.kernels import binary, pixel_bce
@@ -41,7 +41,7 @@ def sweep(maps, logits, upstream):
 
 
 @given(case=binary_cases())
-@examples(200)
+@examples(100)
 def test_maps_and_gradients_are_pytorchs(case: BinaryCase):
     upstream = torch.randn(2, *case.target.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     options = dict(ignore_index=case.ignore_index, align_corners=case.align_corners)
@@ -53,7 +53,7 @@ def test_maps_and_gradients_are_pytorchs(case: BinaryCase):
 
 
 @given(case=binary_cases())
-@examples(100)
+@examples(50)
 def test_inside_torch_func_the_same_maps(case: BinaryCase):
     options = dict(ignore_index=case.ignore_index, align_corners=case.align_corners)
     target = case.target.long()
@@ -111,18 +111,6 @@ def test_logits_are_left_as_they_are():
     assert torch.equal(logits.detach(), before)
 
 
-@pytest.mark.parametrize(('nodes', 'pixels'), [((2, 3), (4, 5)), ((4, 5), (3, 2)), ((3, 3), (3, 3))])
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('align_corners', [False, True])
-def test_gradcheck(nodes, pixels, channels, align_corners):
-    logits, target = problem(channels, nodes, pixels)
-
-    def maps(z):
-        return pixel_bce(z, target, ignore_index=255, align_corners=align_corners)[:2]
-
-    assert torch.autograd.gradcheck(maps, logits.requires_grad_())
-
-
 def test_a_second_derivative_and_forward_mode_raise():
     logits, target = problem()
     gradient = torch.autograd.grad(
@@ -150,8 +138,7 @@ def test_second_derivatives_inside_torch_func():
     torch.testing.assert_close(torch.func.hessian(ours)(logits), expected)
 
 
-@pytest.mark.parametrize('channels', [1, 5])
-@pytest.mark.parametrize('pixels', [(20, 25), (6, 7)])
+@pytest.mark.parametrize(('channels', 'pixels'), [(1, (20, 25)), (5, (6, 7))])
 def test_compiles_whole(channels, pixels):
     logits, target = problem(channels, pixels=pixels, dtype=torch.float32)
 
@@ -159,13 +146,9 @@ def test_compiles_whole(channels, pixels):
         positive, negative, correct = pixel_bce(z * 2, target, ignore_index=255)
         return (positive + 3 * negative).sum() + correct.sum()
 
-    results = []
-    for function in (loss, torch.compile(loss, fullgraph=True)):
-        z = logits.clone().requires_grad_()
-        value = function(z)
-        value.backward()
-        results.append((value.detach(), z.grad))
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(
+        value_and_gradient(torch.compile(loss, fullgraph=True), logits), value_and_gradient(loss, logits)
+    )
 
 
 def test_one_channel_is_correct_at_the_threshold():

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from ways import NUMBA, assert_equal_to_pytorch
+from ways import NUMBA, assert_equal_to_pytorch, maps_and_gradient
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
@@ -31,10 +31,7 @@ def test_bit_equal_for_any_number_of_threads(classes, nodes, pixels, align_corne
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            z = logits.clone().requires_grad_()
-            nll, smooth, correct = NUMBA(z, target, smoothing_weight=weight, align_corners=align_corners)
-            (gradient,) = torch.autograd.grad((nll + smooth).sum(), z)
-            return nll, smooth, correct, gradient
+            return maps_and_gradient(NUMBA, logits, target, weight, align_corners=align_corners)
         finally:
             torch.set_num_threads(before)
 

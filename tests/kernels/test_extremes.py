@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from ways import NUMBA, SLABS, every_way, every_way_or_slowly, fused, pytorchs, resize
+from ways import NUMBA, SLABS, every_way, every_way_or_slowly, fused, maps_and_gradient, pytorchs, resize
 
 EPSILON = torch.finfo(torch.float32).eps
 SHIFT = 57 * math.log(2)
@@ -160,7 +160,7 @@ def test_as_close_to_float64_as_pytorch(way, kind, dtype, largest, sizes, seed, 
 @every_way_or_slowly
 @pytest.mark.parametrize(('dtype', 'largest'), [(torch.float16, 1e4), (torch.bfloat16, 1e30), (torch.float32, 1e30)])
 @pytest.mark.parametrize('kind', KINDS)
-def test_extremes(way, kind, dtype, largest):
+def test_each_kind_of_extreme_logits_is_as_close_as_pytorch(way, kind, dtype, largest):
     """Each kind once, so that none depends on what hypothesis draws."""
     logits = extreme_logits(kind, largest, (3, 4), seed=5).to(dtype)
     target = torch.randint(0, 5, (2, 12, 16), generator=torch.Generator().manual_seed(5))
@@ -174,7 +174,7 @@ def test_a_masked_neighbour_of_weight_zero_does_not_count(way):
 
 
 @fused
-def test_nor_where_a_fraction_is_zero_but_for_rounding(way):
+def test_a_masked_neighbour_whose_fraction_rounds_to_zero_does_not_count(way):
     assert_sees_its_node_alone(way, (9, 12), 3, align_corners=False)
 
 
@@ -262,19 +262,14 @@ def test_ignored_pixels_keep_nan_and_infinity_from_all_others(way, pixels, smoot
     target[reached[:, 0] > 0] = 255
     assert 0 < (target != 255).sum() < target.numel()
 
-    def sweep(z):
-        z.requires_grad_()
-        nll, smooth, correct = way(z, target, smoothing_weight=weight if smoothing else None)
-        (gradient,) = torch.autograd.grad((nll + smooth).sum(), z)
-        return nll, smooth, correct, gradient
+    found, expected = (maps_and_gradient(way, z, target, weight if smoothing else None) for z in (logits, clean))
 
-    for found, expected in zip(sweep(logits), sweep(clean), strict=True):
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected)
 
 
 @every_way
 @pytest.mark.parametrize('pixels', [(20, 25), (6, 7)])
-def test_of_classes_that_tie_everywhere_the_lowest_is_predicted(way, pixels):
+def test_the_lowest_of_classes_that_tie_everywhere_is_predicted(way, pixels):
     """A classifier that starts at zero gives such logits in the first step."""
     logits, target, _ = way.problem(pixels=pixels)
 

@@ -68,7 +68,7 @@ def test_pieces_of_threads_that_did_start_are_waited_for_where_another_cannot(mo
     assert sorted(done) == list(range(24))
 
 
-def test_an_exception_ends_the_others_and_arrives(monkeypatch):
+def test_an_exception_of_one_thread_ends_the_others_and_is_raised(monkeypatch):
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
     started = []
 

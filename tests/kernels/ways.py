@@ -114,6 +114,13 @@ def assert_equal_to_pytorch(way, logits, target, weight, align_corners=False, ig
     return correct, z
 
 
+def maps_and_gradient(way, logits, target, weight=None, **options):
+    """Both maps, the correct pixels, and the gradient of the sum of both maps."""
+    z = logits.detach().requires_grad_()
+    nll, smooth, correct = way(z, target, smoothing_weight=weight, **options)
+    return nll.detach(), smooth.detach(), correct, torch.autograd.grad((nll + smooth).sum(), z)[0]
+
+
 def assert_far_apart_is_the_same(way, pixels):
     """Logits whose classes lie so far apart in memory that 32 bits do not reach them. What is between stays unused."""
     far = 2**30 + 8
@@ -122,12 +129,9 @@ def assert_far_apart_is_the_same(way, pixels):
     compact, target, weight = way.problem(classes=3, nodes=(4, 4), pixels=pixels, images=1, dtype=torch.bfloat16)
     logits.copy_(compact)
 
-    def sweep(z):
-        z.requires_grad_()
-        nll, smooth, correct = way(z, target, smoothing_weight=weight)
-        return nll, smooth, correct, torch.autograd.grad((nll + smooth).sum(), z)[0]
+    found, expected = (maps_and_gradient(way, z, target, weight) for z in (logits, compact))
 
-    torch.testing.assert_close(sweep(logits), sweep(compact), rtol=0, atol=0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def layouts(logits):
