@@ -1,10 +1,13 @@
 """Decode heads of mmseg, labels for them, and what a training step makes of both."""
 
+import copy
+
 import torch
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from mmseg_wce.fused_heads import fuse_decode_heads
 from torch import nn
 
 
@@ -25,6 +28,13 @@ def head(loss, kind='FCNHead', **options) -> nn.Module:
     return MODELS.build(dict(type=kind, loss_decode=loss, **options)).double()
 
 
+def fused_copy(plain: nn.Module, built_in: bool = True) -> tuple[nn.Module, str]:
+    """A fused copy of a head, and what is said about it."""
+    fused = copy.deepcopy(plain)
+    (line,) = fuse_decode_heads(Model(fused), built_in)
+    return fused, line
+
+
 def samples(height=32, width=40, labels=5) -> list:
     """Two label maps; part of the first is ignored."""
     generator = torch.Generator().manual_seed(0)
@@ -41,6 +51,15 @@ def sweep(head: nn.Module, data: list):
     gradients = [p.grad.clone() for p in head.parameters() if p.grad is not None]
     head.zero_grad()
     return {k: v.detach() for k, v in losses.items()}, gradients
+
+
+def sweep_autocast(head: nn.Module, labels: int):
+    """Loss and gradients of a step in bfloat16."""
+    features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(1))
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = head.loss([features], samples(labels=labels), {})['loss_ce']
+    loss.backward()
+    return loss.detach(), *(p.grad for p in head.parameters() if p.grad is not None)
 
 
 def two_branches(losses, kind, **options) -> tuple[nn.Module, list]:

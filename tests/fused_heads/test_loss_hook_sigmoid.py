@@ -1,13 +1,12 @@
 """Fused heads whose losses are binary cross-entropies, of one channel and of many, beside mmseg's heads as they are."""
 
-import copy
 import itertools
 import pickle
 
 import pytest
 import torch
 from cases import examples
-from decode_heads import Model, head, samples, sweep, sweep_branches, two_branches
+from decode_heads import Model, fused_copy, head, samples, sweep, sweep_autocast, sweep_branches, two_branches
 from hypothesis import given
 from hypothesis import strategies as st
 from mmseg.models.decode_heads import FCNHead, PIDHead
@@ -80,9 +79,8 @@ def assert_same(plain, fused, size=(32, 40), labels=5) -> None:
 @pytest.mark.parametrize('align_corners', [False, True])
 def test_same_terms_and_gradients(loss, options, line, size, align_corners):
     plain = head(loss, align_corners=align_corners, **options)
-    fused = copy.deepcopy(plain)
-
-    assert fuse_decode_heads(Model(fused), built_in=True) == [f'decode_head (FCNHead): {line}']
+    fused, said = fused_copy(plain)
+    assert said == f'decode_head (FCNHead): {line}'
 
     if 'none' in str(loss):
         for each in (plain, fused):
@@ -122,16 +120,14 @@ def test_any_configuration(configuration, sampled, min_kept, thresh, align_corne
     sampler = dict(RANKED, min_kept=min_kept) if channels == 1 else dict(THRESH, min_kept=min_kept, thresh=thresh)
     options = dict(ONE if channels == 1 else {}, align_corners=align_corners, sampler=sampler if sampled else None)
     plain = head(losses, **options)
-    fused = copy.deepcopy(plain)
-    fuse_decode_heads(Model(fused), built_in=True)
+    fused, _ = fused_copy(plain)
 
     assert_same(plain, fused, size, labels=2 if channels == 1 else 5)
 
 
 @pytest.mark.parametrize('options', [{}, ONE])
 def test_full_size_logits_are_never_built(monkeypatch, options):
-    fused = head([OURS, BUILT_IN], **options)
-    fuse_decode_heads(Model(fused), built_in=True)
+    fused, _ = fused_copy(head([OURS, BUILT_IN], **options))
     for place in ('mmseg_wce.fused_heads.head_losses.resize', 'mmseg.models.decode_heads.decode_head.resize'):
         monkeypatch.setattr(place, lambda *a, **k: pytest.fail('resized'))
     sweeps, forward = [], binary._forward
@@ -146,30 +142,20 @@ def test_full_size_logits_are_never_built(monkeypatch, options):
 @pytest.mark.parametrize('options', [{}, ONE])
 def test_autocast(options):
     plain = head(OURS, **options).float()
-    fused = copy.deepcopy(plain)
-    fuse_decode_heads(Model(fused))
-    features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(1))
+    fused, _ = fused_copy(plain)
 
-    found = []
-    for each in (plain, fused):
-        with torch.autocast('cpu', torch.bfloat16):
-            losses = each.loss([features], samples(labels=2), {})
-        losses['loss_ce'].backward()
-        found.append((losses['loss_ce'].detach(), *(p.grad for p in each.parameters() if p.grad is not None)))
+    expected, found = sweep_autocast(plain, labels=2), sweep_autocast(fused, labels=2)
 
-    assert found[1][0].dtype == torch.float32
-    torch.testing.assert_close(found[1], found[0], rtol=0.03, atol=0.003)
+    assert found[0].dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.03, atol=0.003)
 
 
-@pytest.mark.parametrize(
-    ('loss', 'options', 'reason'),
-    [
-        (BUILT_IN, {}, 'loss_ce is a CrossEntropyLoss with use_sigmoid, which built_in=True would fuse'),
-        (BUILT_IN, ONE, 'loss_ce is a CrossEntropyLoss with use_sigmoid, which built_in=True would fuse'),
-    ],
-)
-def test_built_in_losses_are_fused_when_asked(loss, options, reason):
-    assert fuse_decode_heads(Model(head(loss, **options))) == [f'decode_head (FCNHead): left alone: {reason}']
+@pytest.mark.parametrize('options', [{}, ONE])
+def test_built_in_losses_are_fused_only_when_asked(options):
+    _, line = fused_copy(head(BUILT_IN, **options), built_in=False)
+
+    reason = 'loss_ce is a CrossEntropyLoss with use_sigmoid, which built_in=True would fuse'
+    assert line == f'decode_head (FCNHead): left alone: {reason}'
 
 
 @pytest.mark.parametrize(
@@ -189,7 +175,7 @@ def test_built_in_losses_are_fused_when_asked(loss, options, reason):
     ],
 )
 def test_what_is_left_alone(loss, options, reason):
-    (line,) = fuse_decode_heads(Model(head(loss, **options)), built_in=True)
+    _, line = fused_copy(head(loss, **options))
 
     assert 'left alone: ' in line
     assert reason in line
@@ -198,8 +184,7 @@ def test_what_is_left_alone(loss, options, reason):
 def test_elements_of_full_size_are_those_of_the_head():
     """``align_corners`` is the head's business: such a loss gets full-size logits."""
     plain = head([dict(OURS, reduction='none'), dict(OURS, loss_name='loss_mean')], align_corners=True)
-    fused = copy.deepcopy(plain)
-    (line,) = fuse_decode_heads(Model(fused))
+    fused, line = fused_copy(plain, built_in=False)
     features = torch.randn(2, 6, 8, 10).double()
 
     expected, found = (each.loss([features], samples(), {}) for each in (plain, fused))
@@ -209,8 +194,7 @@ def test_elements_of_full_size_are_those_of_the_head():
 
 
 def test_pickled_and_copied():
-    fused = head(TWO, **ONE)
-    fuse_decode_heads(Model(fused))
+    fused, _ = fused_copy(head(TWO, **ONE), built_in=False)
 
     again = pickle.loads(pickle.dumps(Model(fused))).decode_head
 
@@ -219,8 +203,7 @@ def test_pickled_and_copied():
 
 
 def test_bad_labels_are_refused_with_the_same_message():
-    fused = head(OURS, **ONE)
-    fuse_decode_heads(Model(fused))
+    fused, _ = fused_copy(head(OURS, **ONE), built_in=False)
     data = samples(labels=2)
     data[1].gt_sem_seg.data[0, 3, 4] = 2
 
@@ -232,8 +215,7 @@ def test_bad_labels_are_refused_with_the_same_message():
 @pytest.mark.parametrize('loss', [OURS, BUILT_IN])
 def test_nothing_that_counts(loss, options):
     """mmseg raises for one channel."""
-    fused = head(loss, **options)
-    fuse_decode_heads(Model(fused), built_in=True)
+    fused, _ = fused_copy(head(loss, **options))
     data = samples()
     for sample in data:
         sample.gt_sem_seg.data.fill_(255)
@@ -263,11 +245,9 @@ BOUNDARY = dict(type='BoundaryLoss')
 )
 def test_heads_of_two_branches(kind, losses, options):
     plain, features = two_branches(losses, kind, **options)
-    fused = copy.deepcopy(plain)
-
-    (line,) = fuse_decode_heads(Model(fused), built_in=True)
-
+    fused, line = fused_copy(plain)
     assert line == f'decode_head ({kind}): fused'
+
     labels = 2 if options else 5
     expected, found = (sweep_branches(each, features, labels) for each in (plain, fused))
     assert list(found[0]) == list(expected[0])
@@ -300,9 +280,7 @@ def test_every_sampler_that_mmseg_raises_on_is_found(channels, thresh):
         message = check_sampler(config)
         assert check_built_sampler(built) == message
         if not message:
-            fused = copy.deepcopy(built)
-            fuse_decode_heads(Model(fused), built_in=True)
-            assert_same(built, fused, labels=max(channels, 2))
+            assert_same(built, fused_copy(built)[0], labels=max(channels, 2))
             continue
         with pytest.raises((IndexError, RuntimeError)):
             sweep(built, samples(labels=max(channels, 2)))

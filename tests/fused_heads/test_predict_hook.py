@@ -31,6 +31,7 @@ LOSS = dict(type='WeightedCrossEntropyLoss')
 BINARY = dict(LOSS, use_sigmoid=True)
 SLIDE = dict(mode='slide', crop_size=(32, 40), stride=(20, 27))
 MANY_WINDOWS = dict(mode='slide', crop_size=(32, 40), stride=(4, 5))  # whose logits take more than full-size ones
+test_cfgs = pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
 
 
 def segmentor(one_channel=False, align_corners=False, **test_cfg):
@@ -69,7 +70,7 @@ def assert_same(expected, found):
         assert b.unique().numel() > 1, 'a prediction of one class would show little'
 
 
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
+@test_cfgs
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('one_channel', [False, True])
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_same_predictions(test_cfg, align_corners, one_channel, metas):
     assert_same(expected, found)
 
 
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
+@test_cfgs
 @pytest.mark.parametrize('one_channel', [False, True])
 def test_same_predictions_without_samples(test_cfg, one_channel):
     expected, found, _ = both(segmentor(one_channel, **test_cfg), images(2), data_samples=False)
@@ -101,34 +102,23 @@ def test_same_predictions_without_samples(test_cfg, one_channel):
     assert_same(expected, found)
 
 
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
-def test_same_predictions_in_other_precisions(test_cfg, dtype):
-    model = segmentor(**test_cfg).to(dtype)
+@test_cfgs
+@pytest.mark.parametrize(
+    'form',
+    [*(dict(dtype=t) for t in (torch.bfloat16, torch.float16, torch.float64)), dict(memory_format=torch.channels_last)],
+)
+def test_same_predictions_in_other_precisions_and_in_channels_last(test_cfg, form):
+    metas = dict(ori_shape=(133, 97)), dict(padding_size=[1, 2, 3, 4])
 
-    expected, found, _ = both(model, images().to(dtype), dict(ori_shape=(133, 97)))
+    expected, found, _ = both(segmentor(**test_cfg).to(**form), images(2).to(**form), *metas)
 
     assert_same(expected, found)
 
 
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
+@test_cfgs
 def test_same_predictions_under_autocast(test_cfg):
     with torch.autocast('cpu', torch.bfloat16):
         expected, found, _ = both(segmentor(**test_cfg), images(), dict(ori_shape=(133, 97)))
-
-    assert_same(expected, found)
-
-
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
-def test_same_predictions_in_channels_last(test_cfg):
-    model = segmentor(**test_cfg).to(memory_format=torch.channels_last)
-
-    expected, found, _ = both(
-        model,
-        images(2).to(memory_format=torch.channels_last),
-        dict(ori_shape=(133, 97)),
-        dict(padding_size=[1, 2, 3, 4]),
-    )
 
     assert_same(expected, found)
 
@@ -202,7 +192,7 @@ def test_heads_of_official_models(name):
 
 
 @pytest.mark.parametrize('one_channel', [False, True])
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE, MANY_WINDOWS])
+@test_cfgs
 def test_kept_logits_have_the_same_bits(one_channel, test_cfg):
     model, inputs, meta = segmentor(one_channel, **test_cfg), images(), dict(ori_shape=(133, 97))
     fused = copy.deepcopy(model)
@@ -276,13 +266,26 @@ class OwnPostprocessing(EncoderDecoder):
         return super().postprocess_result(seg_logits.softmax(1), data_samples)
 
 
+class PredictsInForward(EncoderDecoder):
+    """Its forward may not lead to predict."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.postprocess_result(self.inference(inputs, [{}]), data_samples)
+
+
+OVERRIDES = 'it overrides a method that predicts'
+
+
 @pytest.mark.parametrize(
     ('change', 'reason'),
     [
         (
             lambda m: setattr(m, '__class__', OwnPostprocessing),
-            'it overrides a method that predicts (OwnPostprocessing.postprocess_result)',
+            f'{OVERRIDES} (OwnPostprocessing.postprocess_result)',
         ),
+        (lambda m: setattr(m, '__class__', PredictsInForward), f'{OVERRIDES} (PredictsInForward.forward)'),
+        # the fork cannot build one without compiled mmcv
+        (lambda m: setattr(m.decode_head, '__class__', PointHead), f'{OVERRIDES} (PointHead.predict)'),
         (lambda m: setattr(m, 'predict', m.predict), 'predict of its EncoderDecoder has been replaced'),
         (
             lambda m: setattr(m.decode_head, 'predict_by_feat', m.decode_head.predict_by_feat),
@@ -304,13 +307,6 @@ def test_test_time_augmentation_is_left_alone():
     model = SegTTAModel(module=segmentor())
 
     assert fuse_predict(model) == 'left alone: SegTTAModel reads the seg_logits of every augmented image'
-
-
-def test_pointrend_is_left_alone():
-    model = segmentor()
-    model.decode_head.__class__ = PointHead  # the fork cannot build one without compiled mmcv
-
-    assert fuse_predict(model) == 'left alone: it overrides a method that predicts (PointHead.predict)'
 
 
 def test_fusing_again_changes_the_choice():
@@ -451,18 +447,10 @@ def test_a_loop_that_evaluates_nothing(tmp_path):
     runner_of(tmp_path, val_cfg=dict(type='LoopWithoutEvaluator')).val()
 
 
-class PredictsInForward(EncoderDecoder):
-    def forward(self, inputs, data_samples=None, mode='tensor'):
-        return self.postprocess_result(self.inference(inputs, [{}]), data_samples)
-
-
-def test_a_segmentor_whose_forward_may_not_lead_to_predict_is_left_alone():
+def test_a_compiled_forward_is_fused():
     model = segmentor()
-    model.__class__ = PredictsInForward
-
-    assert fuse_predict(model) == 'left alone: it overrides a method that predicts (PredictsInForward.forward)'
-    model.__class__ = EncoderDecoder
     model.forward = torch.compile(model.forward)
+
     assert fuse_predict(model) == FUSED
 
 
