@@ -6,6 +6,9 @@ import cv2
 import numpy as np
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
+from mmseg_wce.dataset_checks import LabelFiles, from_dataset
+
+LOAD, IMAGE, PACK = dict(type='LoadAnnotations'), dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
 
 
 @DATASETS.register_module()
@@ -43,6 +46,12 @@ def dataset_config(root: Path, load: dict | None = None, **changes) -> dict:
         )
         | changes
     )
+
+
+def part_of(root: Path, *pipeline: dict, **changes) -> LabelFiles:
+    """The label files of a data set with this pipeline."""
+    (part,) = from_dataset(DATASETS.build(dataset_config(root, pipeline=list(pipeline), **changes)))
+    return part
 
 
 def config_text(root: Path, num_classes: int = 3, **changes) -> str:

@@ -112,7 +112,7 @@ def test_nothing_is_said_where_every_class_occurs(statistics):
         class_weights(statistics)
 
 
-def test_nothing_occurs(statistics):
+def test_statistics_without_pixels_raise(statistics):
     nothing = replace(statistics, pixels=0 * PIXELS)
 
     with pytest.raises(ValueError, match='no pixel has a class'):

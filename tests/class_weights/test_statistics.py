@@ -10,7 +10,7 @@ from mmseg_wce.class_weights import LabelEncoding, LabelStatistics, Tally, stati
 from mmseg_wce.class_weights.statistics import FileLabels
 
 
-def test_by_hand():
+def test_counts_by_hand():
     masks = [
         np.array([[0, 1, 1], [1, 3, 3]], np.uint8),
         np.array([[0, 0], [0, 0]], np.uint8),
@@ -63,14 +63,14 @@ def test_parts_add_up_to_the_whole(cut):
     assert parts == statistics_of(masks)
 
 
-def test_copies():
+def test_multiplied_statistics_are_repeated_sums():
     once = statistics_of(some_masks())
 
     assert (once * 3).pixels.tolist() == (3 * once.pixels).tolist()
     assert once * 3 == once + once + once
 
 
-def test_joining_what_does_not_fit():
+def test_joining_other_numbers_of_classes_raises():
     masks = some_masks()
     other = LabelStatistics.empty('other', 'abcd', LabelEncoding(True))
 

@@ -155,7 +155,7 @@ def statistics_file(tmp_path):
     return tmp_path / 'statistics.json'
 
 
-def test_by_a_scheme(statistics_file):
+def test_weights_by_a_scheme_from_a_statistics_file(statistics_file):
     weights = load_class_weight(
         dict(statistics=str(statistics_file), scheme='median_frequency', normalize=None, max_ratio=1.5)
     )
@@ -184,7 +184,7 @@ def test_by_a_scheme_from_what_the_package_ships():
         (dict(statistics='ade20k', max_ratio=0.5), ValueError, 'at least 1, got 0.5'),
     ],
 )
-def test_schemes_that_cannot_be(options, error, words):
+def test_bad_schemes_and_statistics_raise(options, error, words):
     with pytest.raises(error) as caught:
         load_class_weight(options)
 

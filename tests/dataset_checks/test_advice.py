@@ -21,9 +21,8 @@ from mmseg_wce.dataset_checks import (
     from_config,
 )
 from mmseg_wce.functional import weighted_cross_entropy
-from mmseg_wce.training.preflight import PreflightError, check_data
+from mmseg_wce.training.preflight import check_data
 from PIL import Image
-from three_classes import make_masks
 
 FEW = 12  # images
 
@@ -292,20 +291,3 @@ RIGHT = {
 @pytest.mark.parametrize('name', RIGHT)
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path, name):
     assert [str(finding) for finding in RIGHT[name](tmp_path / 'data').findings()] == []
-
-
-def test_palette_and_masks_of_three_classes_stay_clean(tmp_path):
-    """The masks that all other tests of label files use."""
-    scene = Scene(
-        tmp_path / 'data', make_masks(FEW, shape=(64, 64)), 3, lambda y, p: save(y, p), reduce_zero_label=True
-    )
-
-    assert scene.findings() == []
-
-
-def test_one_string_of_classes_is_an_error_before_anything_is_read(tmp_path):
-    scene = Scene(tmp_path / 'data', blocks(2), 2, mapped((0, 1)))
-    scene.classes = 'backgroundwater'
-
-    with pytest.raises(PreflightError, match=r"classes is one string, 'backgroundwater'.*Put a comma between"):
-        scene.findings()

@@ -87,7 +87,7 @@ def test_joined_data_sets_that_differ(config):
 
 
 @pytest.mark.parametrize('kind', ['Pad', 'RandomRotate'])
-def test_what_transforms_write(config, kind):
+def test_labels_that_transforms_write_are_compared(config, kind):
     step = dict(
         Pad=dict(type='Pad', size=(9, 9), pad_val=dict(img=0, seg=7)),
         RandomRotate=dict(type='RandomRotate', prob=0.5, degree=9, seg_pad_val=7),
@@ -108,7 +108,7 @@ def test_what_transforms_write(config, kind):
         (dict(type='RandomCutOut', prob=1.0, n_holes=1, cutout_shape=(2, 2), seg_fill_in=255), 'RandomCutOut.seg_fill'),
     ],
 )
-def test_what_transforms_write_by_default(config, step, place):
+def test_default_labels_that_transforms_write_are_compared(config, step, place):
     config.train_dataloader.dataset.dataset.pipeline.append(step)
     assert everything(config) == []  # 255, as all say
 
@@ -120,8 +120,6 @@ def test_what_transforms_write_by_default(config, step, place):
 
 @DATASETS.register_module()
 class IgnoresNine(ThreeClasses):
-    METAINFO = ThreeClasses.METAINFO
-
     def __init__(self, ignore_index=9, **options):
         super().__init__(ignore_index=ignore_index, **options)
 
@@ -149,8 +147,6 @@ def test_labels_of_depth_are_no_classes(config):
 class HasOptions(ThreeClasses):
     """Says in its code how its files are stored."""
 
-    METAINFO = ThreeClasses.METAINFO
-
     def __init__(self, **options):
         super().__init__(**{**options, 'reduce_zero_label': True})
 
@@ -171,18 +167,27 @@ def test_holes_may_be_filled_with_a_class(config):
     assert everything(config) == []
 
 
-def test_a_label_other_than_255_everywhere_is_fine(config):
-    ignore_9(config)
-
-    assert everything(config) == []
+NOWHERE = dict(statistics='nowhere.json')
 
 
-def test_number_of_classes(config):
-    config.model.auxiliary_head[1].num_classes = 4
+@pytest.mark.parametrize(
+    ('key', 'value', 'words'),
+    [
+        (
+            'model.auxiliary_head.1.num_classes',
+            4,
+            'model.auxiliary_head[1] has num_classes=4, but ThreeClasses has 3 cl',
+        ),
+        ('model.decode_head.loss_decode.0.class_weight', NOWHERE, "'nowhere.json' cannot be read"),
+        ('val_dataloader.dataset.reduce_zero_label', False, 'True in train_dataloader and False in val_dataloader'),
+    ],
+)
+def test_one_changed_setting_is_found(config, key, value, words):
+    config.merge_from_dict({key: value})
 
     (finding,) = everything(config)
 
-    assert 'model.auxiliary_head[1] has num_classes=4, but ThreeClasses has 3 classes' in finding.what
+    assert words in finding.what
 
 
 SIGMOID = [dict(type='CrossEntropyLoss', use_sigmoid=True)]
@@ -302,15 +307,7 @@ def test_statistics_of_other_data(config, tmp_path, changes, severity, words):
     assert all(words in f.what for f in found)
 
 
-def test_statistics_that_are_missing(config):
-    config.model.decode_head.loss_decode[0].class_weight = dict(statistics='nowhere.json')
-
-    (finding,) = everything(config)
-
-    assert "'nowhere.json' cannot be read" in finding.what
-
-
-def test_data_set_against_its_pipeline(config):
+def test_reduce_zero_label_of_data_set_and_pipeline_are_compared(config):
     config.val_dataloader.dataset.pipeline[1].reduce_zero_label = False
 
     (finding,) = check_config(config)
@@ -318,15 +315,7 @@ def test_data_set_against_its_pipeline(config):
     assert 'val_dataloader: the dataset says reduce_zero_label=True, its LoadAnnotations False' in finding.what
 
 
-def test_training_against_validation(config):
-    config.val_dataloader.dataset.reduce_zero_label = False
-
-    (finding,) = everything(config)
-
-    assert 'True in train_dataloader and False in val_dataloader' in finding.what
-
-
-def test_training_against_validation_in_another_folder(config, tmp_path):
+def test_reduce_zero_label_that_differs_in_another_folder_is_a_warning(config, tmp_path):
     """Files of another folder may be stored in another way."""
     write_data(tmp_path / 'other', make_masks(2))
     config.val_dataloader.dataset = dataset_config(tmp_path / 'other', reduce_zero_label=False)
@@ -351,7 +340,7 @@ def test_loaders_that_read_in_a_way_of_their_own_may_say_what_they_like(config):
     assert check_config(config) == []
 
 
-def test_against_what_the_data_set_is(config):
+def test_reduce_zero_label_false_is_doubtful_for_ade20k(config):
     for dataset in (config.train_dataloader.dataset.dataset, config.val_dataloader.dataset):
         dataset.update(type='ADE20KDataset', reduce_zero_label=False)
 

@@ -1,7 +1,6 @@
 import pytest
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.dataset_checks import from_config, from_dataset, from_folder
 from three_classes import dataset_config, make_masks, write_data
@@ -9,7 +8,6 @@ from three_classes import dataset_config, make_masks, write_data
 
 @pytest.fixture
 def data(tmp_path):
-    init_default_scope('mmseg')
     return write_data(tmp_path / 'data', make_masks(6))
 
 

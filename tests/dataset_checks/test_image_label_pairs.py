@@ -1,15 +1,8 @@
 import pytest
-from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.dataset_checks import Severity, check_statistics, check_unused_labels, from_dataset, from_folder
 from PIL import Image
-from three_classes import dataset_config, make_masks, write_data
-
-
-@pytest.fixture
-def data(tmp_path):
-    init_default_scope('mmseg')
-    return write_data(tmp_path, make_masks(6))
+from three_classes import dataset_config
 
 
 def findings(data, **changes):
@@ -74,7 +67,7 @@ def test_label_without_image(data):
     assert finding.example.endswith('annotations/training/03.png')
 
 
-def test_other_files_beside_the_labels_are_none(data):
+def test_files_of_another_suffix_are_no_labels(data):
     for file in list((data / 'annotations/training').iterdir()):
         file.with_name(f'{file.stem}_labelIds.png').write_bytes(file.read_bytes())
         file.rename(file.with_name(f'{file.stem}_labelTrainIds.png'))
@@ -108,7 +101,7 @@ def test_images_that_their_loader_cannot_read(data):
     assert '01.jpg: AssertionError: failed to load image' in finding.example
 
 
-def test_formats_that_nothing_knows_in_a_folder(data):
+def test_images_of_unknown_format_in_a_folder_are_a_note(data):
     (data / 'images/training/01.jpg').write_bytes(b'of a satellite')
 
     (finding,) = findings_of(from_folder(str(data / 'annotations'), 4, images=str(data / 'images')))

@@ -48,11 +48,11 @@ class Pad:
         (lambda results: results, Effect.LABELS),
     ],
 )
-def test_effects(transform, effect):
+def test_effect_of_each_transform(transform, effect):
     assert effect_of(transform) is effect
 
 
-def test_resizes():
+def test_only_resize_is_a_resize():
     assert is_resize(Resize(scale=(4, 4)))
     assert not is_resize(RandomCrop(crop_size=(4, 4)))
     assert not is_resize(MyCrop(crop_size=(4, 4)))
@@ -85,7 +85,7 @@ def test_what_reads_as_load_annotations(kind, alike):
     assert reads_as_load_annotations(kind) is alike
 
 
-def test_loaders():
+def test_only_loaders_of_labels_are_loaders():
     assert is_loader(LoadAnnotations())
     assert is_loader(LoadBiomedicalData)
     assert not is_loader(ReadsOtherFiles)

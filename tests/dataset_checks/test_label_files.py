@@ -5,18 +5,12 @@ import numpy as np
 import pytest
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
-from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.dataset_checks import LabelFileError, LabelFiles, from_dataset
 from PIL import Image
 from three_classes import dataset_config, make_masks, write_data
 
 EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(16, 16)
-
-
-@pytest.fixture(autouse=True)
-def _scope():
-    init_default_scope('mmseg')
 
 
 def files_of(root, masks=None, **changes) -> LabelFiles:
@@ -86,22 +80,20 @@ def test_histogram_of_extremes(tmp_path, values):
     assert dict(zip(counted.raw_values.tolist(), counted.raw_counts.tolist(), strict=True)) == pixels_of_array(values)
 
 
-def test_palette_files_are_read_by_index(tmp_path):
-    part = files_of(tmp_path, make_masks(1))
+def _palette(path):
     image = Image.fromarray(make_masks(1)[0])
     image.putpalette([200, 10, 10, 0, 0, 0, 9, 9, 9, 255, 255, 255])
-    image.save(part.files[0])
+    image.save(path)
+
+
+def test_palette_files_are_read_by_index(tmp_path):
+    part = files_of(tmp_path, make_masks(1))
+    _palette(part.files[0])
 
     values, storage = part.reader.raw(part.files[0])
 
     assert np.array_equal(values, make_masks(1)[0])
     assert storage == 'P PNG'
-
-
-def _palette(path):
-    image = Image.fromarray(make_masks(1)[0])
-    image.putpalette([200, 10, 10, 0, 0, 0, 9, 9, 9, 255, 255, 255])
-    image.save(path)
 
 
 def _cut(path):
@@ -143,17 +135,6 @@ def test_errors_by_colour_are_label_file_errors(tmp_path):
 
     with pytest.raises(LabelFileError, match='one class index'):
         part.labels(0)
-
-
-def test_statistics_match_what_training_loads(tmp_path):
-    masks = make_masks(5)
-    part = files_of(tmp_path, masks)
-
-    statistics = part.statistics()
-
-    labels = [part.reader.table[mask] for mask in masks]
-    assert statistics.pixels.tolist() == [sum((y == c).sum() for y in labels) for c in range(3)]
-    assert statistics.ignored_pixels == sum((y == 255).sum() for y in labels)
 
 
 @TRANSFORMS.register_module()

@@ -11,30 +11,23 @@ import pytest
 import torch
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.dataset_checks import Severity, check_statistics, from_config, from_dataset, scan
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader, PipelineReader
 from PIL import Image
-from three_classes import dataset_config, make_masks, write_data
+from three_classes import IMAGE, LOAD, PACK, dataset_config, make_masks, part_of, write_data
 
-LOAD, IMAGE, PACK = dict(type='LoadAnnotations'), dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
-CROP = dict(type='RandomCrop', crop_size=(4, 4))
-
-
-@pytest.fixture
-def data(tmp_path):
-    init_default_scope('mmseg')
-    return write_data(tmp_path, make_masks(6))
+CROP, ADD_ONE = dict(type='RandomCrop', crop_size=(4, 4)), dict(type='AddOne')
 
 
 def dataset_of(data, *pipeline, **changes):
     return DATASETS.build(dataset_config(data, pipeline=list(pipeline), **changes))
 
 
-def part_of(data, *pipeline, **changes):
-    (part,) = from_dataset(dataset_of(data, *pipeline, **changes))
+def part_of_config(data, *pipeline):
+    dataset = dataset_config(data, pipeline=list(pipeline))
+    (part,) = from_config(Config(dict(train_dataloader=dict(dataset=dataset))))
     return part
 
 
@@ -56,9 +49,6 @@ def same(found, expected) -> bool:
 @TRANSFORMS.register_module()
 class AddOne(BaseTransform):
     """Labels become 1 more, but for the ignored one."""
-
-    def __init__(self, calls=None):
-        self.calls = calls
 
     def transform(self, results):
         seg = results['gt_seg_map'].astype(np.int64)
@@ -173,13 +163,10 @@ class OnlySome(BaseTransform):
 class AtRandom(BaseTransform):
     """Draws from every source of random numbers, and counts its calls."""
 
-    calls = 0
-
     def __init__(self):
         self.own_calls = 0
 
     def transform(self, results):
-        AtRandom.calls += 1
         self.own_calls += 1
         drawn = random.random() + np.random.rand() + torch.rand(()).item()
         results['gt_seg_map'] = np.full_like(results['gt_seg_map'], int(drawn) % 3)
@@ -218,8 +205,8 @@ class NotBuilt(BaseTransform):
 PIPELINES = {
     'plain': [IMAGE, LOAD],
     'labels first': [LOAD, IMAGE],
-    'remap': [IMAGE, LOAD, dict(type='AddOne'), PACK],
-    'two remaps': [IMAGE, LOAD, dict(type='AddOne'), dict(type='Normalize', mean=[0], std=[1]), dict(type='AddOne')],
+    'remap': [IMAGE, LOAD, ADD_ONE, PACK],
+    'two remaps': [IMAGE, LOAD, ADD_ONE, dict(type='Normalize', mean=[0], std=[1]), ADD_ONE],
     'table': [IMAGE, LOAD, dict(type='MapLabels', mapping={0: 2, 2: 0}), PACK],
     'with the image': [IMAGE, LOAD, dict(type='ByImage')],
     'with everything': [IMAGE, LOAD, dict(type='ByImage', how='all')],
@@ -228,17 +215,15 @@ PIPELINES = {
     'own image': [dict(type='LoadMyImage'), LOAD, PACK],
     'own image and remap': [dict(type='LoadMyImage'), LOAD, dict(type='ByImage')],
     'other files': [dict(type='OtherFolder'), IMAGE, LOAD],
-    'compose': [dict(type='Compose', transforms=[IMAGE, LOAD, dict(type='AddOne')])],
-    'always': [IMAGE, LOAD, dict(type='RandomApply', transforms=[dict(type='AddOne')], prob=1.0)],
-    'never': [IMAGE, LOAD, dict(type='RandomApply', transforms=[dict(type='AddOne')], prob=0.0)],
-    'choice': [IMAGE, LOAD, dict(type='RandomChoice', transforms=[[dict(type='AddOne')], [dict(type='AddOne')]])],
-    'mapper': [IMAGE, dict(type='KeyMapper', transforms=[LOAD, dict(type='AddOne')])],
+    'compose': [dict(type='Compose', transforms=[IMAGE, LOAD, ADD_ONE])],
+    'always': [IMAGE, LOAD, dict(type='RandomApply', transforms=[ADD_ONE], prob=1.0)],
+    'never': [IMAGE, LOAD, dict(type='RandomApply', transforms=[ADD_ONE], prob=0.0)],
+    'choice': [IMAGE, LOAD, dict(type='RandomChoice', transforms=[[ADD_ONE], [ADD_ONE]])],
+    'mapper': [IMAGE, dict(type='KeyMapper', transforms=[LOAD, ADD_ONE])],
     'mapped keys': [
         IMAGE,
         LOAD,
-        dict(
-            type='KeyMapper', mapping=dict(gt_seg_map='gt_seg_map'), auto_remap=True, transforms=[dict(type='AddOne')]
-        ),
+        dict(type='KeyMapper', mapping=dict(gt_seg_map='gt_seg_map'), auto_remap=True, transforms=[ADD_ONE]),
     ],
     'packed': [IMAGE, LOAD, PACK, dict(type='AfterPacking')],
     'scaled': [IMAGE, LOAD, dict(type='Resize', scale=(16, 12)), dict(type='WithScale')],
@@ -274,11 +259,11 @@ def test_plain_files_are_read_directly(data, name):
     assert isinstance(part_of(data, *pipeline).reader, AnnotationReader)
 
 
-def test_what_moves_colours_and_packs_is_left_out(data):
+def test_transforms_that_move_pixels_or_pack_are_left_out(data):
     moved = [IMAGE, LOAD, CROP, dict(type='RandomFlip', prob=1.0), dict(type='PhotoMetricDistortion')]
-    part = part_of(data, *moved, dict(type='AddOne'), dict(type='RandomRotate', prob=1.0, degree=90), PACK)
+    part = part_of(data, *moved, ADD_ONE, dict(type='RandomRotate', prob=1.0, degree=90), PACK)
 
-    assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, dict(type='AddOne')))
+    assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, ADD_ONE))
     assert [type(t).__name__ for t in part.reader.pipeline.transforms] == [
         'LoadImageFromFile',
         'LoadAnnotations',
@@ -290,7 +275,7 @@ def test_images_are_decoded_only_where_a_transform_needs_them(data, monkeypatch)
     loaded, four = [], dict(metainfo=dict(classes=tuple('abcd')), type='BaseSegDataset')
     transform = LoadImageFromFile.transform
     monkeypatch.setattr(LoadImageFromFile, 'transform', lambda *a: loaded.append(a[1]['img_path']) or transform(*a))
-    remapped = part_of(data, IMAGE, LOAD, dict(type='AddOne'), **four)
+    remapped = part_of(data, IMAGE, LOAD, ADD_ONE, **four)
     painted = part_of(data, IMAGE, dict(type='LoadBoxes'))
     loaded.clear()
 
@@ -315,12 +300,12 @@ def test_an_image_loader_of_ones_own_is_not_run_for_plain_labels(data):
 def test_missing_images_do_not_cost_the_labels(data):
     for file in (data / 'images/training').iterdir():
         file.write_bytes(b'')
-    part = part_of(data, IMAGE, LOAD, dict(type='AddOne'))
+    part = part_of(data, IMAGE, LOAD, ADD_ONE)
 
     assert part.statistics().failed == {}
 
 
-@pytest.mark.parametrize('more', [[], [dict(type='AddOne')]])
+@pytest.mark.parametrize('more', [[], [ADD_ONE]])
 @pytest.mark.parametrize(('damage', 'kind'), [(Path.unlink, 'missing'), (lambda p: p.write_bytes(b'x'), 'unreadable')])
 def test_images_that_cannot_be_compared_do_not_cost_the_labels(data, more, damage, kind):
     part = part_of(data, IMAGE, LOAD, *more)
@@ -431,13 +416,13 @@ def test_transforms_that_cannot_be_copied_are_said(data):
 @pytest.mark.parametrize(
     ('container', 'words'),
     [
-        (dict(type='RandomApply', transforms=[dict(type='AddOne')], prob=0.5), 'RandomApply changes labels at random'),
-        (dict(type='RandomChoice', transforms=[[dict(type='AddOne')], []]), 'RandomChoice changes labels at random'),
+        (dict(type='RandomApply', transforms=[ADD_ONE], prob=0.5), 'RandomApply changes labels at random'),
+        (dict(type='RandomChoice', transforms=[[ADD_ONE], []]), 'RandomChoice changes labels at random'),
         (dict(type='RandomApply', transforms=[dict(type='PhotoMetricDistortion')], prob=0.5), None),
         (dict(type='RandomChoice', transforms=[[CROP], [dict(type='RandomFlip', prob=0.5)]]), None),
     ],
 )
-def test_containers_that_draw(data, container, words):
+def test_random_containers_of_label_transforms_are_named(data, container, words):
     part = part_of(data, IMAGE, LOAD, container)
 
     assert [words in note for note in part.notes] == [True] * (words is not None)
@@ -448,43 +433,37 @@ def test_test_time_augmentation(data):
     stages = [
         [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.5, 1.0)],
         [LOAD],
-        [dict(type='AddOne')],
+        [ADD_ONE],
         [PACK],
     ]
     part = part_of(data, IMAGE, dict(type='TestTimeAug', transforms=stages))
 
-    assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, dict(type='AddOne')))
+    assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, ADD_ONE))
 
 
 def test_albumentations_is_left_out_also_where_it_is_not_installed(data):
     albu = dict(type='Albu', transforms=[dict(type='HorizontalFlip', p=0.5)])
-    dataset = dataset_config(data, pipeline=[IMAGE, LOAD, albu, dict(type='AddOne'), PACK])
-
-    (part,) = from_config(Config(dict(train_dataloader=dict(dataset=dataset))))
+    part = part_of_config(data, IMAGE, LOAD, albu, ADD_ONE, PACK)
 
     assert part.notes == ()
-    assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, dict(type='AddOne')))
+    assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, ADD_ONE))
 
 
 @pytest.mark.parametrize(
     'step', [dict(type='NotRegisteredAnywhere'), dict(type='Compose', transforms=[dict(type='No')])]
 )
 def test_transforms_that_are_not_registered_are_left_out_and_named(data, step):
-    dataset = dataset_config(data, pipeline=[IMAGE, LOAD, step, dict(type='AddOne'), PACK])
-
-    (part,) = from_config(Config(dict(train_dataloader=dict(dataset=dataset))))
+    part = part_of_config(data, IMAGE, LOAD, step, ADD_ONE, PACK)
 
     assert f'transform {step["type"]} is left out, since it cannot be built' in part.notes[0]
-    assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, dict(type='AddOne')))
+    assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, ADD_ONE))
 
 
 def test_a_transform_that_cannot_be_built_fails_for_every_file(data):
-    dataset = dataset_config(data, pipeline=[IMAGE, LOAD, dict(type='NotBuilt'), PACK])
+    failed = part_of_config(data, IMAGE, LOAD, dict(type='NotBuilt'), PACK).statistics().failed
 
-    (part,) = from_config(Config(dict(train_dataloader=dict(dataset=dataset))))
-
-    assert len(part.statistics().failed) == 6
-    assert 'transform NotBuilt cannot be built' in next(iter(part.statistics().failed.values()))
+    assert len(failed) == 6
+    assert 'transform NotBuilt cannot be built' in next(iter(failed.values()))
 
 
 def mixed(data, *pipeline, inner=(), **options):
@@ -510,22 +489,22 @@ class MixUp(BaseTransform):
 
 
 def test_the_pipeline_of_a_wrapper_is_applied(data):
-    parts = from_dataset(DATASETS.build(mixed(data, MOSAIC, dict(type='AddOne'), CROP, PACK)))
+    parts = from_dataset(DATASETS.build(mixed(data, MOSAIC, ADD_ONE, CROP, PACK)))
 
     assert [(len(part), part.times) for part in parts] == [(6, 1), (6, 2)]
     for part in parts:
-        assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, dict(type='AddOne')))
+        assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, ADD_ONE))
 
 
 def test_wrappers_around_wrappers(data):
-    outer = dict(type='MultiImageMixDataset', dataset=mixed(data, dict(type='AddOne')), pipeline=[dict(type='AddOne')])
+    outer = dict(type='MultiImageMixDataset', dataset=mixed(data, ADD_ONE), pipeline=[ADD_ONE])
 
     for part in from_dataset(DATASETS.build(outer)):
-        assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, dict(type='AddOne'), dict(type='AddOne')))
+        assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, ADD_ONE, ADD_ONE))
 
 
 def test_skipped_transforms_of_a_wrapper(data):
-    dataset = DATASETS.build(mixed(data, dict(type='AddOne'), skip_type_keys=['AddOne']))
+    dataset = DATASETS.build(mixed(data, ADD_ONE, skip_type_keys=['AddOne']))
 
     for part in from_dataset(dataset):
         assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD))
@@ -543,11 +522,11 @@ def test_a_wrapper_that_mixes_labels_is_run_whole(data):
 
 
 def test_a_wrapper_of_a_config_with_transforms_that_are_not_registered(data):
-    config = mixed(data, dict(type='NotRegisteredAnywhere'), dict(type='AddOne'))
+    config = mixed(data, dict(type='NotRegisteredAnywhere'), ADD_ONE)
 
     for part in from_config(Config(dict(train_dataloader=dict(dataset=config)))):
         assert 'NotRegisteredAnywhere is left out' in part.notes[0]
-        assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, dict(type='AddOne')))
+        assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, ADD_ONE))
 
 
 @DATASETS.register_module()
@@ -588,7 +567,6 @@ def test_samples_with_label_maps_of_their_own(data):
 
 
 def npy_data(tmp_path, arrays):
-    init_default_scope('mmseg')
     write_data(tmp_path, make_masks(len(arrays)))
     for i, array in enumerate(arrays):
         np.save(tmp_path / f'annotations/training/{i:02d}.npy', array)
@@ -681,7 +659,6 @@ def test_volumes_are_said_to_be_unchecked(tmp_path, value):
 
 
 def test_biomedical_data_in_one_file(tmp_path):
-    init_default_scope('mmseg')
     write_data(tmp_path, make_masks(2))
     labels = make_masks(2)[0] % 3
     for i in range(2):
@@ -704,9 +681,8 @@ def test_a_pipeline_whose_transforms_set_no_labels(data):
 
 
 @pytest.mark.parametrize('backend', ['pillow', 'cv2'])
-@pytest.mark.parametrize('more', [[], [dict(type='AddOne')]])
+@pytest.mark.parametrize('more', [[], [ADD_ONE]])
 def test_values_that_load_annotations_changes_are_found_before_another_transform(tmp_path, backend, more):
-    init_default_scope('mmseg')
     write_data(tmp_path, make_masks(5))
     file = tmp_path / 'annotations/training'
     Image.fromarray(np.array([[1, 300], [2, 3]], np.uint16)).save(file / '00.png')
@@ -729,7 +705,7 @@ def test_values_that_load_annotations_changes_are_found_before_another_transform
 
 
 def test_parts_survive_a_pickle(data):
-    part = part_of(data, IMAGE, LOAD, dict(type='AddOne'))
+    part = part_of(data, IMAGE, LOAD, ADD_ONE)
 
     assert pickle.loads(pickle.dumps(part)).statistics() == part.statistics()
     assert copy.deepcopy(part).statistics() == part.statistics()

@@ -6,25 +6,12 @@ import cv2
 import numpy as np
 import pytest
 from mmcv.transforms import BaseTransform
-from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.dataset_checks import Severity, check_statistics, from_dataset
 from PIL import Image
-from three_classes import ThreeClasses, dataset_config, make_masks, write_data
+from three_classes import IMAGE, LOAD, PACK, ThreeClasses, dataset_config, make_masks, part_of
 
-LOAD, IMAGE, PACK = dict(type='LoadAnnotations'), dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
 PALETTE = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 0, 128]], np.uint8)
-
-
-@pytest.fixture
-def data(tmp_path):
-    init_default_scope('mmseg')
-    return write_data(tmp_path, make_masks(6))
-
-
-def part_of(data, *pipeline, **changes):
-    (part,) = from_dataset(DATASETS.build(dataset_config(data, pipeline=list(pipeline), **changes)))
-    return part
 
 
 @TRANSFORMS.register_module()
@@ -230,8 +217,6 @@ def test_sizes_of_labels_with_an_axis_of_one(data):
 @DATASETS.register_module()
 class ChangesPacked(ThreeClasses):
     """Changes labels after the pipeline has packed them."""
-
-    METAINFO = ThreeClasses.METAINFO
 
     def prepare_data(self, index):
         item = super().prepare_data(index)

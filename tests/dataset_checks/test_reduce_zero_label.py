@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
-from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.dataset_checks import check_raw_zero, evenly, from_dataset, from_folder
 from PIL import Image
 from three_classes import ThreeClasses, dataset_config, make_masks, write_data
-
-
-@pytest.fixture(autouse=True)
-def _scope():
-    init_default_scope('mmseg')
 
 
 def gaps_between(masks):
@@ -99,7 +93,7 @@ def test_palette_says_which_raw_value_a_class_has(tmp_path, offset, reduce_zero_
         assert f'reduce_zero_label={bool(offset)}' in found[0].change
 
 
-def test_evenly(tmp_path):
+def test_evenly_spreads_samples_over_all_files(tmp_path):
     write_data(tmp_path, make_masks(10))
     part = from_folder(str(tmp_path / 'annotations'), 4)
 

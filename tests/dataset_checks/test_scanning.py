@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import load_statistics, save_statistics
 from mmseg_wce.dataset_checks import from_dataset, scan
@@ -17,7 +16,6 @@ from three_classes import dataset_config, make_masks, write_data
 
 @pytest.fixture
 def parts(tmp_path):
-    init_default_scope('mmseg')
     write_data(tmp_path / 'data', make_masks(40))
     joined = dict(
         type='ConcatDataset',
@@ -97,7 +95,6 @@ for done, _ in scan(parts, unfinished=sys.argv[2]):
 
 
 def test_goes_on_after_a_kill(root, tmp_path):
-    init_default_scope('mmseg')
     write_data(tmp_path / 'data', make_masks(80))
     unfinished = tmp_path / 'unfinished'
     path = os.pathsep.join([str(root), str(root / 'tests')])

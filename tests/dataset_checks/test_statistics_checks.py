@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from mmengine.registry import init_default_scope
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.dataset_checks import Severity, check_statistics, from_folder
 from PIL import Image
@@ -10,16 +9,11 @@ ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 
 def statistics_of(folder, masks, num_classes=3, reduce_zero_label=True) -> LabelStatistics:
-    init_default_scope('mmseg')
     folder.mkdir(exist_ok=True)
     for i, mask in enumerate(masks):
         Image.fromarray(mask).save(folder / f'{i:03d}.png')
     part = from_folder(str(folder), num_classes, reduce_zero_label)
     return part.statistics()
-
-
-def test_nothing_is_found_where_nothing_is_wrong(tmp_path):
-    assert check_statistics(statistics_of(tmp_path, make_masks(30))) == []
 
 
 def shifted(masks):
@@ -88,32 +82,56 @@ def test_each_mistake_is_found(tmp_path, change, options, severity, words, files
         assert f'({files} file, such as {finding.example})' in str(finding)
 
 
+def bordered(masks):
+    for mask in masks:
+        mask[:1] = 255
+    return masks
+
+
+def filled(rows, shape=(16, 16)):
+    masks = [np.zeros(shape, np.uint8) for _ in range(5)]
+    for mask in masks:
+        mask[:rows] = 255
+    return masks
+
+
+def half_negative():
+    masks = [np.minimum(mask, 1) for mask in make_masks(30, shape=(32, 32))]
+    for mask in masks[::2]:
+        mask[:] = 0
+    return masks
+
+
+@pytest.mark.parametrize(
+    ('masks', 'num_classes', 'reduce_zero_label', 'expected'),
+    [
+        pytest.param(make_masks(30), 3, True, [], id='nothing is wrong'),
+        pytest.param(shifted(make_masks(30)), 3, False, [], id='shifted on disk and read so'),
+        pytest.param(without_last(make_masks(100)), 3, True, [(WARNING, '')], id='many images without the last class'),
+        pytest.param(filled(1), 21, False, [(NOTE, 'never occur')], id='a border of 255 around a background'),
+        pytest.param(filled(8), 3, False, [(WARNING, 'masks hold 0 and 255 only'), (NOTE, '')], id='0 and 255 alone'),
+        pytest.param(
+            bordered(make_masks(30)),
+            20,
+            True,
+            [(NOTE, 'both raw 0 and raw 255'), (NOTE, '')],
+            id='a border, few classes',
+        ),
+        pytest.param(bordered(half_negative()), 2, False, [(NOTE, '(15 files')], id='negatives with a border'),
+    ],
+)
+def test_only_what_is_wrong_is_found(tmp_path, masks, num_classes, reduce_zero_label, expected):
+    found = check_statistics(statistics_of(tmp_path, masks, num_classes, reduce_zero_label))
+
+    assert [finding.severity for finding in found] == [severity for severity, _ in expected]
+    assert all(words in str(finding) for finding, (_, words) in zip(found, expected, strict=True))
+
+
 def test_a_wrong_convention_is_not_called_a_mistake_of_painting(tmp_path):
     (finding,) = check_statistics(statistics_of(tmp_path, make_masks(30), reduce_zero_label=False))
 
     assert 'painted' not in str(finding)
     assert 'reduce_zero_label=True, raw' not in str(finding)
-
-
-def test_borders_of_255_around_a_background_are_no_binary_masks(tmp_path):
-    masks = [np.zeros((16, 16), np.uint8) for _ in range(5)]
-    for mask in masks:
-        mask[0] = 255
-
-    found = check_statistics(statistics_of(tmp_path, masks, num_classes=21, reduce_zero_label=False))
-
-    assert [f.severity for f in found] == [NOTE]  # that 20 classes never occur
-
-
-def test_masks_of_0_and_255_alone_for_many_classes(tmp_path):
-    masks = [np.zeros((16, 16), np.uint8) for _ in range(5)]
-    for mask in masks:
-        mask[:8] = 255
-
-    found = check_statistics(statistics_of(tmp_path, masks, num_classes=3, reduce_zero_label=False))
-
-    assert [f.severity for f in found] == [WARNING, NOTE]
-    assert 'masks hold 0 and 255 only' in found[0].what
 
 
 def test_labels_that_a_later_step_may_change_are_only_doubtful(tmp_path):
@@ -123,29 +141,6 @@ def test_labels_that_a_later_step_may_change_are_only_doubtful(tmp_path):
 
     assert found.severity == WARNING
     assert 'unless MyPreprocessor changes them' in found.what
-
-
-def bordered(masks):
-    for mask in masks:
-        mask[:1] = 255
-    return masks
-
-
-def test_borders_of_255_around_few_classes_are_not_shifted_masks(tmp_path):
-    found = check_statistics(statistics_of(tmp_path, bordered(make_masks(30)), num_classes=20))
-
-    assert [f.severity for f in found] == [NOTE, NOTE]
-    assert 'both raw 0 and raw 255' in found[0].what
-
-
-def test_negatives_with_a_border_are_not_called_binary_masks(tmp_path):
-    masks = [np.minimum(mask, 1) for mask in make_masks(30, shape=(32, 32))]
-    for mask in masks[::2]:
-        mask[:] = 0
-
-    found = check_statistics(statistics_of(tmp_path, bordered(masks), num_classes=2, reduce_zero_label=False))
-
-    assert [(f.severity, f.files) for f in found] == [(NOTE, 15)]
 
 
 def test_one_stray_value_does_not_hide_binary_masks(tmp_path):
@@ -164,18 +159,6 @@ def test_jpeg_labels(tmp_path):
     part = from_folder(str(tmp_path), 3, True)
 
     assert ['JPEG files' in f.what for f in check_statistics(part.statistics())].count(True) == 1
-
-
-def test_many_images_without_the_last_class_are_a_doubt(tmp_path):
-    found = check_statistics(statistics_of(tmp_path, without_last(make_masks(100))))
-
-    assert [f.severity for f in found] == [WARNING]
-
-
-def test_masks_that_were_shifted_on_disk_and_are_read_so_are_right(tmp_path):
-    statistics = statistics_of(tmp_path, shifted(make_masks(30)), reduce_zero_label=False)
-
-    assert check_statistics(statistics) == []
 
 
 def test_files_that_cannot_be_read_are_grouped_by_their_reason(tmp_path):

@@ -8,22 +8,13 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.dataset import ClassBalancedDataset
-from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from mmseg_wce.dataset_checks import from_config, from_dataset
 from mmseg_wce.dataset_checks.wrappers import inherits_items, leaves
 from PIL import Image
-from three_classes import ThreeClasses, dataset_config, make_masks, write_data
+from three_classes import IMAGE, LOAD, PACK, ThreeClasses, dataset_config, make_masks
 from torch.utils.data import Subset
-
-LOAD, IMAGE, PACK = dict(type='LoadAnnotations'), dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
-
-
-@pytest.fixture
-def data(tmp_path):
-    init_default_scope('mmseg')
-    return write_data(tmp_path, make_masks(6))
 
 
 def swapped(item):
@@ -35,8 +26,6 @@ def swapped(item):
 @DATASETS.register_module()
 class SwapsItems(ThreeClasses):
     """Swaps two classes in every item."""
-
-    METAINFO = ThreeClasses.METAINFO
 
     def __getitem__(self, index):
         return swapped(super().__getitem__(index))
@@ -123,29 +112,33 @@ def test_a_wrapper_that_repeats_samples_below_one_that_mixes(data, monkeypatch):
 
 @DATASETS.register_module()
 class KeepsAList(ThreeClasses):
-    """Remembers in a list of its own, and in an object, what was asked for."""
-
-    METAINFO = ThreeClasses.METAINFO
+    """Remembers in a list of its own what was asked for, and draws from generators of its own."""
 
     def __init__(self, **options):
         self.asked = []
         self.inner = SimpleNamespace(generator=np.random.default_rng(0))
+        self.choice = random.Random(0)
         super().__init__(**options)
 
     def get_data_info(self, index):
         self.asked.append(index)
         self.inner.generator.random()
+        self.choice.random()
         return super().get_data_info(index)
 
 
-def test_what_a_data_set_keeps_is_left_as_it_was(data):
+def test_lists_and_generators_of_a_data_set_are_left_as_they_were(data):
     dataset = DATASETS.build(dataset_config(data, type='KeepsAList', pipeline=[IMAGE, LOAD, PACK]))
-    before = list(dataset.asked), dataset.inner.generator.bit_generator.state
+
+    def state():
+        return list(dataset.asked), dataset.inner.generator.bit_generator.state, dataset.choice.getstate()
+
+    before = state()
 
     (part,) = from_dataset(dataset)
     part.statistics(with_images=True)
 
-    assert (dataset.asked, dataset.inner.generator.bit_generator.state) == before
+    assert state() == before
 
 
 def test_a_joined_part_without_labels_does_not_cost_the_others(data):
@@ -159,8 +152,6 @@ def test_a_joined_part_without_labels_does_not_cost_the_others(data):
 
 @DATASETS.register_module()
 class HasNoInfo(ThreeClasses):
-    METAINFO = ThreeClasses.METAINFO
-
     def get_data_info(self, index):
         raise NotImplementedError('ask for items')
 
@@ -174,33 +165,6 @@ def test_a_data_set_that_gives_items_only(data):
     (part,) = from_dataset(dataset)
 
     assert all(map(np.array_equal, map(part.labels, range(6)), items_of(dataset)))
-
-
-@DATASETS.register_module()
-class DrawsItems(ThreeClasses):
-    """Draws from a generator of its own."""
-
-    METAINFO = ThreeClasses.METAINFO
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.generator = np.random.default_rng(0)
-        self.choice = random.Random(0)
-
-    def get_data_info(self, index):
-        self.generator.random()
-        self.choice.random()
-        return super().get_data_info(index)
-
-
-def test_generators_of_a_data_set_are_left_as_they_were(data):
-    dataset = DATASETS.build(dataset_config(data, type='DrawsItems', pipeline=[IMAGE, LOAD, PACK]))
-    before = dataset.generator.bit_generator.state, dataset.choice.getstate()
-
-    for part in from_dataset(dataset):
-        part.statistics(with_images=True)
-
-    assert (dataset.generator.bit_generator.state, dataset.choice.getstate()) == before
 
 
 @pytest.mark.parametrize(
@@ -228,7 +192,7 @@ def test_a_wrapper_that_cannot_be_copied(data):
         from_dataset(dataset)
 
 
-def test_labels_of_every_sample(data):
+def test_samples_without_a_label_are_named(data):
     """Samples without one are named, since the training fails for them."""
     config = dataset_config(data, type='SomeLabels', pipeline=[IMAGE, LOAD, PACK])
 
@@ -243,15 +207,13 @@ def test_labels_of_every_sample(data):
 
 @DATASETS.register_module()
 class SomeLabels(ThreeClasses):
-    METAINFO = ThreeClasses.METAINFO
-
     def load_data_list(self):
         samples = super().load_data_list()
         samples[3].pop('seg_map_path')
         return samples
 
 
-def test_who_gives_the_items(data):
+def test_overridden_getitem_is_recognised(data):
     plain = DATASETS.build(dataset_config(data))
 
     assert inherits_items(plain, BaseSegDataset)

@@ -17,7 +17,7 @@ def build(shared_data, split: str):
     )
 
 
-def test_splits(shared_data):
+def test_number_of_images_of_each_split(shared_data):
     assert [len(build(shared_data, split)) for split in ('training', 'validation', 'test')] == [367, 101, 233]
 
 

@@ -174,7 +174,7 @@ def test_backgrounds_with_borders_do_not_stop_the_run(data, caplog):
     assert caplog.records == []
 
 
-def test_what_looks_odd_is_a_warning(data, caplog):
+def test_labels_that_look_shifted_are_a_warning(data, caplog):
     for file in (data / 'annotations/training').iterdir():
         cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_UNCHANGED) - 1)
 
@@ -189,7 +189,7 @@ def test_other_data_sets_are_left_alone(caplog):
     assert ['labels are not checked' in record.message for record in caplog.records] == [True]
 
 
-def test_every_rank_hears_of_it(data, monkeypatch):
+def test_other_ranks_raise_what_rank_0_found(data, monkeypatch):
     def from_rank_0(outcome):
         assert outcome == [None]
         outcome[0] = ['bad labels'], ['odd']
@@ -224,12 +224,12 @@ def test_labels_that_a_preprocessor_may_map_do_not_stop_the_run(data, caplog):
     assert any('unless MapsLabels changes them' in record.message for record in caplog.records)
 
 
-def test_bad_argument():
+def test_num_files_below_one_raises():
     with pytest.raises(ValueError, match='at least 1, got 0'):
         label_check.LabelCheckHook(0)
 
 
-def test_it_is_in_every_config(root):
+def test_every_config_has_the_hook(root):
     configs = sorted((root / 'configs').glob('[!_]*/*.py'))
 
     assert configs

@@ -200,7 +200,7 @@ def _sums_on(monkeypatch, seen):
     return here, class_tally._sum_pixels(seen, torch.float64)
 
 
-def test_piece_by_piece(monkeypatch):
+def test_sums_do_not_depend_on_the_chunk_size(monkeypatch):
     logits, label, pixel_weight = batch()
     loss, sums = WeightedCrossEntropyLoss(), []
     for size in (10**6, 7):
@@ -213,7 +213,7 @@ def test_piece_by_piece(monkeypatch):
     torch.testing.assert_close(sums[1], sums[0])
 
 
-def test_shares_of_nothing():
+def test_figures_without_pixels_are_zero_or_nan():
     figures = ClassFigures.from_sums(np.zeros((4, 4)))
 
     assert figures.ignored == figures.pixels.sum() == figures.nll_share.sum() == 0
@@ -492,7 +492,7 @@ def test_the_last_iterations_are_checked_too(tmp_path):
         runner_of(tmp_path, Scenes(8, bad=[7]), **options).train()
 
 
-def test_before_validation(tmp_path):
+def test_parameters_are_checked_before_validation(tmp_path):
     """A best checkpoint would be written after it."""
     runner = runner_of(
         tmp_path, hooks=[Poison(3)], monitor=dict(interval=100), train_cfg=dict(by_epoch=False, max_iters=8)
@@ -513,7 +513,7 @@ def test_before_validation(tmp_path):
     assert validated == []
 
 
-def test_validation_alone_is_none_of_its_business(tmp_path):
+def test_validation_without_training_does_nothing(tmp_path):
     runner = runner_of(tmp_path)
 
     runner.call_hook('before_val')
@@ -539,7 +539,7 @@ def test_intervals_that_cannot_be_meant(interval):
         (Repeated(Scenes(4)), 4, True),
     ],
 )
-def test_a_class_never_seen(tmp_path, dataset, iterations, warned):
+def test_a_class_without_pixels_is_warned_of(tmp_path, dataset, iterations, warned):
     train_cfg = dict(by_epoch=False, max_iters=iterations, val_interval=10**6)
     runner_of(tmp_path, dataset, monitor=dict(interval=1), train_cfg=train_cfg).train()
 
@@ -556,7 +556,7 @@ def test_a_class_never_seen(tmp_path, dataset, iterations, warned):
         (None, 4, []),
     ],
 )
-def test_steep_weights(tmp_path, class_weight, num_classes, warned):
+def test_steep_class_weights_are_warned_of(tmp_path, class_weight, num_classes, warned):
     loss = dict(OURS, class_weight=class_weight)
     runner_of(tmp_path, Scenes(num_classes=num_classes), loss, wrapper=dict(), monitor=dict(interval=1)).train()
 
@@ -607,7 +607,7 @@ def train_on_rank(folder, dataset) -> None:
     runner_of(folder, dataset, train_cfg=train_cfg, **options).train()
 
 
-def test_two_ranks_are_one_batch(tmp_path):
+def test_two_ranks_give_the_figures_of_one_batch(tmp_path):
     """Rank r has the images r, r + 2, ...: figures as on one, and a bad loss on rank 1 stops both."""
     dataset = Scenes(num_classes=4)
     runner_of(tmp_path / 'one', dataset, batch=4, train_cfg=dict(by_epoch=False, max_iters=2)).train()

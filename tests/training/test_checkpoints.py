@@ -126,7 +126,7 @@ def test_a_copy_goes_on_by_itself(work_dir, tmp_path_factory, damage):
     assert checkpoints_in(str(copy)).usable == str(copy / 'iter_10.pth')
 
 
-def test_the_one_before_is_that_of_the_step_before(work_dir):
+def test_the_checkpoint_before_is_chosen_by_iteration_not_by_time(work_dir):
     """Copies are written in any order, and a longer training may have been here."""
     write(work_dir / 'iter_5.pth', 5, 5000)
     write(work_dir / 'iter_99.pth', 99, 500)
@@ -139,7 +139,7 @@ def test_the_one_before_is_that_of_the_step_before(work_dir):
     assert list(found.damaged) == [str(work_dir / 'iter_15.pth')]
 
 
-def test_the_noted_one_is_gone(work_dir):
+def test_a_missing_last_checkpoint_is_named_and_the_one_before_used(work_dir):
     (work_dir / 'iter_15.pth').unlink()
     write(work_dir / 'iter_99.pth', 99, 500)
 
@@ -150,7 +150,7 @@ def test_the_noted_one_is_gone(work_dir):
 
 
 @pytest.mark.parametrize('note', [b'', b'\0' * 20, b'\xff\xfe', b'iter_15.pth', b' \n', b'/', b'a' * 100_000])
-def test_a_note_that_says_nothing(work_dir, monkeypatch, tmp_path_factory, note):
+def test_an_unusable_last_checkpoint_note_is_ignored(work_dir, monkeypatch, tmp_path_factory, note):
     monkeypatch.chdir(tmp_path_factory.mktemp('elsewhere'))
     torch.save({}, 'iter_20.pth')
     (work_dir / 'last_checkpoint').write_bytes(note)
@@ -165,7 +165,7 @@ def test_a_note_that_is_a_pipe(work_dir):
     assert checkpoints_in(str(work_dir)).usable == str(work_dir / 'iter_15.pth')
 
 
-def test_one_name_for_all(tmp_path):
+def test_one_file_name_for_all_checkpoints(tmp_path):
     latest = write(tmp_path / 'latest.pth', 5, 1000)
 
     assert checkpoints_in(str(tmp_path), dict(filename_tmpl='latest.pth')).usable == latest
@@ -181,7 +181,7 @@ def test_links_to_nowhere(work_dir):
 
 
 @pytest.mark.parametrize('noted', [True, False])
-def test_where_and_how_the_hook_writes(tmp_path, noted):
+def test_out_dir_and_filename_template_of_the_hook_are_used(tmp_path, noted):
     work_dir, folder = tmp_path / 'runs' / 'mine', tmp_path / 'disk' / 'mine'
     for path in (work_dir, folder):
         path.mkdir(parents=True)
@@ -206,7 +206,7 @@ def test_checkpoints_of_an_earlier_training_do_not_count(work_dir):
     assert checkpoints_in(str(work_dir), since=1008).usable == str(work_dir / 'iter_10.pth')
 
 
-def test_nothing_whole_and_nothing_at_all(work_dir):
+def test_no_usable_checkpoint_if_all_are_damaged_or_none_exists(work_dir):
     for path in work_dir.glob('*.pth'):
         os.truncate(path, 10)
 

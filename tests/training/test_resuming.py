@@ -73,7 +73,7 @@ def test_missing_and_damaged_files(tmp_path, save):
         (['param_schedulers'], Config(dict(train_cfg=dict(max_iters=10))), None),
     ],
 )
-def test_what_begins_anew_is_said(save, said, lacks, config, words):
+def test_missing_optimizer_and_schedulers_are_logged(save, said, lacks, config, words):
     check_can_go_on(save({name: part for name, part in WHOLE.items() if name not in lacks}), config)
 
     assert [words in line for line in said] == [True] * (words is not None)
