@@ -94,7 +94,7 @@ samplers = st.none() | st.builds(
     size=st.tuples(st.integers(5, 45), st.integers(5, 45)),
 )
 @examples(25)
-def test_any_configuration(losses, sampler, align_corners, size):
+def test_random_configurations_give_the_same_terms_and_gradients(losses, sampler, align_corners, size):
     assume(sampler is None or DICE not in losses)  # its forward takes no weights: mmseg raises
     losses = [dict(loss, loss_name=f'loss_{i}') for i, loss in enumerate(losses)]
     plain = head(losses, sampler=sampler)
@@ -108,7 +108,7 @@ def test_any_configuration(losses, sampler, align_corners, size):
 
 
 @pytest.mark.parametrize('loss', [OURS, BUILT_IN])
-def test_autocast(loss):
+def test_autocast_gives_a_float32_loss_near_that_of_mmseg(loss):
     """Logits in bfloat16, losses and accuracy of them in float32: nearer to the exact ones than mmseg's."""
     plain = head(loss).float()
     fused, _ = fused_copy(plain)
@@ -365,14 +365,14 @@ def test_fused_heads_can_be_pickled():
     assert again.loss_by_feat.args[0] is again
 
 
-def test_unknown_sampler():
+def test_heads_with_unknown_samplers_are_left_alone():
     special = head(OURS)
     special.sampler = nn.Identity()
 
     assert 'its sampler Identity needs full-size logits' in fuse_decode_heads(Model(special))[0]
 
 
-def test_twice_is_once_and_copies_use_their_own_weights():
+def test_fusing_twice_changes_nothing_and_copies_use_their_own_weights():
     fused, _ = fused_copy(head(OURS), built_in=False)
     fuse_decode_heads(Model(fused))
     twin = copy.deepcopy(fused)
@@ -392,7 +392,7 @@ def test_bad_labels_are_refused_with_the_same_message():
         sweep(fused, data)
 
 
-def test_nothing_that_counts():
+def test_loss_and_gradients_are_zero_if_all_pixels_are_ignored():
     fused, _ = fused_copy(head(OURS, sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=10)), built_in=False)
     data = samples()
     for sample in data:

@@ -114,7 +114,9 @@ configurations = st.sampled_from((1, 5)).flatmap(
     size=st.tuples(st.integers(5, 45), st.integers(5, 45)),
 )
 @examples(25)
-def test_any_configuration(configuration, sampled, min_kept, thresh, align_corners, size):
+def test_random_configurations_give_the_same_terms_and_gradients(
+    configuration, sampled, min_kept, thresh, align_corners, size
+):
     channels, losses = configuration
     losses = [dict(loss, loss_name=f'loss_{i}') for i, loss in enumerate(losses)]
     sampler = dict(RANKED, min_kept=min_kept) if channels == 1 else dict(THRESH, min_kept=min_kept, thresh=thresh)
@@ -140,7 +142,7 @@ def test_full_size_logits_are_never_built(monkeypatch, options):
 
 
 @pytest.mark.parametrize('options', [{}, ONE])
-def test_autocast(options):
+def test_autocast_gives_a_float32_loss_near_that_of_mmseg(options):
     plain = head(OURS, **options).float()
     fused, _ = fused_copy(plain)
 
@@ -174,7 +176,7 @@ def test_built_in_losses_are_fused_only_when_asked(options):
         (dict(type='FocalLoss'), {}, 'a FocalLoss'),
     ],
 )
-def test_what_is_left_alone(loss, options, reason):
+def test_heads_that_cannot_be_fused_say_why(loss, options, reason):
     _, line = fused_copy(head(loss, **options))
 
     assert 'left alone: ' in line
@@ -193,7 +195,7 @@ def test_elements_of_full_size_are_those_of_the_head():
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_pickled_and_copied():
+def test_pickled_heads_give_the_same_losses():
     fused, _ = fused_copy(head(TWO, **ONE), built_in=False)
 
     again = pickle.loads(pickle.dumps(Model(fused))).decode_head
@@ -213,7 +215,7 @@ def test_bad_labels_are_refused_with_the_same_message():
 
 @pytest.mark.parametrize('options', [dict(sampler=THRESH), dict(ONE, sampler=RANKED), ONE])
 @pytest.mark.parametrize('loss', [OURS, BUILT_IN])
-def test_nothing_that_counts(loss, options):
+def test_loss_and_gradients_are_zero_if_all_pixels_are_ignored(loss, options):
     """mmseg raises for one channel."""
     fused, _ = fused_copy(head(loss, **options))
     data = samples()
@@ -316,7 +318,7 @@ def test_the_hook_raises_before_a_run():
         dict(type='FCNHead', num_classes=5, sampler=RANKED, loss_decode=dict(BUILT_IN, class_weight=[1.0] * 5)),
     ],
 )
-def test_configs_with_nothing_to_complain_of(head_config):
+def test_configs_whose_sampler_works_have_no_message(head_config):
     assert check_sampler(head_config) == ''
 
 
