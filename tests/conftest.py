@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 import sys
@@ -19,13 +20,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_collection_finish() -> None:
     """Exempt what stays from garbage collection: torch, mmseg and all tests are millions of objects to walk over.
 
-    Two costs of mmengine are left out: it collects garbage for every data set, and formats every config it writes.
+    Three costs of mmengine are left out: it collects garbage for every data set, formats every config it writes, and
+    reads every index of models for every config of mmseg.
     """
     gc.freeze()
     if base_dataset := sys.modules.get('mmengine.dataset.base_dataset'):
         base_dataset.gc = SimpleNamespace(collect=lambda: 0)
     if config := sys.modules.get('mmengine.config.config'):
         config.FormatCode = lambda text, **_: (text, True)
+        config_utils = sys.modules['mmengine.config.utils']
+        config_utils.load = functools.cache(config_utils.load)
 
 
 @pytest.fixture(scope='session')

@@ -26,21 +26,13 @@ def docs_pages(import_tool):
         ('labels.md', '[a](../README.md)', '[a](index.md)'),
         ('index.md', '[a](docs/tutorial.ipynb) [b](docs/benchmark.json)', '[a](tutorial.md) [b](benchmark.json)'),
         ('labels.md', '[a](../configs/README.md#x)', '[a](configs.md#x)'),
-    ],
-)
-def test_links_to_pages(docs_pages, root, page, written, shown):
-    assert docs_pages.with_site_links(written, page, root) == shown
-
-
-@pytest.mark.parametrize(
-    ('page', 'written', 'shown'),
-    [
+        # links to other files become text
         ('reliability.md', '([compat.py](../mmseg_wce/compat.py))', '(compat.py)'),
         ('index.md', '[`tools`](tools), [b](LICENSE)', '`tools`, b'),
         ('configs.md', 'camvid/[x](camvid/fpn_r18_1xb8-2k_camvid-176x240.py),', 'camvid/x,'),
     ],
 )
-def test_links_to_other_files_become_text(docs_pages, root, page, written, shown):
+def test_links_to_pages_and_to_other_files(docs_pages, root, page, written, shown):
     assert docs_pages.with_site_links(written, page, root) == shown
 
 
@@ -65,7 +57,7 @@ def test_what_leads_nowhere_in_the_checkout_leads_nowhere_on_the_site(docs_pages
         '`two lines of code\n[a](docs/install.md)`',
     ],
 )
-def test_what_stays(docs_pages, root, text):
+def test_external_links_code_and_brackets_stay_as_they_are(docs_pages, root, text):
     assert docs_pages.with_site_links(text, 'index.md', root) == text
 
 
@@ -82,7 +74,7 @@ def test_every_page_is_in_the_navigation(docs_pages, root):
     assert all((root / source).is_file() for source in docs_pages.PAGES)
 
 
-def test_docstrings(docs_pages):
+def test_references_in_docstrings_become_links(docs_pages):
     docstring = 'As :func:`mmseg_wce.kernels.pixel_nll`, :class:`~torch.nn.Module` and :meth:`forward`::\n\n    x = 1\n'
     link = '<autoref optional identifier="mmseg_wce.kernels.pixel_nll"><code>pixel_nll</code></autoref>'
 
@@ -92,7 +84,7 @@ def test_docstrings(docs_pages):
 
 
 @pytest.mark.parametrize('indent', ['', '    '])
-def test_doctests(docs_pages, indent):
+def test_doctests_become_code_blocks(docs_pages, indent):
     doctest = textwrap.indent('>>> print(1)\n1\n', indent)
 
     shown = docs_pages.docstring_as_markdown(f'Before.\n\n{doctest}\nAfter.\n')
@@ -100,7 +92,7 @@ def test_doctests(docs_pages, indent):
     assert shown == f'Before.\n\n{indent}```pycon\n{doctest}{indent}```\n\nAfter.\n'
 
 
-def test_notebooks(docs_pages):
+def test_notebooks_become_markdown(docs_pages):
     picture = dict(output_type='display_data', data={'image/png': 'aGk=\n', 'text/plain': ['<Figure>']})
     table = dict(output_type='execute_result', data={'text/html': ['<b>1</b>'], 'text/plain': ['1 ', '2']})
     printed = dict(output_type='stream', text=['\x1b[31mred\x1b[0m\n', '\n'])

@@ -48,16 +48,21 @@ def install(root, tmp_path, pin):
     return run
 
 
-def test_takes_the_cpu_build_of_the_configured_index(install):
-    assert install() == (0, [CPU_BUILD, HAS_TRITON], '')
+ELSEWHERE = '-m pip install --index-url somewhere PIN'
 
 
-def test_takes_pytorchs_index_where_the_configured_one_has_no_cpu_build(install):
-    assert install(CPU_BUILD) == (0, [CPU_BUILD, UV, UV_INSTALL, HAS_TRITON], '')
-
-
-def test_looks_for_no_cpu_build_beside_a_gpu(install):
-    assert install(gpu=True) == (0, [UV, UV_INSTALL, HAS_TRITON], '')
+@pytest.mark.parametrize(
+    ('failing', 'options', 'calls'),
+    [
+        pytest.param([], {}, [CPU_BUILD, HAS_TRITON], id='CPU build of the configured index'),
+        pytest.param([CPU_BUILD], {}, [CPU_BUILD, UV, UV_INSTALL, HAS_TRITON], id='it has none: index of PyTorch'),
+        pytest.param([], dict(gpu=True), [UV, UV_INSTALL, HAS_TRITON], id='no CPU build beside a GPU'),
+        pytest.param([], dict(TORCH_INDEX_URL='somewhere'), [ELSEWHERE, HAS_TRITON], id='index of the variable alone'),
+        pytest.param([HAS_TRITON], {}, [CPU_BUILD, HAS_TRITON, TRITON], id='triton where torch brought none'),
+    ],
+)
+def test_torch_and_triton_are_looked_for_in_this_order(install, failing, options, calls):
+    assert install(*failing, **options) == (0, calls, '')
 
 
 @pytest.mark.parametrize('failing', [UV, UV_INSTALL])
@@ -72,26 +77,15 @@ def test_takes_what_the_configured_index_has_and_says_how_large_it_is(install, p
     assert re.search(r'[\d.]+ GB to download, [\d.]+ GB on disk', said)
 
 
-def test_fails_where_no_index_has_torch(install):
-    status, calls, _ = install(CPU_BUILD, UV_INSTALL, CONFIGURED)
+@pytest.mark.parametrize(
+    ('failing', 'options', 'calls'),
+    [
+        ([CPU_BUILD, UV_INSTALL, CONFIGURED], {}, [CPU_BUILD, UV, UV_INSTALL, CONFIGURED]),
+        ([ELSEWHERE], dict(TORCH_INDEX_URL='somewhere'), [ELSEWHERE]),
+    ],
+)
+def test_fails_where_no_index_has_torch(install, failing, options, calls):
+    status, found, _ = install(*failing, **options)
 
     assert status != 0
-    assert calls == [CPU_BUILD, UV, UV_INSTALL, CONFIGURED]
-
-
-def test_takes_the_index_of_the_variable_and_no_other(install):
-    there = '-m pip install --index-url somewhere PIN'
-
-    assert install(TORCH_INDEX_URL='somewhere') == (0, [there, HAS_TRITON], '')
-
-
-def test_fails_where_the_index_of_the_variable_has_no_torch(install):
-    there = '-m pip install --index-url somewhere PIN'
-    status, calls, _ = install(there, TORCH_INDEX_URL='somewhere')
-
-    assert status != 0
-    assert calls[-1] == there
-
-
-def test_adds_triton_where_torch_brought_none(install):
-    assert install(HAS_TRITON) == (0, [CPU_BUILD, HAS_TRITON, TRITON], '')
+    assert found == calls
