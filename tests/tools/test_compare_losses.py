@@ -24,6 +24,11 @@ OPTIONS = [
     'default_hooks.logger.interval=1',
     'default_hooks.checkpoint.interval=1',
     'train_dataloader.batch_size=2',
+    *(
+        f'{split}_dataloader.{option}=0'
+        for split in ('train', 'val', 'test')
+        for option in ('num_workers', 'persistent_workers')
+    ),
 ]
 
 
@@ -31,7 +36,7 @@ CONFIG = 'configs/demo/fast_scnn_1xb4-400_demo-192x256.py'
 
 
 @pytest.fixture
-def tool(import_tool, demo_folder):
+def tool(forked_tools, import_tool, demo_folder):
     return import_tool('compare_losses')
 
 
@@ -75,7 +80,7 @@ def interrupt(compare, work_dir, capsys, monkeypatch) -> None:
     from compare.runs import Run
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(Run, '_keep', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        interrupted.setattr(Run, '_last_checkpoint', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert compare(losses=[work_dir.name.removesuffix('-seed0')]) == 130
     assert 'the same command goes on from there' in capsys.readouterr().out
     (work_dir / 'iter_2.pth').unlink()
@@ -196,7 +201,7 @@ def test_figures_by_hand(a_run):
     np.testing.assert_allclose(found.difference('enet', 'accuracy')[0], [-5, 0, 70])
 
 
-def test_apart_is_what_is_beyond_every_training_without_weights(a_run):
+def test_a_figure_is_apart_if_it_lies_beyond_every_training_without_weights(a_run):
     """Flags are found by all of one loss, and by one training of any that has no weights; road is worse than in any."""
     losses = 'built_in', 'built_in_avg_non_ignore', 'unweighted', 'enet', 'hard_pixels'
     runs = [a_run(loss, seed) for loss in losses for seed in (0, 1, 2)]
@@ -218,7 +223,7 @@ def test_apart_is_what_is_beyond_every_training_without_weights(a_run):
         write(a_run(loss, 1), BASE)
 
 
-def test_one_training_is_apart_from_nothing(a_run):
+def test_one_training_alone_is_never_apart(a_run):
     runs = [*(a_run('built_in', seed) for seed in range(8)), a_run('enet', 0)]
     for run in runs:
         write(run, FLAGS_FOUND if run.loss == 'enet' else BASE)
@@ -227,7 +232,7 @@ def test_one_training_is_apart_from_nothing(a_run):
 
 
 @pytest.mark.parametrize(('without', 'apart'), [([], 0), (['built_in'], 0), (['built_in', 'unweighted'], 1)])
-def test_few_trainings_are_apart_from_nothing(a_run, without, apart):
+def test_trainings_are_apart_only_from_six_or_more(a_run, without, apart):
     """Three are from three in one of ten figures by chance, from six in one of 42."""
     runs = [a_run(loss, seed) for loss in (*without, 'enet', 'median_frequency') for seed in (0, 1, 2)]
     for run in runs:
@@ -236,7 +241,7 @@ def test_few_trainings_are_apart_from_nothing(a_run, without, apart):
     assert load(*runs).apart('enet', 'accuracy').tolist() == [-apart, 0, apart]
 
 
-def test_a_figure_that_a_training_lacks_is_apart_from_nothing(a_run):
+def test_a_figure_that_a_training_lacks_is_never_apart(a_run):
     runs = [a_run(loss, seed) for loss in ('built_in', 'unweighted', 'enet') for seed in (0, 1, 2)]
     for run in runs:
         write(run, FLAGS_FOUND if run.loss == 'enet' else BASE)
@@ -286,7 +291,7 @@ def test_curves_have_the_steps_that_every_seed_has(a_run):
 
 
 @pytest.mark.parametrize('names', [('<script>alert(1)</script>', '$a$', r'$\x$'), ('a', 'b', 'ein & zwei')])
-def test_names_cannot_do_anything_in_the_page(a_run, compare, demo_folder, names):
+def test_class_names_are_escaped_in_page_and_pictures(a_run, compare, demo_folder, names):
     """Nor in pictures; a loss that is not finite or was never logged spoils none either."""
     odd = dict(training=dict(step=[1], loss=[float('nan')]), validation=dict(step=[], mIoU=[], mAcc=[], aAcc=[]))
     losses, seeds = ('built_in', 'unweighted', 'enet'), ('0', '1', '2')
@@ -418,7 +423,7 @@ def test_result_of_another_training_is_not_taken_for_it(a_run, compare, capsys):
     assert "built_in-seed0.json' is of {'config': 'fast_scnn" in capsys.readouterr().err
 
 
-def test_nor_is_its_work_dir(a_run, compare, capsys):
+def test_work_dir_of_another_training_is_refused(a_run, compare, capsys):
     """Its checkpoints would be gone on from."""
     other = a_run('built_in', 0, options=OPTIONS[1:])
     save_statistics(load_statistics('ade20k'), other.comparison.labels)
@@ -428,22 +433,14 @@ def test_nor_is_its_work_dir(a_run, compare, capsys):
     assert 'choose another --work-dir' in capsys.readouterr().err
 
 
-def test_an_edited_config_is_another_training(a_run):
-    run, edited = a_run('built_in', 0), a_run('built_in', 0)
+def test_a_training_with_another_config_or_other_batches_is_another_training(a_run):
+    run, edited, moved = (a_run('built_in', 0) for _ in range(3))
     edited.comparison.config.optim_wrapper.optimizer.lr = 9
-    moved = a_run('built_in', 0)
     moved.comparison.config.train_dataloader.dataset.data_root = 'elsewhere'
+    wider = replace(run, comparison=replace(run.comparison, processes=2))
 
-    assert edited.identity() != run.identity() == moved.identity()
+    assert edited.identity() != run.identity() == moved.identity() != wider.identity()
     assert moved.comparison.labels != run.comparison.labels
-
-
-def test_so_is_one_with_other_batches(a_run):
-    run, wider = a_run('built_in', 0), a_run('built_in', 0)
-
-    wider = replace(wider, comparison=replace(wider.comparison, processes=2))
-
-    assert wider.identity() != run.identity()
 
 
 def test_trainings_on_other_labels_are_not_compared(a_run, compare, capsys):
@@ -476,7 +473,7 @@ def test_only_the_last_weights_are_tested(a_run):
         run._last_checkpoint(None)
 
 
-def test_a_line_that_was_cut_costs_no_training(tool):
+def test_incomplete_log_lines_are_skipped(tool):
     from compare.runs import _complete_lines
 
     assert list(_complete_lines('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 2, "loss": 1.0}\n')) == [
@@ -485,7 +482,7 @@ def test_a_line_that_was_cut_costs_no_training(tool):
     ]
 
 
-def test_two_do_not_train_the_same(a_run):
+def test_two_processes_cannot_train_the_same_run(a_run):
     from subprocess_runner import Failed
 
     run = a_run('built_in', 0)
@@ -588,7 +585,7 @@ def test_a_config_that_cannot_be_inherited_from(tool, root, demo_folder, capsys)
     assert "'mine.py' is of the new style" in capsys.readouterr().err
 
 
-def test_words_that_make_no_sense(tool, capsys):
+def test_missing_config_and_zero_jobs_are_errors(tool, capsys):
     assert tool.main(['missing.py']) == 2
     assert "config file 'missing.py' does not exist" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -22,7 +22,7 @@ def test_this_stack_gives_what_the_tables_say(tool, measured):
     assert {name: recorded[name] for name in measured} == measured
 
 
-def test_pytorchs_four_numbers(tool, measured):
+def test_pytorch_gives_the_published_numbers(tool, measured):
     values = {
         (weights, ignored): measured[tool.PYTORCH][f'float32 | {weights} | {ignored} | not given']
         for weights in ('no', 'yes')
