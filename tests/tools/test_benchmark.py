@@ -1,4 +1,5 @@
 import json
+from functools import cache, partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,9 @@ def benchmark(import_tool, monkeypatch):
     tool = import_tool('benchmark')
     small = tool.Case('small', 1, 7, (8, 8), (32, 32))
     monkeypatch.setitem(tool.CASES, 'binary', small)
+    # each memory is measured in a process of its own, which imports torch and mmseg: one is enough
+    measure = cache(partial(tool.extra_megabytes, 'mmseg_wce', small, 'cpu'))
+    monkeypatch.setattr(tool, 'extra_megabytes', lambda *_: measure())
     return tool
 
 
@@ -72,7 +76,7 @@ def test_ways_with_sigmoids_agree(import_tool, classes):
 
 
 def test_ways_with_sigmoids_are_measured_when_asked(benchmark, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr('memory.HAS_HIGH_WATER_MARK', False)  # or each memory is measured in a process of its own
+    monkeypatch.setattr(benchmark, 'extra_megabytes', lambda *_: None)
     arguments = ['--cases', 'binary', '--ways', 'built-in, sigmoid', 'mmseg_wce, sigmoid', '--rounds', '1']
 
     benchmark.main([*arguments, '--models', '--photos', '--crops', '--out', str(tmp_path)])
@@ -81,15 +85,15 @@ def test_ways_with_sigmoids_are_measured_when_asked(benchmark, tmp_path, capsys,
     assert list(case['ways']) == ['built-in, sigmoid', 'mmseg_wce, sigmoid']
 
 
-def test_predictions_are_measured(import_tool, monkeypatch, tmp_path, capsys):
-    tool = import_tool('benchmark')
+def test_predictions_are_measured(benchmark, import_tool, monkeypatch, tmp_path, capsys):
+    tool = benchmark
     sizes = dict(logits=(8, 8), tested=(32, 32), original=(48, 40))
     monkeypatch.setitem(tool.PHOTOS, 'photo', tool.Photo('a photo', **sizes))
     monkeypatch.setitem(tool.PHOTOS, 'slide', tool.Photo('a large photo', **sizes, crop=(16, 16), stride=(8, 8)))
     monkeypatch.setattr(
         tool, 'implementations_for', lambda photo: ['built-in', 'mmseg_wce', 'mmseg_wce, with the loss']
     )
-    megabytes = tool.extra_megabytes('mmseg_wce', tool.PHOTOS['slide'], 'cpu')  # each is a process of its own
+    megabytes = import_tool('memory').extra_megabytes('mmseg_wce', tool.PHOTOS['slide'], 'cpu')
     assert megabytes is None or megabytes >= 0
     monkeypatch.setattr(tool, 'extra_megabytes', lambda *_: megabytes)
     arguments = ['--cases', 'one-image', '--ways', 'built-in', '--rounds', '1', '--models', '--crops']
@@ -122,7 +126,7 @@ def test_all_ways_predict_the_same(import_tool, key):
     assert all(torch.equal(one, found[0]) for one in found)
 
 
-def test_floor_of_a_gpu(import_tool, monkeypatch):
+def test_time_of_exponentials_on_a_gpu_is_in_the_table(import_tool, monkeypatch):
     tool, report = import_tool('benchmark'), import_tool('benchmark_report')
     exponentials = import_tool('exponentials')
     h100 = SimpleNamespace(multi_processor_count=132, clock_rate=1_755_000)
@@ -143,7 +147,7 @@ def test_floor_of_a_gpu(import_tool, monkeypatch):
     assert '2.00 ms (1.00 to 3.00)' in report.markdown(dict(cases=[result]))
 
 
-def test_cuda_that_is_not_there(import_tool, tmp_path):
+def test_cuda_without_a_device_is_an_error(import_tool, tmp_path):
     if torch.cuda.is_available():
         pytest.skip('this machine has a CUDA device')
 
