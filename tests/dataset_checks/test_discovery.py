@@ -58,12 +58,7 @@ def test_wrappers_count_as_often_as_the_training_visits(data):
     parts = from_config(config_of(mixed))
 
     assert [(len(part.files), part.times) for part in parts] == [(2, 2), (1, 1)]
-
-
-def test_a_repeated_data_set_alone_counts_once(data):
-    (part,) = from_config(config_of(dict(type='RepeatDataset', times=50, dataset=dataset_config(data))))
-
-    assert part.times == 1
+    assert [part.times for part in from_config(config_of(repeated))] == [1]  # alone
 
 
 def test_transforms_inside_others_are_found(data):

@@ -58,13 +58,21 @@ def test_orientation_of_cameras(data, stored, words):
     assert [words in f.what for f in findings(data)] == [True] * (words is not None)
 
 
-def test_label_without_image(data):
-    (data / 'images/training/03.jpg').unlink()
+@pytest.mark.parametrize(
+    ('file', 'content', 'severity', 'words'),
+    [
+        ('images/training/03.jpg', None, Severity.WARNING, '/annotations/training/03.png)'),
+        ('images/training/01.jpg', b'of a satellite', Severity.ERROR, '01.jpg: AssertionError: failed to load image'),
+        ('annotations/training/01.png', b'', Severity.ERROR, 'cannot be read'),  # and is not compared
+    ],
+)
+def test_a_missing_or_unreadable_file_is_one_finding(data, file, content, severity, words):
+    (data / file).unlink() if content is None else (data / file).write_bytes(content)
 
     (finding,) = findings(data)
 
-    assert (finding.severity, finding.files) == (Severity.WARNING, 1)
-    assert finding.example.endswith('annotations/training/03.png')
+    assert (finding.severity, finding.files) == (severity, 1)
+    assert words in str(finding)
 
 
 def test_files_of_another_suffix_are_no_labels(data):
@@ -92,26 +100,9 @@ def test_folder_without_its_images(data):
     assert finding.example.endswith('images/training/03.jpg')
 
 
-def test_images_that_their_loader_cannot_read(data):
-    (data / 'images/training/01.jpg').write_bytes(b'of a satellite')
-
-    (finding,) = findings(data)
-
-    assert (finding.severity, finding.files) == (Severity.ERROR, 1)
-    assert '01.jpg: AssertionError: failed to load image' in finding.example
-
-
 def test_images_of_unknown_format_in_a_folder_are_a_note(data):
     (data / 'images/training/01.jpg').write_bytes(b'of a satellite')
 
     (finding,) = findings_of(from_folder(str(data / 'annotations'), 4, images=str(data / 'images')))
 
     assert (finding.severity, finding.files) == (Severity.NOTE, 1)
-
-
-def test_labels_that_cannot_be_read_are_not_compared(data):
-    (data / 'annotations/training/01.png').write_bytes(b'')
-
-    (finding,) = findings(data)
-
-    assert 'cannot be read' in finding.what

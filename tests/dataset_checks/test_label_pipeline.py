@@ -496,18 +496,13 @@ def test_the_pipeline_of_a_wrapper_is_applied(data):
         assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, ADD_ONE))
 
 
-def test_wrappers_around_wrappers(data):
+def test_wrappers_around_wrappers_and_skipped_transforms(data):
     outer = dict(type='MultiImageMixDataset', dataset=mixed(data, ADD_ONE), pipeline=[ADD_ONE])
+    skipped = mixed(data, ADD_ONE, skip_type_keys=['AddOne'])
 
-    for part in from_dataset(DATASETS.build(outer)):
-        assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, ADD_ONE, ADD_ONE))
-
-
-def test_skipped_transforms_of_a_wrapper(data):
-    dataset = DATASETS.build(mixed(data, ADD_ONE, skip_type_keys=['AddOne']))
-
-    for part in from_dataset(dataset):
-        assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD))
+    for config, steps in ((outer, [ADD_ONE, ADD_ONE]), (skipped, [])):
+        for part in from_dataset(DATASETS.build(config)):
+            assert same(labels_of(part), labels_in_training(data, IMAGE, LOAD, *steps))
 
 
 def test_a_wrapper_that_mixes_labels_is_run_whole(data):

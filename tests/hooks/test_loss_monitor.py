@@ -26,7 +26,7 @@ from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
 from mmseg_wce.hooks.loss_monitor import LossMonitorHook
 from mmseg_wce.hooks.nan_guard import LossHistory, finite_flags
 from mmseg_wce.losses import ObservedPixels, WeightedCrossEntropyLoss
-from photos import StridedBackbone  # noqa: F401  (registers it)
+from photos import model_config
 
 NAMES = ('road', 'wall', 'pole', 'kite')
 WEIGHTS = [0.5, 1.0, 2.0, 4.0]
@@ -80,20 +80,16 @@ class Poison(Hook):
                 next(runner.model.parameters()).view(-1)[0] = torch.inf
 
 
-def runner_of(folder, dataset=None, loss=OURS, hooks=(), monitor=None, batch=2, **options) -> Runner:
-    head = dict(in_channels=4, channels=4, num_convs=0, concat_input=False, num_classes=4, dropout_ratio=0)
-    head.update(options.pop('head', {}))
+def runner_of(folder, dataset=None, loss=OURS, hooks=(), monitor=None, batch=2, iterations=4, **options) -> Runner:
+    model = model_config()
+    model.data_preprocessor.size = (16, 16)
+    model.decode_head = dict(model.decode_head, loss_decode=loss) | options.pop('head', {})
     checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=100, max_keep_ckpts=1)
     checkpoint.update(options.pop('checkpoint', {}))
     backends = [dict(type=kind) for kind in options.pop('backends', ['LocalVisBackend'])]
-    options.setdefault('train_cfg', dict(by_epoch=False, max_iters=4, val_interval=10**6))
+    options.setdefault('train_cfg', dict(by_epoch=False, max_iters=iterations, val_interval=10**6))
     return Runner(
-        model=dict(
-            type='EncoderDecoder',
-            data_preprocessor=dict(type='SegDataPreProcessor', size=(16, 16), mean=[128] * 3, std=[64] * 3),
-            backbone=dict(type='StridedBackbone'),
-            decode_head=dict(type='FCNHead', norm_cfg=None, align_corners=False, loss_decode=loss, **head),
-        ),
+        model=model,
         work_dir=str(folder),
         default_scope='mmseg',
         randomness=dict(seed=0),
@@ -317,7 +313,7 @@ def test_labels_of_another_number_of_classes():
 def test_logging_points(tmp_path):
     """Each interval has figures of its own, on disk and in the log; the rest comes at the end."""
     seen = []
-    runner = runner_of(tmp_path, train_cfg=dict(by_epoch=False, max_iters=5), batch=1)
+    runner = runner_of(tmp_path, iterations=5, batch=1)
     head = runner.model.decode_head
     by_feat = head.loss_by_feat
     head.loss_by_feat = lambda logits, data: (seen.append(logits.detach()), by_feat(logits, data))[1]
@@ -361,9 +357,7 @@ def test_one_channel_has_two_classes(tmp_path, names, expected, fused, threshold
     loss = dict(type='WeightedCrossEntropyLoss', use_sigmoid=True, class_weight=[0.5, 4.0])
     head = dict(num_classes=2, out_channels=1, threshold=threshold)
     hooks = [dict(type='FusedLossHook')] if fused else []
-    runner = runner_of(
-        tmp_path, Masks(names), loss, hooks, head=head, train_cfg=dict(by_epoch=False, max_iters=2), batch=1
-    )
+    runner = runner_of(tmp_path, Masks(names), loss, hooks, head=head, iterations=2, batch=1)
     seen, forward = [], runner.model.decode_head.forward
     runner.model.decode_head.forward = lambda features: seen.append(forward(features)) or seen[-1]
 
@@ -385,7 +379,7 @@ def test_one_channel_has_two_classes(tmp_path, names, expected, fused, threshold
 def test_sigmoids_of_many_channels(tmp_path):
     """The loss of a pixel is the weighted sum over its channels."""
     loss = dict(type='WeightedCrossEntropyLoss', use_sigmoid=True, class_weight=WEIGHTS)
-    runner = runner_of(tmp_path, loss=loss, train_cfg=dict(by_epoch=False, max_iters=2), batch=1)
+    runner = runner_of(tmp_path, loss=loss, iterations=2, batch=1)
     seen, forward = [], runner.model.decode_head.forward
     runner.model.decode_head.forward = lambda features: seen.append(forward(features)) or seen[-1]
 
@@ -424,15 +418,13 @@ def test_tensorboard(tmp_path):
 @pytest.mark.parametrize('iteration', [3, 4])
 def test_the_last_good_checkpoint_stays(tmp_path, by_epoch, kind, iteration):
     """Checkpoints are due every 2 iterations, or every epoch of 2; iteration 4 is one of these, or the next is."""
-    train_cfg = dict(by_epoch=False, max_iters=8, val_interval=10**6)
-    if by_epoch:
-        train_cfg = dict(by_epoch=True, max_epochs=4)
     dataset = Scenes(4 if by_epoch else 16, bad=[2 * iteration - 1] if kind == 'image' and not by_epoch else ())
     hooks = [Poison(iteration)] if kind == 'update' else []
     if kind == 'image' and by_epoch:
         hooks = [BadImage(iteration)]
+    length = dict(train_cfg=dict(by_epoch=True, max_epochs=4)) if by_epoch else dict(iterations=8)
     options = dict(checkpoint=dict(by_epoch=by_epoch, interval=1 if by_epoch else 2), monitor=dict(interval=100))
-    runner = runner_of(tmp_path, dataset, hooks=hooks, train_cfg=train_cfg, **options)
+    runner = runner_of(tmp_path, dataset, hooks=hooks, **length, **options)
 
     with pytest.raises(FloatingPointError) as caught:
         runner.train()
@@ -473,8 +465,7 @@ class BadImage(Hook):
 @pytest.mark.parametrize('batches_a_step', [1, 3])
 def test_a_bad_loss_is_found_at_the_next_logging_point(tmp_path, batches_a_step):
     wrapper = dict(type='OptimWrapper', accumulative_counts=batches_a_step)
-    train_cfg = dict(by_epoch=False, max_iters=8, val_interval=10**6)
-    runner = runner_of(tmp_path, Scenes(16, bad=[4]), monitor=dict(interval=4), wrapper=wrapper, train_cfg=train_cfg)
+    runner = runner_of(tmp_path, Scenes(16, bad=[4]), monitor=dict(interval=4), wrapper=wrapper, iterations=8)
 
     with pytest.raises(FloatingPointError, match=r'iteration 3 .* Its images: scene_4.png, scene_5.png') as caught:
         runner.train()
@@ -494,9 +485,7 @@ def test_the_last_iterations_are_checked_too(tmp_path):
 
 def test_parameters_are_checked_before_validation(tmp_path):
     """A best checkpoint would be written after it."""
-    runner = runner_of(
-        tmp_path, hooks=[Poison(3)], monitor=dict(interval=100), train_cfg=dict(by_epoch=False, max_iters=8)
-    )
+    runner = runner_of(tmp_path, hooks=[Poison(3)], monitor=dict(interval=100), iterations=8)
     validated = []
     runner._train_loop = runner.build_train_loop(dict(by_epoch=False, max_iters=8, val_interval=3))
 
@@ -540,8 +529,7 @@ def test_intervals_that_cannot_be_meant(interval):
     ],
 )
 def test_a_class_without_pixels_is_warned_of(tmp_path, dataset, iterations, warned):
-    train_cfg = dict(by_epoch=False, max_iters=iterations, val_interval=10**6)
-    runner_of(tmp_path, dataset, monitor=dict(interval=1), train_cfg=train_cfg).train()
+    runner_of(tmp_path, dataset, monitor=dict(interval=1), iterations=iterations).train()
 
     words = 'no pixel of 1 of 4 classes was seen: kite'
     assert said(tmp_path).count(words) == warned
@@ -602,15 +590,14 @@ def rank_main(rank, folder, bad) -> None:
 
 def train_on_rank(folder, dataset) -> None:
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
-    train_cfg = dict(by_epoch=False, max_iters=2, val_interval=10**6)
     options = dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
-    runner_of(folder, dataset, train_cfg=train_cfg, **options).train()
+    runner_of(folder, dataset, iterations=2, **options).train()
 
 
 def test_two_ranks_give_the_figures_of_one_batch(tmp_path):
     """Rank r has the images r, r + 2, ...: figures as on one, and a bad loss on rank 1 stops both."""
     dataset = Scenes(num_classes=4)
-    runner_of(tmp_path / 'one', dataset, batch=4, train_cfg=dict(by_epoch=False, max_iters=2)).train()
+    runner_of(tmp_path / 'one', dataset, batch=4, iterations=2).train()
 
     mp.spawn(rank_main, (str(tmp_path), (5,)), nprocs=2)
 
