@@ -60,8 +60,9 @@ TRAINING = [
 
 
 @pytest.fixture
-def fork(root, demo_folder, forked_tools):
+def fork(root, demo_folder, forked_tools, monkeypatch):
     """Run a tool in a fork of this process, in the demo folder; it has ``config.py``, and its output comes back."""
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')  # of other processes, as forks have
     hooks = "[dict(type='FusedLossHook'), dict(type='LossMonitorHook', interval=1)]"
     evaluator = "[_base_.test_evaluator, dict(type='ValidationLoss')]"
     text = f"_base_ = '{root / WEIGHTED}'\ncustom_hooks = {hooks}\ntest_evaluator = {evaluator}\n"
@@ -92,8 +93,9 @@ def test_a_training_is_killed_resumed_tested_and_goes_back_to_finite_weights(roo
     assert sorted(resumed) == list(range(last + 1, ITERATIONS + 1))
     assert resumed == {step: unbroken[step] for step in resumed}
 
-    arguments = [f'killed/iter_{ITERATIONS}.pth', '--work-dir', 'tested', '--out', 'predictions']
-    output = fork('test.py', *arguments, '--show-dir', 'painted', options=['default_hooks.visualization.interval=1'])
+    arguments = ['config.py', f'killed/iter_{ITERATIONS}.pth', '--work-dir', 'tested', '--out', 'predictions']
+    arguments += ['--show-dir', 'painted']
+    output = run(command(root, 'test.py', *arguments, options=['default_hooks.visualization.interval=1']))
 
     assert 'mIoU' in output
     assert 'val/loss_ce' in output
@@ -152,9 +154,19 @@ def test_two_processes_on_cpu(root, demo_folder, import_tool, monkeypatch):
     assert 'SyncBN does not exist on CPU' in output
     assert sorted(losses(demo_folder / 'two')) == [1, 2]
 
-    output = run([tools / 'dist_test.sh', config, 'two/iter_2.pth', '1', '--work-dir', 'tested'])
 
-    assert 'mIoU' in output
+def test_dist_test_starts_the_tool_in_a_process_for_each_gpu(root, tmp_path, monkeypatch):
+    """A slow test of compare_losses.py runs it."""
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv('PYTHON', str(python))
+
+    command = run([root / 'tools/dist_test.sh', 'config.py', 'iter_2.pth', '2', '--work-dir', 'tested'])
+
+    assert command.startswith('-m torch.distributed.run --nnodes 1 ')
+    assert ' --nproc_per_node 2 ' in command
+    assert command.endswith('/tools/test.py config.py iter_2.pth --work-dir tested --launcher pytorch\n')
 
 
 @pytest.mark.parametrize(
