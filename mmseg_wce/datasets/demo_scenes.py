@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from mmseg.datasets import BaseSegDataset
+from mmseg.datasets import ADE20KDataset
 from mmseg.registry import DATASETS
 from rich.progress import track
 
@@ -31,17 +30,11 @@ _OTHER = 0  # raw label of pixels without a class
 
 
 @DATASETS.register_module()
-class DemoScenesDataset(BaseSegDataset):
+class DemoScenesDataset(ADE20KDataset):
     """Demo scenes: ``images/<split>/*.jpg``, ``annotations/<split>/*.png`` with raw 0 = other and 1..10 = classes.
 
-    ``reduce_zero_label=True`` by default maps these to 255 and 0..9; the pipeline's ``LoadAnnotations`` must have the
-    same value. :func:`generate_demo_scenes` writes the files.
-
-    Args:
-        img_suffix: suffix of the images.
-        seg_map_suffix: suffix of the labels.
-        reduce_zero_label: if True, raw 0 is ignored and raw k is class k - 1.
-        **kwargs: arguments of mmseg's ``BaseSegDataset``.
+    As in mmseg's ``ADE20KDataset``, whose arguments it has, ``reduce_zero_label=True`` by default maps these to 255 and
+    0..9; the pipeline's ``LoadAnnotations`` must have the same value. :func:`generate_demo_scenes` writes the files.
 
     Example:
         >>> import tempfile
@@ -55,13 +48,6 @@ class DemoScenesDataset(BaseSegDataset):
     """
 
     METAINFO = dict(classes=_CLASSES, palette=_PALETTE)
-
-    def __init__(
-        self, img_suffix: str = '.jpg', seg_map_suffix: str = '.png', reduce_zero_label: bool = True, **kwargs: Any
-    ) -> None:
-        super().__init__(
-            img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label, **kwargs
-        )
 
 
 class _Canvas:
@@ -130,16 +116,9 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         (125, 122, 120),
         np.array([[vanishing, horizon], [vanishing + 6, horizon], [left + width, _HEIGHT], [left, _HEIGHT]]),
     )
-    for _ in range(rng.integers(0, 3)):
-        _house(canvas, horizon)
-    for _ in range(rng.integers(1, 5)):
-        _tree(canvas, horizon)
-    for _ in range(rng.integers(0, 3)):
-        _pole(canvas, horizon)
-    for _ in range(rng.integers(0, 3)):
-        _person(canvas, horizon)
-    for _ in range(rng.integers(0, 4)):
-        _bird(canvas, horizon)
+    for draw, least, most in ((_house, 0, 2), (_tree, 1, 4), (_pole, 0, 2), (_person, 0, 2), (_bird, 0, 3)):
+        for _ in range(rng.integers(least, most + 1)):
+            draw(canvas, horizon)
     return canvas.finish()
 
 
