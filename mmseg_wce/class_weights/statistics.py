@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -193,35 +192,19 @@ class LabelStatistics:
             files: labels of each file.
         """
         total = cls.empty(dataset, classes, convention)
-        pixels, images, pixels_in_images = total.pixels, total.images, np.zeros_like(total.pixels)
-        num_images = num_pixels = ignored_pixels = fingerprint = 0
-        without_label: Tally | None = None
-        zero_and_255: Tally | None = None
+        assert total.pixels_in_images is not None
+        figures: dict[str, Any] = {}
         for file in files:
             size = math.prod(file.size)
-            num_ignored = total._count_file(file, size, pixels_in_images)
+            num_ignored = total._count_file(file, size, total.pixels_in_images)
+            found: dict[str, Any] = dict(num_images=1, num_pixels=size, ignored_pixels=num_ignored)
+            found['fingerprint'] = _fingerprint(file)
             if num_ignored == size:
-                without_label = _add_optional(without_label, Tally(size, 1, file.file))
-            num_255 = _count_255(file)
-            if num_255:
-                zero_and_255 = _add_optional(zero_and_255, Tally(num_255, 1, file.file))
-            num_images, num_pixels, ignored_pixels = num_images + 1, num_pixels + size, ignored_pixels + num_ignored
-            fingerprint = (fingerprint + _fingerprint(file)) % _FINGERPRINT_MODULUS
-        unexpected, more = _keep_smallest(total.unexpected)
-        return replace(
-            total,
-            pixels=pixels,
-            images=images,
-            pixels_in_images=pixels_in_images,
-            num_images=num_images,
-            num_pixels=num_pixels,
-            ignored_pixels=ignored_pixels,
-            images_without_label=without_label,
-            zero_and_255=zero_and_255,
-            unexpected=unexpected,
-            more_unexpected=more,
-            fingerprint=fingerprint,
-        )
+                found['images_without_label'] = Tally(size, 1, file.file)
+            if num_255 := _count_255(file):
+                found['zero_and_255'] = Tally(num_255, 1, file.file)
+            figures = _sum(figures, found)
+        return replace(total, **figures)._bounded()
 
     def _count_file(self, file: FileLabels, size: int, pixels_in_images: np.ndarray) -> int:
         """Add a file to the counts in place, and return the number of its ignored pixels."""
@@ -242,9 +225,17 @@ class LabelStatistics:
         if file.image_mismatch is not None:
             _add(self.image_mismatches, file.image_mismatch[0], Tally(0, 1, file.file, file.image_mismatch[1]))
         _add(self.storage, file.storage, Tally(0, 1, file.file))
-        shape = f'{file.size[1]} x {file.size[0]}'
-        self.sizes[shape] = self.sizes.get(shape, 0) + 1
+        _add(self.sizes, f'{file.size[1]} x {file.size[0]}', 1)
         return num_ignored
+
+    def _bounded(self) -> LabelStatistics:
+        """Keep the smallest unexpected values, the same ones for a sum as for its parts, and 64 bits of fingerprint."""
+        unexpected, more = self.unexpected, self.more_unexpected
+        if len(unexpected) > _MAX_UNEXPECTED:
+            unexpected = dict(sorted(unexpected.items())[:_MAX_UNEXPECTED])
+            more += sum(tally.pixels for value, tally in self.unexpected.items() if value not in unexpected)
+        fingerprint = self.fingerprint % _FINGERPRINT_MODULUS
+        return replace(self, unexpected=unexpected, more_unexpected=more, fingerprint=fingerprint)
 
     @property
     def share(self) -> np.ndarray:
@@ -274,57 +265,22 @@ class LabelStatistics:
                 f'({", ".join(self.classes[:3])}, ...), {other.dataset!r} has {len(other.classes)} '
                 f'({", ".join(other.classes[:3])}, ...)'
             )
-        image_pixels, other_pixels = self.pixels_in_images, other.pixels_in_images
-        names = dict.fromkeys((*self.dataset.split(' + '), *other.dataset.split(' + ')))
-        unexpected, more = _keep_smallest(_merge(self.unexpected, other.unexpected))
-        return LabelStatistics(
-            ' + '.join(names),
+        figures = {name: _sum(getattr(self, name), getattr(other, name)) for name in _FIGURES}
+        if self.pixels_in_images is None or other.pixels_in_images is None:
+            figures['pixels_in_images'] = None
+        joined = LabelStatistics(
+            ' + '.join(dict.fromkeys((*self.dataset.split(' + '), *other.dataset.split(' + ')))),
             self.classes,
             (*self.conventions, *(c for c in other.conventions if c not in self.conventions)),
-            pixels=self.pixels + other.pixels,
-            images=self.images + other.images,
-            pixels_in_images=None if image_pixels is None or other_pixels is None else image_pixels + other_pixels,
-            num_images=self.num_images + other.num_images,
-            num_pixels=self.num_pixels + other.num_pixels,
-            ignored_pixels=self.ignored_pixels + other.ignored_pixels,
-            images_without_label=_add_optional(self.images_without_label, other.images_without_label),
-            zero_and_255=_add_optional(self.zero_and_255, other.zero_and_255),
-            unexpected=unexpected,
-            more_unexpected=self.more_unexpected + other.more_unexpected + more,
-            raw_values=_merge(self.raw_values, other.raw_values),
-            altered=_merge(self.altered, other.altered),
-            sizes=dict(Counter(self.sizes) + Counter(other.sizes)),
-            storage=_merge(self.storage, other.storage),
-            image_mismatches=_merge(self.image_mismatches, other.image_mismatches),
+            **figures,
             failed={**self.failed, **other.failed},
-            dropped=_add_optional(self.dropped, other.dropped),
-            fingerprint=(self.fingerprint + other.fingerprint) % _FINGERPRINT_MODULUS,
             source='; '.join(filter(None, dict.fromkeys((self.source, other.source)))),
             folders=tuple(dict.fromkeys((*self.folders, *other.folders))),
         )
+        return joined._bounded()
 
     def __mul__(self, times: int) -> LabelStatistics:
-        image_pixels = self.pixels_in_images
-        return replace(
-            self,
-            pixels=self.pixels * times,
-            images=self.images * times,
-            pixels_in_images=None if image_pixels is None else image_pixels * times,
-            num_images=self.num_images * times,
-            num_pixels=self.num_pixels * times,
-            ignored_pixels=self.ignored_pixels * times,
-            images_without_label=self.images_without_label and self.images_without_label * times,
-            zero_and_255=self.zero_and_255 and self.zero_and_255 * times,
-            sizes={size: number * times for size, number in self.sizes.items()},
-            unexpected=_multiply(self.unexpected, times),
-            more_unexpected=self.more_unexpected * times,
-            raw_values=_multiply(self.raw_values, times),
-            altered=_multiply(self.altered, times),
-            storage=_multiply(self.storage, times),
-            image_mismatches=_multiply(self.image_mismatches, times),
-            dropped=self.dropped and self.dropped * times,
-            fingerprint=self.fingerprint * times % _FINGERPRINT_MODULUS,
-        )
+        return replace(self, **{name: _multiply(getattr(self, name), times) for name in _FIGURES})._bounded()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LabelStatistics):
@@ -333,6 +289,10 @@ class LabelStatistics:
         return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a is b or bool(a == b) for a, b in pairs)
 
     __hash__ = None  # type: ignore[assignment]  # __eq__ compares arrays, which have no hash
+
+
+_TEXTS = ('dataset', 'classes', 'conventions', 'failed', 'source', 'folders')
+_FIGURES = [f.name for f in fields(LabelStatistics) if f.name not in _TEXTS]  # these are added and multiplied
 
 
 def _fingerprint(file: FileLabels) -> int:
@@ -354,8 +314,8 @@ def _count_255(file: FileLabels) -> int:
     return int(counts[values.argmax()]) if len(values) == 2 and {*values.tolist()} == {0, 255} else 0
 
 
-def _add(tallies: dict[Any, Tally], key: Any, tally: Tally) -> None:
-    tallies[key] = tallies[key] + tally if key in tallies else tally
+def _add(total: dict[Any, Any], key: Any, figure: Any) -> None:
+    total[key] = total[key] + figure if key in total else figure
 
 
 def _count(tallies: dict[Any, Tally], values: np.ndarray, counts: np.ndarray, file: str) -> None:
@@ -363,28 +323,22 @@ def _count(tallies: dict[Any, Tally], values: np.ndarray, counts: np.ndarray, fi
         _add(tallies, value, Tally(pixels, 1, file))
 
 
-def _keep_smallest(tallies: dict[int, Tally]) -> tuple[dict[int, Tally], int]:
-    """Return the smallest values, the same ones for a sum as for its parts, and the pixels of all others."""
-    if len(tallies) <= _MAX_UNEXPECTED:
-        return tallies, 0
-    kept = dict(sorted(tallies.items())[:_MAX_UNEXPECTED])
-    return kept, sum(tally.pixels for value, tally in tallies.items() if value not in kept)
-
-
-def _add_optional(a: Tally | None, b: Tally | None) -> Tally | None:
-    return a + b if a and b else a or b
-
-
-def _multiply(tallies: dict[Any, Tally], times: int) -> dict[Any, Tally]:
-    return {value: tally * times for value, tally in tallies.items()}
-
-
-def _merge(*parts: dict[Any, Tally]) -> dict[Any, Tally]:
-    total: dict[Any, Tally] = {}
-    for part in parts:
-        for key, tally in part.items():
-            _add(total, key, tally)
+def _sum(one: Any, other: Any) -> Any:
+    """Add two figures, or those with the same key in two dicts; None counts as zero."""
+    if one is None or other is None:
+        return other if one is None else one
+    if not isinstance(one, dict):
+        return one + other
+    total = dict(one)
+    for key, figure in other.items():
+        _add(total, key, figure)
     return total
+
+
+def _multiply(figure: Any, times: int) -> Any:
+    if isinstance(figure, dict):
+        return {key: value * times for key, value in figure.items()}
+    return None if figure is None else figure * times
 
 
 def __getattr__(name: str) -> Any:
