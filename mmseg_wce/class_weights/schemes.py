@@ -33,21 +33,9 @@ Scheme = Literal['inverse_frequency', 'sqrt_inverse_frequency', 'median_frequenc
 NORMALIZATIONS = ('pixels', 'classes', None)
 
 
-def _inverse_frequency(statistics: LabelStatistics, present: np.ndarray) -> np.ndarray:
-    return 1 / statistics.share[present]
-
-
-def _sqrt_inverse_frequency(statistics: LabelStatistics, present: np.ndarray) -> np.ndarray:
-    return 1 / np.sqrt(statistics.share[present])
-
-
 def _median_frequency(statistics: LabelStatistics, present: np.ndarray) -> np.ndarray:
     frequency = statistics.frequency_where_present[present]
     return np.median(frequency) / frequency
-
-
-def _enet(statistics: LabelStatistics, present: np.ndarray) -> np.ndarray:
-    return 1 / np.log(1.02 + statistics.share[present])
 
 
 def _effective_number(
@@ -64,10 +52,10 @@ def _effective_number(
 
 
 SCHEMES: dict[str, Callable[..., np.ndarray]] = {
-    'inverse_frequency': _inverse_frequency,
-    'sqrt_inverse_frequency': _sqrt_inverse_frequency,
+    'inverse_frequency': lambda statistics, present: 1 / statistics.share[present],
+    'sqrt_inverse_frequency': lambda statistics, present: 1 / np.sqrt(statistics.share[present]),
     'median_frequency': _median_frequency,
-    'enet': _enet,
+    'enet': lambda statistics, present: 1 / np.log(1.02 + statistics.share[present]),
     'effective_number': _effective_number,
 }
 
@@ -112,8 +100,13 @@ def class_weights(
     present = statistics.pixels > 0
     if not present.any():
         raise ValueError(f'statistics of {statistics.dataset!r}: no pixel has a class, so nothing can be weighted')
-    if statistics.absent:
-        warnings.warn(_absent_message(statistics, absent), stacklevel=2)
+    if names := statistics.absent:
+        listed = ', '.join(names[:8]) + f' and {len(names) - 8} more' * (len(names) > 8)
+        warnings.warn(
+            f'{len(names)} of the {len(statistics.classes)} classes never occur in the {statistics.num_images} images '
+            f'of {statistics.dataset!r}, and get the weight {absent:g}: {listed}',
+            stacklevel=2,
+        )
     with np.errstate(over='ignore', under='ignore'):  # checked below
         present_weights = SCHEMES[scheme](statistics, present, **options) ** exponent
     if not (np.isfinite(present_weights).all() and present_weights.all()):
@@ -132,7 +125,7 @@ def check_options(scheme: str = 'sqrt_inverse_frequency', **options: Any) -> Non
     """Raise TypeError or ValueError for options that :func:`class_weights` refuses whatever the statistics."""
     if scheme not in SCHEMES:
         raise ValueError(f'scheme must be one of {", ".join(SCHEMES)}, got {scheme!r}')
-    known = [name for name in _OPTIONS if name not in _OPTION_SCHEMES or scheme in _OPTION_SCHEMES[name]]
+    known = [name for name in _OPTIONS if scheme == 'effective_number' or name not in ('beta', 'count')]
     for name, value in options.items():
         if name not in known:
             raise TypeError(f'scheme {scheme!r} has no option {name!r}; it has {", ".join(known)}')
@@ -143,8 +136,6 @@ def check_options(scheme: str = 'sqrt_inverse_frequency', **options: Any) -> Non
             raise ValueError(f'{name} must be {description}, got {value!r}')
 
 
-# Schemes that have an option; every scheme has the other options.
-_OPTION_SCHEMES = {'beta': ('effective_number',), 'count': ('effective_number',)}
 # Type, check and description of each option.
 _OPTIONS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     'exponent': (Real, math.isfinite, 'a finite number'),
@@ -154,12 +145,3 @@ _OPTIONS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     'beta': (Real | None, lambda beta: beta is None or 0 <= beta < 1, 'at least 0 and less than 1'),
     'count': (str, lambda value: value in ('images', 'pixels'), "'images' or 'pixels'"),
 }
-
-
-def _absent_message(statistics: LabelStatistics, absent: float) -> str:
-    names = statistics.absent
-    listed = ', '.join(names[:8]) + f' and {len(names) - 8} more' * (len(names) > 8)
-    return (
-        f'{len(names)} of the {len(statistics.classes)} classes never occur in the {statistics.num_images} images of '
-        f'{statistics.dataset!r}, and get the weight {absent:g}: {listed}'
-    )

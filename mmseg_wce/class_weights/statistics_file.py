@@ -38,17 +38,14 @@ def from_json(content: dict[str, Any]) -> LabelStatistics:
     Raises:
         ValueError: the counts do not fit the classes.
     """
-    added_later = {'more_unexpected': 0, 'altered': {}, 'image_mismatches': {}, 'dropped': None}
-    values = {
-        f.name: content[f.name] for f in fields(LabelStatistics) if f.name in content or f.name not in added_later
-    }
-    values = {**added_later, **values}
+    # those that were added later, then all others
+    values: dict[str, Any] = {'more_unexpected': 0, 'altered': {}, 'image_mismatches': {}, 'dropped': None}
+    values |= {f.name: content[f.name] for f in fields(LabelStatistics) if f.name in content or f.name not in values}
     for name in ('pixels', 'images', 'pixels_in_images'):
         values[name] = None if values[name] is None else np.array(values[name], np.int64)
-    for name in ('unexpected', 'raw_values'):
-        values[name] = {int(value): Tally(**tally) for value, tally in values[name].items()}
-    for name in ('storage', 'altered', 'image_mismatches'):
-        values[name] = {kind: Tally(**tally) for kind, tally in values[name].items()}
+    for name in ('unexpected', 'raw_values', 'storage', 'altered', 'image_mismatches'):
+        as_key = int if name in ('unexpected', 'raw_values') else str
+        values[name] = {as_key(key): Tally(**tally) for key, tally in values[name].items()}
     for name in ('images_without_label', 'zero_and_255', 'dropped'):
         values[name] = None if values[name] is None else Tally(**values[name])
     for name in ('classes', 'folders'):
