@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
+from mmengine.dataset import Compose
 from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
 from mmseg_wce.dataset_checks.isolation import copy_of_dataset, isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import Effect, is_loader, is_resize
@@ -63,7 +64,7 @@ class LabelPipeline:
     def __init__(
         self, dataset: Any, more_transforms: Sequence[Callable] = (), get_sample: Callable[[int], dict] | None = None
     ) -> None:
-        name = type(dataset).__name__
+        self._name = name = type(dataset).__name__
         transforms = [*flatten([dataset.pipeline]), *flatten(more_transforms)]
         self.notes: list[str] = [f'{name}: {note}' for transform in transforms for note in notes_on(transform)]
         steps = [step for transform in transforms if (step := label_step(transform))]
@@ -104,9 +105,6 @@ class LabelPipeline:
 
         A custom transform that adds an image and changes nothing else counts as a loader of images. Images are loaded
         for all samples if labels of a probed sample differ, or cannot be made, without them.
-
-        Args:
-            indices: indices of the samples.
         """
         with isolated_random_state():
             self._find_image_loaders(indices)
@@ -115,11 +113,7 @@ class LabelPipeline:
         self.notes += dict.fromkeys(note for _, note in outcomes if note)
 
     def load(self, index: int, with_image: bool = False) -> LoadedLabels:
-        """Load the labels of a sample.
-
-        Args:
-            index: index of the sample in the data set.
-            with_image: load the image first, even if no probed sample needed it.
+        """Load the labels of a sample; ``with_image`` loads its image first, even if no probed sample needed it.
 
         Raises:
             SampleDroppedError: a transform returned None.
@@ -144,14 +138,9 @@ class LabelPipeline:
         return not all(is_loader(step.transform) for step in self._steps)
 
     def sizes(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...] | None, bool]:
-        """Return the shapes of a sample's label and image after all transforms that are not left out.
+        """Return the shapes of a sample's label and image (None without one) after all transforms that are run.
 
-        Args:
-            index: index of the sample in the data set.
-
-        Returns:
-            Shape of the label, shape of the image (None without one), and True if a transform changed the size of
-            either after it was loaded.
+        The third value is True if a transform changed the size of either after it was loaded.
         """
         all_shapes: dict[str, list[tuple[int, ...]]] = dict(img=[], gt_seg_map=[])
         with isolated_random_state(index):
@@ -170,25 +159,13 @@ class LabelPipeline:
     @property
     def has_plain_images(self) -> bool:
         """True if images are the files that the data set names, read by ``LoadImageFromFile``."""
-        loaders = [step.transform for step in self._image_steps() if step.effect is Effect.LOADS_IMAGE]
-        return len(loaders) == len(self._image_steps()) and all(type(load) is LoadImageFromFile for load in loaders)
+        return all(type(step.transform) is LoadImageFromFile for step in self._image_steps())
 
     def load_image(self, index: int) -> np.ndarray | None:
-        """Load the image of a sample without its labels.
-
-        Args:
-            index: index of the sample in the data set.
-
-        Returns:
-            The ``img`` of the loaders; None if there is no loader or the sample is dropped.
-        """
+        """Load the image of a sample without its labels; None if there is no loader or the sample is dropped."""
         with isolated_random_state(index):
-            results: Any = self._dataset.prepare_data(index)
-            for transform, _ in self._image_steps():
-                results = transform(results)
-                if results is None:
-                    return None
-            return results.get('img')
+            load = Compose([step.transform for step in self._image_steps()])
+            return (load(self._dataset.prepare_data(index)) or {}).get('img')
 
     def _image_steps(self) -> list[Step]:
         """Return the steps that load the image: its loaders, and custom transforms before them."""
@@ -201,12 +178,7 @@ class LabelPipeline:
         return [step for i, step in enumerate(before) if i in custom or step.effect is Effect.LOADS_IMAGE]
 
     def resized_alike(self, label_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
-        """Return True if a resize gives image and label the same size before other transforms move them.
-
-        Args:
-            label_size: height and width of the label.
-            image_size: height and width of the image.
-        """
+        """Return True if a resize gives image and label the same (height, width) before others move them."""
         if not is_resize(self.first_move):
             return False
         move: Any = copy.deepcopy(self.first_move)
@@ -220,18 +192,12 @@ class LabelPipeline:
         return results['img'].shape[:2] == results['gt_seg_map'].shape[:2]
 
     def fits_where_loaded(self, index: int) -> bool:
-        """Return True if transforms before the loader of labels resize the image to the label's size.
-
-        Args:
-            index: index of the sample in the data set.
-        """
+        """Return True if transforms before the loader of labels resize the image to the label's size."""
         if not self._up_to_labels:
             return False
         with isolated_random_state(index):
             try:
-                results: Any = self._dataset.prepare_data(index)
-                for transform in copy.deepcopy(self._up_to_labels):
-                    results = transform(results)
+                results: Any = Compose(copy.deepcopy(self._up_to_labels))(self._dataset.prepare_data(index))
                 return np.shape(results['img'])[:2] == np.shape(results['gt_seg_map'])[:2]
             except Exception:  # they need more input, or drop the sample
                 return False
@@ -327,8 +293,7 @@ class LabelPipeline:
         others = [type(t).__name__ for t in self.label_transforms if not is_loader(t)]
         if {'RandomApply', 'RandomChoice'} & set(others):  # notes_on has a note on these
             return ''
-        name = type(self._original).__name__
-        return f'{name}: {", ".join(others)} changes labels at random: they are counted as one draw leaves them'
+        return f'{self._name}: {", ".join(others)} changes labels at random: they are counted as one draw leaves them'
 
     def _shape_note(self, loaded: LoadedLabels) -> str:
         shape = np.shape(loaded.labels)[:2]
@@ -336,7 +301,7 @@ class LabelPipeline:
             return ''
         before, after = ('{1} x {0}'.format(*size) for size in (loaded.size, shape))
         return (
-            f'{type(self._original).__name__}: {loaded.resized_by} changes the size of labels ({before} becomes '
+            f'{self._name}: {loaded.resized_by} changes the size of labels ({before} becomes '
             f'{after}, width x height): they are counted as the transforms leave them'
         )
 
@@ -351,7 +316,7 @@ class LabelPipeline:
                 return ''
         self.notes_full_run = True
         return (
-            f'{type(self._original).__name__}: its transforms need what the ones left out make '
+            f'{self._name}: its transforms need what the ones left out make '
             f'({in_one_line(error)}), so labels are counted after the whole pipeline, with its crops and flips'
         )
 
