@@ -93,8 +93,7 @@ def read_splits(config: Config, splits: Iterable[str]) -> tuple[dict[str, list[L
 def _reads_same_labels(parts: list[LabelFiles], others: list[LabelFiles]) -> bool:
     """Return True if two splits read the same files alike, and compare them with images of the same size."""
     one, other = (
-        [(p.files, p.classes, p.convention, str(p.transforms), p.reader.resizes) for p in side]
-        for side in (parts, others)
+        [(p.files, p.classes, p.convention, str(p.transforms), p.resizes) for p in side] for side in (parts, others)
     )
     return one == other
 

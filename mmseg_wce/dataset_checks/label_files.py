@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from mmseg_wce.class_weights import LabelEncoding, LabelStatistics, Tally
 from mmseg_wce.class_weights.statistics import FileLabels
+from mmseg_wce.dataset_checks.known_transforms import is_resize
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader, PipelineReader, Sample
 from mmseg_wce.dataset_checks.label_values import LabelFileError
 from mmseg_wce.dataset_checks.loaded_labels import SampleDroppedError
@@ -69,6 +70,12 @@ class LabelFiles:
         return isinstance(self.reader, AnnotationReader)
 
     @property
+    def resizes(self) -> bool:
+        """True if image and label are resized before other transforms move them, so that their sizes may differ."""
+        pipeline = self.reader.pipeline
+        return pipeline is not None and is_resize(pipeline.first_move)
+
+    @property
     def transforms(self) -> list[tuple[str, dict]]:
         """Types and settings of the transforms that make the labels."""
         reader = self.reader
@@ -87,18 +94,11 @@ class LabelFiles:
         return osp.realpath(common) if osp.isdir(common) else common
 
     def subset(self, indices: Iterable[int]) -> LabelFiles:
-        """Return a subset of the files.
-
-        Args:
-            indices: indices of the files, from 0.
-        """
+        """Return the files with these indices, from 0."""
         return replace(self, samples=[self.samples[i] for i in indices])
 
     def labels(self, index: int) -> np.ndarray:
         """Return a file's labels (H, W), integers, as the loss gets them.
-
-        Args:
-            index: index of the file, from 0.
 
         Raises:
             LabelFileError: the file does not hold one class index for each pixel.

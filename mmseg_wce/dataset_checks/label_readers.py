@@ -18,7 +18,6 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg_wce.class_weights import LabelEncoding
 from mmseg_wce.class_weights.statistics import FileLabels
 from mmseg_wce.dataset_checks.isolation import isolated_random_state
-from mmseg_wce.dataset_checks.known_transforms import is_resize
 from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline
 from mmseg_wce.dataset_checks.label_values import (
     LabelFileError,
@@ -33,7 +32,7 @@ from mmseg_wce.dataset_checks.loaded_labels import SampleDroppedError, labels_in
 from mmseg_wce.safe_io.errors import in_one_line
 from PIL import Image
 
-__all__ = ['AnnotationReader', 'ItemReader', 'PipelineReader', 'Sample']
+__all__ = ['AnnotationReader', 'ItemReader', 'PipelineReader', 'Sample', 'open_image']
 
 _EXIF_ORIENTATION, _TRANSPOSED = 0x0112, (5, 6, 7, 8)
 
@@ -86,11 +85,6 @@ class AnnotationReader:
             )
             return load(results)['gt_seg_map'].ravel()
 
-    @property
-    def resizes(self) -> bool:
-        """True if image and label are resized before other transforms move them, so that their sizes may differ."""
-        return self.pipeline is not None and is_resize(self.pipeline.first_move)
-
     def raw(self, path: str) -> tuple[np.ndarray, str]:
         """Return a file's values (H, W) as ``load`` decodes them, before a conversion to 8 bits, and their storage.
 
@@ -102,20 +96,22 @@ class AnnotationReader:
         decoder = self.load.imdecode_backend
         if decoder == 'pillow':
             image = Image.open(io.BytesIO(content))
-            return two_dimensional(_squeeze(np.array(image))), f'{image.mode} {image.format}'
-        kind = 'file'
-        if content.startswith(b'\x89PNG'):
-            image = Image.open(io.BytesIO(content))
-            kind = 'palette PNG' if image.mode == 'P' else 'PNG'
-            image.verify()  # OpenCV decodes truncated files without an error
-        values = mmcv.imfrombytes(content, flag='unchanged', backend=decoder)
-        if values is None:
-            raise LabelFileError(f'{decoder} cannot decode it')
-        if kind == 'palette PNG' and values.ndim > 2:
-            raise LabelFileError(
-                f"{decoder} makes colours of its palette: set imdecode_backend='pillow' in LoadAnnotations"
-            )
-        return two_dimensional(_squeeze(values)), f'{decoder} {values.dtype} {kind}'
+            values, storage = np.array(image), f'{image.mode} {image.format}'
+        else:
+            kind = 'file'
+            if content.startswith(b'\x89PNG'):
+                image = Image.open(io.BytesIO(content))
+                kind = 'palette PNG' if image.mode == 'P' else 'PNG'
+                image.verify()  # OpenCV decodes truncated files without an error
+            values = mmcv.imfrombytes(content, flag='unchanged', backend=decoder)
+            if values is None:
+                raise LabelFileError(f'{decoder} cannot decode it')
+            if kind == 'palette PNG' and values.ndim > 2:
+                raise LabelFileError(
+                    f"{decoder} makes colours of its palette: set imdecode_backend='pillow' in LoadAnnotations"
+                )
+            storage = f'{decoder} {values.dtype} {kind}'
+        return two_dimensional(values.squeeze() if values.ndim > 2 else values), storage
 
     def labels(self, sample: Sample) -> np.ndarray:
         """Return (H, W), integers: the labels as the loss gets them."""
@@ -148,18 +144,9 @@ class AnnotationReader:
 
 @dataclass(frozen=True)
 class PipelineReader:
-    """Reader of samples whose labels are made by the transforms of a data set.
-
-    Attributes:
-        pipeline: pipeline that is run for a sample.
-    """
+    """Reader of samples whose labels are made by the transforms of a data set."""
 
     pipeline: LabelPipeline
-
-    @property
-    def resizes(self) -> bool:
-        """True if image and label are resized before other transforms move them, so that their sizes may differ."""
-        return is_resize(self.pipeline.first_move)
 
     def labels(self, sample: Sample) -> np.ndarray:
         """Return (H, W), integers: the labels as the loss gets them."""
@@ -168,10 +155,7 @@ class PipelineReader:
     def count(self, sample: Sample, with_image: bool = False, loads_image: bool = False) -> FileLabels:
         """Count the pixels of each label, and compare its size with the image's if ``with_image``.
 
-        Args:
-            sample: a sample of the data set.
-            with_image: compare sizes.
-            loads_image: load the image before the labels, even if no probed sample needed it.
+        ``loads_image`` loads the image before the labels, even if no probed sample needed it.
         """
         loaded = self.pipeline.load(sample.index, loads_image)
         load = next((t for t in self.pipeline.label_transforms if type(t) is LoadAnnotations), None)
@@ -182,7 +166,7 @@ class PipelineReader:
         if with_image and loaded.size is not None:
             mismatch = _find_mismatch(sample, loaded.size, self.pipeline)
         storage = ' + '.join(type(transform).__name__ for transform in self.pipeline.label_transforms)
-        return _count_labels(sample.label, loaded.labels, storage, altered, mismatch)
+        return _count_labels(sample.label, loaded.labels, altered, storage=storage, image_mismatch=mismatch)
 
     def image(self, sample: Sample) -> np.ndarray | None:
         """Return the image from its loader: (H, W, 3), uint8, usually BGR."""
@@ -201,7 +185,7 @@ class ItemReader:
     items: Any
     load: Any = None
 
-    resizes = False
+    pipeline = None
 
     def labels(self, sample: Sample) -> np.ndarray:
         """Return (H, W), integers: the labels as the loss gets them."""
@@ -213,7 +197,7 @@ class ItemReader:
         packed = item.get('data_samples')
         path = item.get('seg_map_path') if packed is None else getattr(packed, 'seg_map_path', None)
         altered = _altered_before(self.load, path, changes_later=True)
-        return _count_labels(str(path or sample.label), labels_in(item), type(self.items).__name__, altered, None)
+        return _count_labels(str(path or sample.label), labels_in(item), altered, storage=type(self.items).__name__)
 
     def image(self, sample: Sample) -> np.ndarray | None:
         """Return the image (H, W, 3) of the item; None if it has none."""
@@ -244,23 +228,14 @@ def _altered_before(load: Any, path: str | None, changes_later: bool) -> dict[st
     return altered
 
 
-def _count_labels(
-    file: str,
-    labels: np.ndarray,
-    storage: str,
-    altered: dict[str, tuple[int, str]],
-    image_mismatch: tuple[str, str] | None,
-) -> FileLabels:
+def _count_labels(file: str, labels: np.ndarray, altered: dict[str, tuple[int, str]], **others: Any) -> FileLabels:
     """Count the pixels of each label of a sample."""
     integers, not_integers = as_integers(labels)
     valid = integers
     if 'not finite' in not_integers:
         valid = integers[np.isfinite(labels).reshape(integers.shape)]
     values, counts = count_values(valid)
-    altered = {**altered, **not_integers}
-    return FileLabels(
-        file, integers.shape, values, counts, storage=storage, altered=altered, image_mismatch=image_mismatch
-    )
+    return FileLabels(file, integers.shape, values, counts, altered={**altered, **not_integers}, **others)
 
 
 def _load_image(sample: Sample, pipeline: LabelPipeline | None) -> np.ndarray | None:
@@ -275,15 +250,7 @@ def _find_mismatch(
     """Compare the sizes of a label and its image after their loaders.
 
     The image is decoded only if the header may not give its size: an EXIF rotation, or the format of a custom loader.
-
-    Args:
-        sample: sample with the paths of both.
-        label_size: height and width of the label.
-        pipeline: pipeline of the data set; None if there is none.
-
-    Returns:
-        None if the sizes are equal; else the kind of mismatch (a key of ``LabelStatistics.image_mismatches``) and both
-        files with their sizes.
+    Return None if the sizes are equal; else a key of ``LabelStatistics.image_mismatches``, and both files with their sizes.
     """
     loaders: list[Any] = [LoadImageFromFile()] if pipeline is None else pipeline.image_loaders
     if sample.image is None or not loaders:
@@ -323,11 +290,23 @@ def _find_mismatch(
     return 'resized' if same_ratio else 'stretched', detail
 
 
+def open_image(path: str, backend_args: dict | None) -> Image.Image:
+    """Open an image or label file of any file backend of mmengine, without decoding it.
+
+    Args:
+        path: path of the file.
+        backend_args: file backend.
+
+    Returns:
+        The file as Pillow opens it.
+    """
+    return Image.open(path if osp.isfile(path) else io.BytesIO(fileio.get(path, backend_args=backend_args)))
+
+
 def _stored_size(path: str, backend_args: dict | None) -> tuple[tuple[int, int], bool]:
     """Return height and width in an image file's header (zeros if unknown), and True if EXIF swaps them."""
-    is_local = osp.isfile(path)
     try:
-        with Image.open(path if is_local else io.BytesIO(fileio.get(path, backend_args=backend_args))) as image:
+        with open_image(path, backend_args) as image:
             return image.size[::-1], image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
     except FileNotFoundError:
         raise
@@ -338,12 +317,7 @@ def _stored_size(path: str, backend_args: dict | None) -> tuple[tuple[int, int],
 def _has_8_bits(path: str, backend_args: dict | None) -> bool:
     """Return True if the header of a label file says that values have at most 8 bits."""
     try:
-        content = path if osp.isfile(path) else io.BytesIO(fileio.get(path, backend_args=backend_args))
-        with Image.open(content) as image:
+        with open_image(path, backend_args) as image:
             return image.mode in ('1', 'L', 'P')
     except Exception:  # Pillow does not know the format
         return False
-
-
-def _squeeze(values: np.ndarray) -> np.ndarray:
-    return values.squeeze() if values.ndim > 2 else values

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-from mmengine import fileio
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.dataset_checks.findings import Finding, Severity
 from mmseg_wce.dataset_checks.label_files import LabelFiles
-from mmseg_wce.dataset_checks.label_readers import AnnotationReader
-from PIL import Image
+from mmseg_wce.dataset_checks.label_readers import AnnotationReader, open_image
 
 __all__ = ['check_raw_zero', 'evenly']
 
@@ -139,8 +136,8 @@ def _check_like_class(borders: _BorderShares, statistics: LabelStatistics) -> li
 
 def _check_palette(part: LabelFiles, file: str, load: Any) -> list[Finding]:
     """Compare a file's palette with that of the data set: it shows the raw value of each class."""
-    content = fileio.get(file, backend_args=load.backend_args)
-    colors = np.array(Image.open(io.BytesIO(content)).getpalette()).reshape(-1, 3)[:256]
+    with open_image(file, load.backend_args) as image:
+        colors = np.array(image.getpalette()).reshape(-1, 3)[:256]
     known = np.array(part.palette)
     if part.convention.label_map is not None or len(known) < 2:
         return []
