@@ -33,7 +33,7 @@ from mmseg_wce.dataset_checks.wrappers import Leaf, inherits_items, leaves, prep
 from mmseg_wce.safe_io.errors import in_one_line
 from PIL import Image
 
-__all__ = ['LabelConflict', 'UnreadableDataset', 'from_config', 'from_dataset', 'from_folder']
+__all__ = ['LabelConflict', 'UnreadableDataset', 'from_config', 'from_dataset', 'from_folder', 'why_no_samples']
 
 
 class LabelConflict(ValueError):
@@ -116,7 +116,7 @@ def from_dataset(
     with isolated_random_state():
         for leaf in leaves(dataset):
             try:
-                parts.append(_from_leaf(leaf, num_classes, ignore_index, one_channel, most))
+                parts.append(_from_leaf(leaf, most, (num_classes, ignore_index, one_channel)))
             except NoLoaderError as error:
                 unlabelled.append(str(error))
     if not parts:
@@ -126,27 +126,25 @@ def from_dataset(
     return [replace(part, times=part.times // common) for part in parts]
 
 
-def _from_leaf(
-    leaf: Leaf, num_classes: int | None, ignore_index: int, one_channel: bool, most: int | None
-) -> LabelFiles:
+def _from_leaf(leaf: Leaf, most: int | None, model: tuple[int | None, int, bool]) -> LabelFiles:
     dataset = leaf.dataset
     if not inherits_items(dataset, BaseDataset):
-        return _from_items(leaf, num_classes, ignore_index, one_channel, most)
+        return _from_items(leaf, most, model)
     name = type(dataset).__name__
     pipeline = LabelPipeline(dataset, leaf.more_transforms, leaf.get_sample)
     if len(dataset) == 0:
-        raise ValueError(f'{name} has no samples: {_explain_no_samples(dataset)}')
+        raise ValueError(f'{name} has no samples: {why_no_samples(dataset)}')
     dataset_copy = copy_of_dataset(dataset)
     infos = {i: dataset_copy.get_data_info(i) for i in _spread_indices(len(dataset), most)}
-    loaders = _leading_loaders(pipeline.label_transforms)
+    loaders: list[Any] = list(takewhile(_reads_seg_map_path, pipeline.label_transforms))
     labelled = {i: info for i, info in infos.items() if not loaders or info.get('seg_map_path') is not None}
     if not labelled:
         prefix = getattr(dataset, 'data_prefix', {}).get('img_path')
         raise ValueError(
             f'{name}: none of its {len(infos)} samples in {prefix!r} has a label: data_prefix needs seg_map_path'
         )
-    first = next(iter(labelled.values()))
-    convention = LabelEncoding(bool(first.get('reduce_zero_label')), ignore_index, first.get('label_map'))
+    settings = _settings(leaf, dataset, next(iter(labelled.values())), *model)
+    convention = settings['convention']
     for load in loaders:
         if getattr(load, 'reduce_zero_label', None) not in (None, convention.reduce_zero_label):
             raise LabelConflict(
@@ -162,27 +160,18 @@ def _from_leaf(
         )
         for i, info in infos.items()
     ]
-    named_classes = _class_names(dataset)
+    reader = _make_reader(dataset, pipeline, convention, list(labelled.values()), [s for s in samples if s.has_label])
     return LabelFiles(
-        dataset=name,
-        classes=_label_names(named_classes, num_classes, one_channel, name),
-        palette=_palette(dataset),
-        convention=convention,
-        reader=_make_reader(
-            dataset, pipeline, convention, list(labelled.values()), [s for s in samples if s.has_label]
-        ),
+        reader=reader,
         samples=samples,
-        times=leaf.times,
         folder=None if _is_subset(dataset) or most is not None else dataset.data_prefix.get('seg_map_path') or None,
         suffix=getattr(dataset, 'seg_map_suffix', ''),
-        named_classes=named_classes,
         notes=(*leaf.notes, *pipeline.notes),
+        **settings,
     )
 
 
-def _from_items(
-    leaf: Leaf, num_classes: int | None, ignore_index: int, one_channel: bool, most: int | None
-) -> LabelFiles:
+def _from_items(leaf: Leaf, most: int | None, model: tuple[int | None, int, bool]) -> LabelFiles:
     """Return the items of a data set or a wrapper with a custom ``__getitem__``."""
     dataset, name = leaf.dataset, type(leaf.dataset).__name__
     base_dataset = dataset
@@ -201,22 +190,16 @@ def _from_items(
         f'{name} makes its samples in a way of its own, so that labels are counted as they come out of it: after crops '
         'and flips'
     )
-    named_classes = _class_names(base_dataset)
     try:
         info = copy_of_dataset(base_dataset).get_data_info(0)
     except Exception:  # the data set may store its samples in another way
         info = {}
     loaders = [t for t in flatten([getattr(base_dataset, 'pipeline', ())]) if type(t) is LoadAnnotations]
     return LabelFiles(
-        dataset=name,
-        classes=_label_names(named_classes, num_classes, one_channel, name),
-        palette=_palette(base_dataset),
-        convention=LabelEncoding(bool(info.get('reduce_zero_label')), ignore_index, info.get('label_map')),
         reader=ItemReader(items, copy.deepcopy(loaders[0]) if loaders else None),
         samples=[Sample(offset + i, f'sample {i} of {name}') for i in _spread_indices(len(dataset), most)],
-        times=leaf.times,
-        named_classes=named_classes,
         notes=(*leaf.notes, note),
+        **_settings(leaf, base_dataset, info, *model),
     )
 
 
@@ -225,77 +208,69 @@ def _spread_indices(number: int, most: int | None) -> Sequence[int]:
     return range(number) if most is None else sorted({i * number // most for i in range(most)})
 
 
-def _leading_loaders(transforms: list[Any]) -> list[Any]:
-    """Return the transforms of mmseg that read ``seg_map_path``, up to the first other transform."""
-
-    def is_loader(transform: Any) -> bool:
-        return reads_as_load_annotations(type(transform)) or type(transform) is LoadBiomedicalAnnotation
-
-    return list(takewhile(is_loader, transforms))
+def _reads_seg_map_path(transform: Any) -> bool:
+    return reads_as_load_annotations(type(transform)) or type(transform) is LoadBiomedicalAnnotation
 
 
-def _explain_no_samples(dataset: Any) -> str:
+def why_no_samples(dataset: Any) -> str:
+    """Return why a data set that lists its files as mmseg does has no samples."""
     if dataset.ann_file:
-        return f'its ann_file {dataset.ann_file!r} is empty'
+        return f'ann_file {dataset.ann_file!r} is empty: it must name the images, one per line'
     return f'img_path {dataset.data_prefix.get("img_path")!r} holds no files *{getattr(dataset, "img_suffix", "")}'
 
 
-def _palette(dataset: Any) -> list[list[int]]:
-    return [list(color) for color in dataset.metainfo.get('palette') or []]
-
-
-def _class_names(dataset: Any) -> tuple[str, ...]:
-    """Return the class names of a data set.
-
-    Raises:
-        LabelConflict: the names are one string.
-    """
+def _settings(
+    leaf: Leaf, dataset: Any, info: dict, num_classes: int | None, ignore_index: int, one_channel: bool
+) -> dict[str, Any]:
+    """Return what LabelFiles says of the classes and the encoding of the labels, whatever reads them."""
     names = dataset.metainfo.get('classes') or ()
     if isinstance(names, str):
         raise LabelConflict(one_string(names, type(dataset).__name__))
-    return tuple(map(str, names))
-
-
-def _label_names(named: tuple[str, ...], num_classes: int | None, one_channel: bool, name: str) -> tuple[str, ...]:
-    """Return the names of the labels for the loss; for one channel these are background and foreground."""
-    if one_channel:
-        return ('background', *named) if len(named) == 1 else named[:2] or ('background', 'foreground')
-    classes = named or tuple(str(c) for c in range(num_classes or 0))
+    name, named_classes = type(leaf.dataset).__name__, tuple(map(str, names))
+    if one_channel and len(named_classes) == 1:
+        classes: tuple[str, ...] = ('background', *named_classes)
+    elif one_channel:
+        classes = named_classes[:2] or ('background', 'foreground')
+    else:
+        classes = named_classes or tuple(str(c) for c in range(num_classes or 0))
     if not classes:
         raise ValueError(f'{name} names no classes, and the config has no decode_head with num_classes')
-    return classes
+    return dict(
+        dataset=name,
+        classes=classes,
+        palette=[list(color) for color in dataset.metainfo.get('palette') or []],
+        convention=LabelEncoding(bool(info.get('reduce_zero_label')), ignore_index, info.get('label_map')),
+        times=leaf.times,
+        named_classes=named_classes,
+    )
 
 
 def _make_reader(
     dataset: Any, pipeline: LabelPipeline, convention: LabelEncoding, infos: list[dict], samples: list[Sample]
 ) -> AnnotationReader | PipelineReader:
     """Return a reader of files if plain ``LoadAnnotations`` alone makes the labels, else one that runs the pipeline."""
-    probed = [samples[i].index for i in sorted({0, len(samples) // 2, len(samples) - 1})]
+    probed = [samples[i] for i in sorted({0, len(samples) // 2, len(samples) - 1})]
     if any(type(t) is not LoadAnnotations for t in pipeline.label_transforms):
-        pipeline.probe(probed)
-    expected = dict(reduce_zero_label=convention.reduce_zero_label, label_map=convention.label_map)
+        pipeline.probe([sample.index for sample in probed])
+    expected = convention.reduce_zero_label, convention.label_map
     is_plain = (
         [type(t) for t in pipeline.label_transforms] == [LoadAnnotations]
         and prepares_as_mmseg(dataset)
-        and all(bool(i.get('reduce_zero_label')) == expected['reduce_zero_label'] for i in infos)
-        and all(i.get('label_map') == expected['label_map'] for i in infos)
+        and all((bool(i.get('reduce_zero_label')), i.get('label_map')) == expected for i in infos)
     )
     if is_plain:
         return AnnotationReader(pipeline.label_transforms[0], convention, pipeline)
-    reader = PipelineReader(pipeline)
-    problems: list[Exception | None] = []
-    for sample in (sample for sample in samples if sample.index in probed):
+    reader, problems = PipelineReader(pipeline), []
+    for sample in probed:
         try:
             reader.labels(sample)
         except (NoLabelsError, VolumeError) as error:
-            problems.append(error)
+            problems.append(str(error.args[0]))
         except Exception:  # the scan reports it
-            problems.append(None)
+            return reader
         else:
-            problems.append(None)
-    if problems and problems[0] is not None and None not in problems:
-        raise ValueError(f'{type(dataset).__name__}: {problems[0].args[0]}')
-    return reader
+            return reader
+    raise ValueError(f'{type(dataset).__name__}: {problems[0]}')
 
 
 def _is_subset(dataset: Any) -> bool:

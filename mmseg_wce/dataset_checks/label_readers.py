@@ -250,7 +250,7 @@ def _find_mismatch(
     """Compare the sizes of a label and its image after their loaders.
 
     The image is decoded only if the header may not give its size: an EXIF rotation, or the format of a custom loader.
-    Return None if the sizes are equal; else a key of ``LabelStatistics.image_mismatches``, and both files with their sizes.
+    Return None if the sizes are equal; else a key of ``LabelStatistics.image_mismatches``, and both files and sizes.
     """
     loaders: list[Any] = [LoadImageFromFile()] if pipeline is None else pipeline.image_loaders
     if sample.image is None or not loaders:

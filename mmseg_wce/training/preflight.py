@@ -29,6 +29,7 @@ from mmseg_wce.config_walk import (
 )
 from mmseg_wce.dataset_checks import Severity, check_heads
 from mmseg_wce.dataset_checks.building import build_dataset
+from mmseg_wce.dataset_checks.discovery import why_no_samples
 from mmseg_wce.dataset_checks.isolation import isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, reads_as_load_annotations
 from mmseg_wce.dataset_checks.wrappers import inherits_items, prepares_as_mmseg
@@ -325,9 +326,7 @@ def _check_file_list(dataset: dict, cls: type[BaseSegDataset], loader: str) -> N
         return
     if cls.load_data_list is not BaseSegDataset.load_data_list:
         raise PreflightError(f'{loader}: {cls.__name__} lists no samples')
-    if built.ann_file:
-        raise PreflightError(f'{loader}: ann_file {built.ann_file!r} is empty: it must name the images, one per line')
-    raise PreflightError(f'{loader}: img_path {built.data_prefix.get("img_path")!r} holds no files *{built.img_suffix}')
+    raise PreflightError(f'{loader}: {why_no_samples(built)}')
 
 
 def _check_first_files(built: BaseSegDataset, dataset: dict, loader: str) -> None:
