@@ -26,8 +26,7 @@ from mmseg_wce.dataset_checks.known_transforms import reads_as_load_annotations
 from mmseg_wce.dataset_checks.label_files import LabelFiles
 from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader, PipelineReader, Sample
-from mmseg_wce.dataset_checks.label_values import VolumeError
-from mmseg_wce.dataset_checks.loaded_labels import NoLabelsError, NoLoaderError
+from mmseg_wce.dataset_checks.label_values import NoLabelsError, NoLoaderError, VolumeError
 from mmseg_wce.dataset_checks.pipeline_steps import flatten
 from mmseg_wce.dataset_checks.wrappers import Leaf, inherits_items, leaves, prepares_as_mmseg
 from mmseg_wce.safe_io.errors import in_one_line
@@ -131,7 +130,7 @@ def _from_leaf(leaf: Leaf, most: int | None, model: tuple[int | None, int, bool]
     if not inherits_items(dataset, BaseDataset):
         return _from_items(leaf, most, model)
     name = type(dataset).__name__
-    pipeline = LabelPipeline(dataset, leaf.more_transforms, leaf.get_sample)
+    pipeline = LabelPipeline(dataset, leaf.more_transforms, leaf.get_sample if leaf.more_transforms else None)
     if len(dataset) == 0:
         raise ValueError(f'{name} has no samples: {why_no_samples(dataset)}')
     dataset_copy = copy_of_dataset(dataset)

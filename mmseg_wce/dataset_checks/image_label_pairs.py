@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mmengine import fileio
 from mmseg_wce.dataset_checks.findings import Finding, Severity
@@ -23,20 +23,16 @@ def check_unused_labels(parts: Sequence[LabelFiles], others: Sequence[LabelFiles
         Findings on unused labels; empty if there are none.
     """
     known = {file for part in (*parts, *others) for file in part.files}
-    return [finding for part in parts for finding in _find_unused(part, known)]
-
-
-def _find_unused(part: LabelFiles, known: set[str]) -> Iterator[Finding]:
-    if part.folder is None or not part.has_images or not part.suffix:
-        return
-    names = fileio.list_dir_or_file(part.folder, list_dir=False, recursive=True, suffix=part.suffix)
-    unused = sorted(path for name in names if (path := osp.join(part.folder, name)) not in known)
-    if unused:
-        yield Finding(
-            Severity.WARNING,
-            'labels have no image',
-            'these labels are not used: they belong to another split, or img_suffix or img_path is wrong, or their '
-            'images are missing',
-            len(unused),
-            unused[0],
-        )
+    findings = []
+    for part in parts:
+        if part.folder is None or not part.has_images or not part.suffix:
+            continue
+        names = fileio.list_dir_or_file(part.folder, list_dir=False, recursive=True, suffix=part.suffix)
+        unused = sorted(path for name in names if (path := osp.join(part.folder, name)) not in known)
+        if unused:
+            change = (
+                'these labels are not used: they belong to another split, or img_suffix or img_path is wrong, or their '
+                'images are missing'
+            )
+            findings.append(Finding(Severity.WARNING, 'labels have no image', change, len(unused), unused[0]))
+    return findings

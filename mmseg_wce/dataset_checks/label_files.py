@@ -13,8 +13,7 @@ from mmseg_wce.class_weights import LabelEncoding, LabelStatistics, Tally
 from mmseg_wce.class_weights.statistics import FileLabels
 from mmseg_wce.dataset_checks.known_transforms import is_resize
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader, ItemReader, PipelineReader, Sample
-from mmseg_wce.dataset_checks.label_values import LabelFileError
-from mmseg_wce.dataset_checks.loaded_labels import SampleDroppedError
+from mmseg_wce.dataset_checks.label_values import LabelFileError, SampleDroppedError
 from mmseg_wce.safe_io.errors import in_one_line
 from PIL import UnidentifiedImageError
 

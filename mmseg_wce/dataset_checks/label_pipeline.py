@@ -13,17 +13,16 @@ from mmengine.dataset import Compose
 from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
 from mmseg_wce.dataset_checks.isolation import copy_of_dataset, isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import Effect, is_loader, is_resize
-from mmseg_wce.dataset_checks.label_values import height_and_width
-from mmseg_wce.dataset_checks.loaded_labels import (
+from mmseg_wce.dataset_checks.label_values import (
     LoadedLabels,
     NoLabelsError,
     NoLoaderError,
     SampleDroppedError,
+    height_and_width,
     labels_in,
 )
 from mmseg_wce.dataset_checks.pipeline_steps import (
     Step,
-    copy_steps,
     find_first_move,
     find_moves_before_labels,
     flatten,
@@ -71,7 +70,7 @@ class LabelPipeline:
         changing = [i for i, step in enumerate(steps) if step.effect is Effect.LABELS]
         if not changing:
             raise NoLoaderError(f'{name}: its pipeline has no LoadAnnotations, so it reads no labels')
-        self._steps = copy_steps(name, steps)
+        self._steps = [_copy_step(name, step) for step in steps]
         self._end = changing[-1] + 1  # end of the steps that make labels; loaders of images may follow
         self.first_move = find_first_move(transforms)
         self._dataset = copy_of_dataset(dataset)
@@ -319,6 +318,16 @@ class LabelPipeline:
             f'{self._name}: its transforms need what the ones left out make '
             f'({in_one_line(error)}), so labels are counted after the whole pipeline, with its crops and flips'
         )
+
+
+def _copy_step(dataset: str, step: Step) -> Step:
+    try:
+        return step._replace(transform=copy.deepcopy(step.transform))
+    except Exception as error:  # an open file, a lock
+        raise ValueError(
+            f'{dataset}: transform {type(step.transform).__name__} cannot be copied ({in_one_line(error)}), so its '
+            'labels are not checked'
+        ) from error
 
 
 def _unchanged(results: dict) -> dict:

@@ -21,14 +21,14 @@ from mmseg_wce.dataset_checks.isolation import isolated_random_state
 from mmseg_wce.dataset_checks.label_pipeline import LabelPipeline
 from mmseg_wce.dataset_checks.label_values import (
     LabelFileError,
+    SampleDroppedError,
     altered_bytes,
     as_bytes,
     as_integers,
-    count_bytes,
     count_values,
+    labels_in,
     two_dimensional,
 )
-from mmseg_wce.dataset_checks.loaded_labels import SampleDroppedError, labels_in
 from mmseg_wce.safe_io.errors import in_one_line
 from PIL import Image
 
@@ -121,17 +121,16 @@ class AnnotationReader:
         """Count the pixels of each label, and compare its size with the image's if ``with_image``."""
         raw, storage = self.raw(sample.label)
         kept = as_bytes(raw)
-        histogram = count_bytes(kept)
-        raw_values = np.flatnonzero(histogram)
-        labels = np.bincount(self.table, weights=histogram, minlength=256).astype(np.int64)
-        values = np.flatnonzero(labels)
+        raw_values, raw_counts = count_values(kept)
+        counts = np.bincount(self.table[raw_values], weights=raw_counts).astype(np.int64)
+        values = np.flatnonzero(counts)
         return FileLabels(
             sample.label,
             raw.shape,
             values,
-            labels[values],
+            counts[values],
             raw_values=raw_values,
-            raw_counts=histogram[raw_values],
+            raw_counts=raw_counts,
             storage=storage,
             altered={} if raw is kept else altered_bytes(raw, kept, self.table[kept] == self.convention.ignore_index),
             image_mismatch=_find_mismatch(sample, raw.shape, self.pipeline) if with_image else None,

@@ -1,20 +1,24 @@
-"""Values of label arrays: shapes and dtypes of class indices, values that reading changes, and counts."""
+"""Labels of one sample: where they are, shapes and dtypes of class indices, values that reading changes, and counts."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 __all__ = [
     'LabelFileError',
+    'LoadedLabels',
+    'NoLabelsError',
+    'NoLoaderError',
+    'SampleDroppedError',
     'VolumeError',
     'altered_bytes',
     'as_bytes',
     'as_integers',
-    'count_bytes',
     'count_values',
     'height_and_width',
+    'labels_in',
     'two_dimensional',
 ]
 
@@ -27,11 +31,56 @@ class VolumeError(ValueError):
     """Error for labels with three dimensions."""
 
 
-def two_dimensional(values: np.ndarray) -> np.ndarray:
-    """Return a two-dimensional array unchanged.
+class SampleDroppedError(Exception):
+    """Error for a sample that a transform drops by returning None; the training replaces it by another one."""
+
+
+class NoLabelsError(KeyError):
+    """Error for a sample without ``gt_seg_map``."""
+
+
+class NoLoaderError(ValueError):
+    """Error for a pipeline without a transform that loads labels."""
+
+
+class LoadedLabels(NamedTuple):
+    """Labels of one sample.
+
+    Attributes:
+        labels: labels after the transforms: (H, W) integers, if they are valid.
+        size: height and width of the labels directly after they were loaded; None if unknown.
+        path: path of the file that plain ``LoadAnnotations`` read; None without one.
+        resized_by: name of the first transform after loading that changed their size; empty if none did.
+        full_run_reason: reason why the full pipeline was run, with its crops and flips; empty if it was not.
+    """
+
+    labels: np.ndarray
+    size: tuple[int, int] | None = None
+    path: str | None = None
+    resized_by: str = ''
+    full_run_reason: str = ''
+
+
+def labels_in(results: dict) -> np.ndarray:
+    """Return the labels of a sample, packed or not.
 
     Args:
-        values: values of a label file, any shape.
+        results: output of a transform or a data set.
+
+    Raises:
+        NoLabelsError: the sample has no labels.
+    """
+    if results.get('gt_seg_map') is not None:
+        return np.asarray(results['gt_seg_map'])
+    sample = results.get('data_samples')
+    if sample is None or not hasattr(sample, 'gt_sem_seg'):
+        raise NoLabelsError('no transform has set gt_seg_map: the sample has no labels')
+    labels = np.asarray(sample.gt_sem_seg.data)
+    return labels[0] if labels.ndim == 3 and labels.shape[0] == 1 else labels
+
+
+def two_dimensional(values: np.ndarray) -> np.ndarray:
+    """Return a two-dimensional array unchanged.
 
     Raises:
         LabelFileError: the array has no pixels or another number of dimensions. The message says what it seems to hold.
@@ -59,11 +108,7 @@ def two_dimensional(values: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:
-    """Convert values to 8 bits as ``LoadAnnotations`` does.
-
-    Args:
-        values: values of a label file, any dtype; uint8 is returned unchanged.
-    """
+    """Convert values to 8 bits as ``LoadAnnotations`` does; uint8 is returned unchanged."""
     if values.dtype == np.uint8:
         return values
     with np.errstate(invalid='ignore'):
@@ -131,8 +176,8 @@ def as_integers(values: np.ndarray) -> tuple[np.ndarray, dict[str, tuple[int, st
         LabelFileError: the shape or dtype cannot be that of class indices.
         VolumeError: the labels have three dimensions.
     """
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    size = height_and_width(values)
+    values = values if size is None else values.reshape(size)
     try:
         values = two_dimensional(values)
     except LabelFileError as error:
@@ -147,45 +192,26 @@ def as_integers(values: np.ndarray) -> tuple[np.ndarray, dict[str, tuple[int, st
 
 
 def height_and_width(labels: Any) -> tuple[int, int] | None:
-    """Return the size of labels (H, W), (1, H, W) or (H, W, 1); None for other shapes.
-
-    Args:
-        labels: an array, or anything else.
-    """
+    """Return the size of labels (H, W), (1, H, W) or (H, W, 1); None for other shapes, and for what is no array."""
     shape = np.shape(labels)
     if len(shape) == 3 and 1 in (shape[0], shape[-1]):
         shape = shape[1:] if shape[0] == 1 else shape[:2]
     return shape if len(shape) == 2 else None
 
 
-def count_bytes(values: np.ndarray) -> np.ndarray:
-    """Count how often each byte occurs.
-
-    Args:
-        values: any shape, uint8.
-
-    Returns:
-        (256,), int64.
-    """
-    runs, lengths = _runs(values)
-    return np.bincount(runs, weights=lengths, minlength=256).astype(np.int64)
-
-
 def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted unique values, int64, and the number of pixels of each, int64.
+    """Return the sorted unique integers of an array, int64, and the number of pixels of each, int64.
 
-    Args:
-        values: any shape, integers.
+    Runs of equal values are counted, which takes a third of the time of counting pixels.
     """
-    runs, lengths = _runs(values)
-    unique, positions = np.unique(runs, return_inverse=True)
-    return unique.astype(np.int64), np.bincount(positions, weights=lengths, minlength=len(unique)).astype(np.int64)
-
-
-def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return values and lengths of runs of equal values; counting runs takes a third of the time of counting pixels."""
     values = values.ravel()
     if values.size == 0:
-        return values, np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     starts = np.concatenate(([0], 1 + np.flatnonzero(values[1:] != values[:-1])))
-    return values[starts], np.diff(starts, append=values.size)
+    runs, lengths = values[starts], np.diff(starts, append=values.size)
+    if values.dtype == np.uint8:  # without sorting
+        counts = np.bincount(runs, weights=lengths)
+        unique = np.flatnonzero(counts)
+        return unique, counts[unique].astype(np.int64)
+    unique, positions = np.unique(runs, return_inverse=True)
+    return unique.astype(np.int64), np.bincount(positions, weights=lengths).astype(np.int64)

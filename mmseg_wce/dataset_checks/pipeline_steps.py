@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, is_loader
-from mmseg_wce.safe_io.errors import in_one_line
 
 __all__ = [
     'Step',
     'UnbuiltTransform',
-    'copy_steps',
     'find_first_move',
     'find_moves_before_labels',
     'flatten',
@@ -65,11 +63,7 @@ def find_first_move(transforms: Sequence[Callable]) -> Callable | None:
 
 
 def find_moves_before_labels(transforms: Sequence[Callable]) -> list[Callable]:
-    """Return the transforms up to the loader of labels, if one of them moves pixels; else an empty list.
-
-    Args:
-        transforms: transforms of a pipeline, flattened.
-    """
+    """Return the transforms up to the loader of labels, if one of them moves pixels; else an empty list."""
     effects = [effect_of(transform) for transform in transforms]
     first = next((i for i, transform in enumerate(transforms) if effects[i] is Effect.LABELS), 0)
     return list(transforms[: first + 1]) if Effect.MOVES in effects[:first] else []
@@ -132,28 +126,3 @@ def _has_function(node: Any) -> bool:
         kind = node.get('type')
         return kind == 'Lambda' or isinstance(kind, type) or any(map(_has_function, node.values()))
     return any(map(_has_function, node)) if isinstance(node, list | tuple) else False
-
-
-def copy_steps(name: str, steps: list[Step]) -> list[Step]:
-    """Copy transforms, so that running them does not affect the training.
-
-    Args:
-        name: name of the data set.
-        steps: steps of its pipeline that are run.
-
-    Returns:
-        The steps with copied transforms.
-
-    Raises:
-        ValueError: a transform cannot be copied.
-    """
-    copies = []
-    for step in steps:
-        try:
-            copies.append(step._replace(transform=copy.deepcopy(step.transform)))
-        except Exception as error:  # an open file, a lock
-            raise ValueError(
-                f'{name}: transform {type(step.transform).__name__} cannot be copied ({in_one_line(error)}), so its '
-                'labels are not checked'
-            ) from error
-    return copies

@@ -10,9 +10,9 @@ import os.path as osp
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from mmseg_wce.class_weights import LabelStatistics
 from mmseg_wce.class_weights.statistics_file import from_json, to_json
@@ -111,14 +111,13 @@ def scan_parts(
         if isinstance(part.reader, AnnotationReader):
             _ = part.reader.table  # computed once here, not in each process
     state = _ScanState(Path(unfinished), parts, with_images) if unfinished is not None else None
-    totals = [LabelStatistics.empty(part.dataset, part.classes, part.convention) for part in parts]
-    first, done, loaded = state.load() if state else (0, 0, None)
-    if loaded is not None:
-        totals = loaded
+    empty = [LabelStatistics.empty(part.dataset, part.classes, part.convention) for part in parts]
+    first, done, totals = (state and state.load()) or (0, 0, empty)
+    if done:
         yield done, list(totals)
     remaining = Subset(chunks, range(first, len(chunks)))
     num_workers = min(num_workers, len(remaining), cores())
-    loader = DataLoader(remaining, batch_size=None, num_workers=num_workers, collate_fn=_identity)
+    loader = DataLoader(remaining, batch_size=None, num_workers=num_workers)
     last_save, index = time.monotonic(), first
     try:
         for index, (number, i, statistics) in enumerate(loader, first + 1):
@@ -135,25 +134,19 @@ def scan_parts(
         state.path.unlink(missing_ok=True)
 
 
-def _identity(item: Any) -> Any:
-    return item
-
-
 class _ScanState:
     """State of an interrupted scan, in a file."""
 
     def __init__(self, path: Path, parts: Sequence[LabelFiles], with_images: bool) -> None:
         self.path, self.digest, self.number = path, _digest(parts, with_images), len(parts)
 
-    def load(self) -> tuple[int, int, list[LabelStatistics] | None]:
-        """Return chunks read, files read, and the statistics of each part (None if there is no such state)."""
-        try:
+    def load(self) -> tuple[int, int, list[LabelStatistics]] | None:
+        """Return chunks read, files read, and the statistics of each part; None if there is no such state."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(self.path.read_text())
-            if content['digest'] != self.digest or len(content['statistics']) != self.number:
-                return 0, 0, None
-            return content['chunks'], content['files'], [from_json(part) for part in content['statistics']]
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0, 0, None
+            if content['digest'] == self.digest and len(content['statistics']) == self.number:
+                return content['chunks'], content['files'], [from_json(part) for part in content['statistics']]
+        return None
 
     def save(self, chunks: int, files: int, statistics: Sequence[LabelStatistics]) -> None:
         parts = [to_json(part) for part in statistics]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
@@ -32,10 +31,9 @@ class Leaf(NamedTuple):
     offset: int = 0
     notes: tuple[str, ...] = ()
 
-    @property
-    def get_sample(self) -> Callable[[int], Any] | None:
-        """Function from an index to the sample after the wrappers' pipelines; None without such pipelines."""
-        return partial(_get_item, self.wrapper, self.offset) if self.more_transforms else None
+    def get_sample(self, index: int) -> Any:
+        """Return a sample after the pipeline of the wrapper, which must not be None."""
+        return self.wrapper[self.offset + index]
 
 
 def leaves(dataset: Any, outer: Leaf | None = None) -> Iterator[Leaf]:
@@ -80,13 +78,5 @@ def inherits_items(dataset: Any, *kinds: type) -> bool:
 
 
 def prepares_as_mmseg(dataset: Any) -> bool:
-    """Return True if a data set has mmengine's or mmseg's ``prepare_data``.
-
-    Args:
-        dataset: an mmengine ``BaseDataset``.
-    """
+    """Return True if an mmengine ``BaseDataset`` has mmengine's or mmseg's ``prepare_data``."""
     return type(dataset).prepare_data in (BaseDataset.prepare_data, BaseSegDataset.prepare_data)
-
-
-def _get_item(wrapper: Any, offset: int, index: int) -> Any:
-    return wrapper[offset + index]
