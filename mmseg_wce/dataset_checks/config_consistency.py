@@ -25,7 +25,6 @@ __all__ = [
     'check_weights',
 ]
 
-_SPLITS = ('train', 'val', 'test')
 _CROSS_ENTROPIES = ('CrossEntropyLoss', 'WeightedCrossEntropyLoss')
 _DEFAULT_IGNORE_INDEX = 255
 _IGNORE_KEYS = ('ignore_index', 'ignore_label', 'seg_pad_val')
@@ -235,16 +234,20 @@ def _find_ignored_labels(config: Config) -> Iterator[tuple[str, int]]:
     preprocessor = config.get('model', {}).get('data_preprocessor') or config.get('data_preprocessor')
     if preprocessor:
         yield 'data_preprocessor.seg_pad_val', preprocessor.get('seg_pad_val', 255)
-    for split in _SPLITS:
-        loader = config.get(f'{split}_dataloader')
-        if loader is None or not loader.get('dataset'):
-            continue
-        for dataset in leaf_datasets(loader['dataset']):
+    for split, wrapped in _datasets(config):
+        for dataset in leaf_datasets(wrapped):
             if (ignored := _get_setting(dataset, 'ignore_index')) is not None:
                 yield f'{split}_dataloader.dataset.ignore_index', ignored
         number = main_head(config).get('num_classes') or 0
-        yield from _find_ignored_in_steps(f'{split}_dataloader', loader['dataset'], number)
+        yield from _find_ignored_in_steps(f'{split}_dataloader', wrapped, number)
         yield from _find_ignored_in_steps(f'{split}_evaluator', config.get(f'{split}_evaluator') or {}, number)
+
+
+def _datasets(config: Config) -> Iterator[tuple[str, dict]]:
+    """Yield the splits that have a data set, each with its config."""
+    for split in ('train', 'val', 'test'):
+        if dataset := (config.get(f'{split}_dataloader') or {}).get('dataset'):
+            yield split, dataset
 
 
 def _find_ignored_in_steps(where: str, config: Any, num_classes: int) -> Iterator[tuple[str, int]]:
@@ -272,9 +275,8 @@ def _find_ignored_in_steps(where: str, config: Any, num_classes: int) -> Iterato
 
 def _check_reduce_zero_label(config: Config) -> Iterator[Finding]:
     settings: dict[str, dict[str, set[tuple[bool, str]]]] = {}
-    for split in _SPLITS:
-        loader = config.get(f'{split}_dataloader')
-        for dataset in leaf_datasets(loader['dataset']) if loader and loader.get('dataset') else ():
+    for split, wrapped in _datasets(config):
+        for dataset in leaf_datasets(wrapped):
             setting = _get_setting(dataset, 'reduce_zero_label')
             if setting is None:
                 continue
@@ -284,9 +286,8 @@ def _check_reduce_zero_label(config: Config) -> Iterator[Finding]:
             settings.setdefault(kind, {}).setdefault(place, set()).add((value, str(dataset.get('data_root'))))
             for step in nodes(dataset.get('pipeline') or []):
                 step_setting = step.get('reduce_zero_label')
-                if step_setting is None or not reads_as_load_annotations(class_of(step, TRANSFORMS)):
-                    continue
-                if bool(step_setting) != value:
+                differs = step_setting is not None and bool(step_setting) != value
+                if differs and reads_as_load_annotations(class_of(step, TRANSFORMS)):
                     yield Finding(
                         Severity.ERROR,
                         f'{place}: the dataset says reduce_zero_label={value}, its LoadAnnotations '
@@ -306,23 +307,18 @@ def _check_reduce_zero_label(config: Config) -> Iterator[Finding]:
 def _compare_splits(kind: str, places: dict[str, set[tuple[bool, str]]]) -> Iterator[Finding]:
     """Compare ``reduce_zero_label`` of data sets of one type in all splits, first of those in the same folder."""
     settings = sorted((root, value, place) for place, entries in places.items() for value, root in entries)
-    for root in dict.fromkeys(root for root, *_ in settings):
-        values = {value: place for folder, value, place in settings if folder == root}
-        if len(values) > 1 and values[True] != values[False]:
-            yield Finding(
-                Severity.ERROR,
-                f'{kind}: reduce_zero_label is True in {values[True]} and False in {values[False]}',
-                'set all to the same value: otherwise training and validation use different labels',
-            )
-            return
-    values = {value: place for _, value, place in settings}
     is_joined = any(len(entries) > 1 for entries in places.values())
-    if len(values) > 1 and values[True] != values[False] and not is_joined:
-        yield Finding(
-            Severity.WARNING,
-            f'{kind}: reduce_zero_label is True in {values[True]} and False in {values[False]}, in other folders',
-            'check that the files of both are stored this way: otherwise training and validation use different labels',
-        )
+    for folder in (*dict.fromkeys(root for root, *_ in settings), None):  # None: all folders
+        values = {value: place for root, value, place in settings if folder in (root, None)}
+        if len(values) < 2 or values[True] == values[False] or (folder is None and is_joined):
+            continue
+        what = f'{kind}: reduce_zero_label is True in {values[True]} and False in {values[False]}'
+        different = 'otherwise training and validation use different labels'
+        if folder is not None:
+            yield Finding(Severity.ERROR, what, f'set all to the same value: {different}')
+            return
+        change = f'check that the files of both are stored this way: {different}'
+        yield Finding(Severity.WARNING, f'{what}, in other folders', change)
 
 
 def _get_setting(dataset: dict, name: str) -> Any:

@@ -83,36 +83,29 @@ _EFFECTS = {
 }
 _EFFECT_OF_NAME = {name: effect for effect, names in _EFFECTS.items() for name in names}
 _RESIZES = {'RandomChoiceResize', 'RandomResize', 'Resize', 'ResizeShortestEdge', 'ResizeToMultiple'}
-_PROJECTS = ('mmcv', 'mmengine', 'mmseg')
 
 
 def effect_of(transform: Any) -> Effect:
-    """Return the effect of a transform: ``LABELS`` for all classes outside mmcv, mmengine and mmseg, derived ones too.
+    """Return the effect of a transform, or its class: ``LABELS`` for all outside mmcv, mmengine and mmseg."""
+    name = _known_name(transform)
+    if name and getattr(transform, 'with_seg', True) is False:
+        return Effect.LOADS_IMAGE if name == 'LoadBiomedicalData' else Effect.NONE
+    return _EFFECT_OF_NAME.get(name, Effect.LABELS)
 
-    Args:
-        transform: a transform of a pipeline, or its class.
-    """
+
+def _known_name(transform: Any) -> str:
+    """Return the class name of a transform, or a class, of mmcv, mmengine or mmseg; an empty one for all others."""
     kind = transform if isinstance(transform, type) else type(transform)
-    if kind.__module__.partition('.')[0] not in _PROJECTS:
-        return Effect.LABELS
-    if getattr(transform, 'with_seg', True) is False:
-        return Effect.LOADS_IMAGE if kind.__name__ == 'LoadBiomedicalData' else Effect.NONE
-    return _EFFECT_OF_NAME.get(kind.__name__, Effect.LABELS)
+    return kind.__name__ if kind.__module__.partition('.')[0] in ('mmcv', 'mmengine', 'mmseg') else ''
 
 
 def is_loader(transform: Any) -> bool:
     """Return True for a transform of mmcv or mmseg that loads an image or labels."""
-    kind = transform if isinstance(transform, type) else type(transform)
-    is_known = kind.__module__.partition('.')[0] in _PROJECTS
-    return is_known and kind.__name__ in _EFFECTS[Effect.LOADS_IMAGE] | _EFFECTS[Effect.LABELS]
+    return _known_name(transform) in _EFFECTS[Effect.LOADS_IMAGE] | _EFFECTS[Effect.LABELS]
 
 
 def reads_as_load_annotations(kind: Any) -> bool:
-    """Return True for ``LoadAnnotations`` of mmcv or mmseg, and for classes that inherit its methods for reading.
-
-    Args:
-        kind: a class, or anything else.
-    """
+    """Return True for ``LoadAnnotations`` of mmcv or mmseg, and for classes that inherit its methods for reading."""
     if not isinstance(kind, type) or not issubclass(kind, MMCVLoadAnnotations):
         return False
     methods = getattr(kind, '_load_seg_map', None), getattr(kind, 'transform', None)
@@ -121,4 +114,4 @@ def reads_as_load_annotations(kind: Any) -> bool:
 
 def is_resize(transform: Any) -> bool:
     """Return True for a transform that resizes image and labels independently of each other."""
-    return effect_of(transform) is Effect.MOVES and type(transform).__name__ in _RESIZES
+    return _known_name(transform) in _RESIZES

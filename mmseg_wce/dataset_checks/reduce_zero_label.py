@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -51,14 +51,14 @@ def check_raw_zero(parts: Sequence[LabelFiles], statistics: LabelStatistics, mos
             values, storage = part.reader.raw(part.files[i])
         except Exception:  # the scan reports it
             continue
-        if storage.startswith('P ') and (findings := _check_palette(part, part.files[i], part.reader.load)):
+        if storage.startswith('P ') and (findings := [*_check_palette(part, part.files[i], part.reader.load)]):
             return findings
         if values.dtype == np.uint8:  # other dtypes have their own finding
             borders.add(values)
     reduces = {part.convention.reduce_zero_label for part in parts}
     if reduces == {False}:
-        return _check_like_other(borders, parts[0])
-    return _check_like_class(borders, statistics) if reduces == {True} else []
+        return [*_check_like_other(borders, parts[0])]
+    return [*_check_like_class(borders, statistics)] if reduces == {True} else []
 
 
 class _BorderShares:
@@ -96,14 +96,12 @@ class _BorderShares:
         return self.border_share[smaller] if smaller.any() else np.zeros(1)
 
 
-def _check_like_other(borders: _BorderShares, part: LabelFiles) -> list[Finding]:
+def _check_like_other(borders: _BorderShares, part: LabelFiles) -> Iterator[Finding]:
     if not (0 < borders.zero_share < 0.2 and len(borders.more_frequent) > 1):
-        return []
+        return
     share, largest = borders.border_share[0], borders.more_frequent.max()
-    if share <= _BORDER_RATIO * largest:
-        return []
-    return [
-        Finding(
+    if share > _BORDER_RATIO * largest:
+        yield Finding(
             Severity.WARNING,
             f'raw 0 looks like "other", not like a class: {100 * share:.0f} % of it lies along borders, of values as '
             f'frequent at most {100 * largest:.0f} % do',
@@ -111,19 +109,16 @@ def _check_like_other(borders: _BorderShares, part: LabelFiles) -> list[Finding]
             len(part),
             part.files[0],
         )
-    ]
 
 
-def _check_like_class(borders: _BorderShares, statistics: LabelStatistics) -> list[Finding]:
+def _check_like_class(borders: _BorderShares, statistics: LabelStatistics) -> Iterator[Finding]:
     """Find shifted labels whose files start at 0: the last value never occurs, and 0 has an interior."""
     number, raw = len(statistics.classes), statistics.raw_values
     if 0 not in raw or number in raw or 255 in raw or statistics.conventions[0].label_map is not None:
-        return []
+        return
     limit = _BORDER_RATIO * borders.more_frequent.max() if len(borders.more_frequent) else borders.less_frequent.min()
-    if not (0.01 < borders.zero_share <= 0.5 and borders.border_share[0] <= limit):
-        return []
-    return [
-        Finding(
+    if 0.01 < borders.zero_share <= 0.5 and borders.border_share[0] <= limit:
+        yield Finding(
             Severity.WARNING,
             f'raw 0, {100 * borders.zero_share:.0f} % of the pixels, looks like a class: it has an interior, as '
             f'classes do, and raw {number} never occurs, so the files seem to hold 0..{number - 1}',
@@ -131,28 +126,24 @@ def _check_like_class(borders: _BorderShares, statistics: LabelStatistics) -> li
             raw[0].files,
             raw[0].example,
         )
-    ]
 
 
-def _check_palette(part: LabelFiles, file: str, load: Any) -> list[Finding]:
+def _check_palette(part: LabelFiles, file: str, load: Any) -> Iterator[Finding]:
     """Compare a file's palette with that of the data set: it shows the raw value of each class."""
     with open_image(file, load.backend_args) as image:
         colors = np.array(image.getpalette()).reshape(-1, 3)[:256]
     known = np.array(part.palette)
     if part.convention.label_map is not None or len(known) < 2:
-        return []
+        return
     for offset in (0, 1):
         shown = colors[offset : offset + len(known)]
         agrees = shown.shape == known.shape and (shown == known).all(1).mean() > 0.8
         if agrees and offset != part.convention.reduce_zero_label:
-            return [
-                Finding(
-                    Severity.WARNING,
-                    f"the files' palette gives raw {offset} the colour of class 0 ({part.classes[0]}), but "
-                    f'reduce_zero_label={part.convention.reduce_zero_label}',
-                    f'set reduce_zero_label={bool(offset)} in the dataset and in LoadAnnotations',
-                    len(part),
-                    file,
-                )
-            ]
-    return []
+            yield Finding(
+                Severity.WARNING,
+                f"the files' palette gives raw {offset} the colour of class 0 ({part.classes[0]}), but "
+                f'reduce_zero_label={part.convention.reduce_zero_label}',
+                f'set reduce_zero_label={bool(offset)} in the dataset and in LoadAnnotations',
+                len(part),
+                file,
+            )

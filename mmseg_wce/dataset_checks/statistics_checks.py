@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 from mmseg_wce.class_weights import LabelStatistics
@@ -37,21 +35,19 @@ def check_statistics(statistics: LabelStatistics, changed_later_by: str = '') ->
         >>> finding.what
         'label files cannot be read: it is empty or not an image'
     """
-    s = statistics
-    checks = (
-        _failed,
-        _altered,
-        partial(_unexpected, changed_later_by=changed_later_by),
-        _image_mismatches,
-        _binary_masks,
-        _shifted_on_disk,
-        _mostly_ignored,
-        _without_label,
-        _absent_classes,
-        _storage,
-        _dropped,
-    )
-    findings = [finding for check in checks for finding in check(s)]
+    findings = [
+        *_failed(statistics),
+        *_altered(statistics),
+        *_unexpected(statistics, changed_later_by),
+        *_image_mismatches(statistics),
+        *_binary_masks(statistics),
+        *_shifted_on_disk(statistics),
+        *_mostly_ignored(statistics),
+        *_without_label(statistics),
+        *_absent_classes(statistics),
+        *_storage(statistics),
+        *_dropped(statistics),
+    ]
     return sorted(findings, key=lambda finding: -finding.severity)
 
 
@@ -248,9 +244,10 @@ def _mostly_ignored(s: LabelStatistics) -> Iterator[Finding]:
         return
     has_no_other_class = len(s.classes) <= 2 and not s.pixels[1:].any()
     if zero.pixels > 0.5 * s.num_pixels or has_no_other_class:
+        percent = f'{100 * zero.pixels / max(s.num_pixels, 1):.{0 if zero.pixels == s.num_pixels else 1}f} %'
         yield Finding(
             Severity.WARNING,
-            f'raw 0 is {_percent(zero.pixels, s.num_pixels)} of all pixels, which reduce_zero_label=True ignores: it '
+            f'raw 0 is {percent} of all pixels, which reduce_zero_label=True ignores: it '
             'looks like a class (background), not like "other"',
             'if it is one, set reduce_zero_label=False in dataset and LoadAnnotations, and add it to the classes',
             zero.files,
@@ -261,21 +258,15 @@ def _mostly_ignored(s: LabelStatistics) -> Iterator[Finding]:
 def _without_label(s: LabelStatistics) -> Iterator[Finding]:
     empty = s.images_without_label
     if empty:
-        yield Finding(
-            Severity.WARNING,
-            'labels have no valid pixel, only ignored ones',
-            'training learns nothing from these images: remove them, or correct ignore_index',
-            empty.files,
-            empty.example,
-        )
+        what = 'labels have no valid pixel, only ignored ones'
+        change = 'training learns nothing from these images: remove them, or correct ignore_index'
+        yield Finding(Severity.WARNING, what, change, empty.files, empty.example)
 
 
 def _absent_classes(s: LabelStatistics) -> Iterator[Finding]:
     if not s.absent or s.num_images == 0:
         return
-    listed = ', '.join(name.strip() for name in s.absent[:6]) + (
-        f' and {len(s.absent) - 6} more' if len(s.absent) > 6 else ''
-    )
+    listed = ', '.join(map(str.strip, s.absent[:6])) + f' and {len(s.absent) - 6} more' * (len(s.absent) > 6)
     largest = int(np.flatnonzero(s.pixels).max(initial=-1))
     are_last = s.absent == list(s.classes[largest + 1 :])
     cause = f'is num_classes={len(s.classes)} too large'
@@ -309,7 +300,3 @@ def _storage(s: LabelStatistics) -> Iterator[Finding]:
         elif kind.endswith('JPEG'):
             change = 'JPEG changes values along borders, into those of other classes: store PNG'
             yield Finding(Severity.WARNING, 'labels are JPEG files', change, tally.files, tally.example)
-
-
-def _percent(part: float, total: float) -> str:
-    return f'{100 * part / max(total, 1):.{0 if math.isclose(part, total) else 1}f} %'

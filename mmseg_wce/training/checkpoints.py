@@ -90,7 +90,7 @@ def checkpoints_in(work_dir: str, hook: Mapping | None = None, since: float = 0)
     if last_path and _modification_time(last_path) >= since:
         candidates.insert(0, last_path)
     damaged = {x.path: reason for x in newer if (reason := damage(x.path)) is not None}
-    for path in dict.fromkeys(candidates):
+    for path in candidates:
         reason = damage(path)
         if reason is None:
             return Checkpoints(path, damaged)
@@ -116,14 +116,13 @@ def checkpoint_before(path: str) -> str | None:
         ...     os.path.basename(checkpoint_before(f'{folder}/iter_300.pth'))
         'iter_100.pth'
     """
-    name = osp.basename(path)
-    step = re.search(r'(\d+)(?=\D*$)', name)
-    if step is None:
+    name = re.fullmatch(r'(.*?)(\d+)(\D*)', osp.basename(path))
+    if name is None:
         return None
-    pattern = re.compile(re.escape(name[: step.start()]) + r'(\d+)' + re.escape(name[step.end() :]))
-    steps = {int(m[1]): str(p) for p in Path(path).parent.glob('*') if (m := pattern.fullmatch(p.name))}
-    earlier = (steps[number] for number in sorted(steps, reverse=True) if number < int(step[1]))
-    return next(filter(is_whole_and_finite, earlier), None)
+    pattern = re.compile(re.escape(name[1]) + r'(\d+)' + re.escape(name[3]))
+    earlier = [x for x in _list_checkpoints([Path(path).parent], [pattern]) if x.step < int(name[2])]
+    earlier.sort(key=lambda x: x.step, reverse=True)
+    return next((x.path for x in earlier if is_whole_and_finite(x.path)), None)
 
 
 def is_whole_and_finite(path: str) -> bool:

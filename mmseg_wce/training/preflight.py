@@ -226,6 +226,7 @@ def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
     """
     names = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
     loaders = {name: config[name] for name in names if config.get(name) is not None}
+    roots = {name: (loader.get('dataset') or {}).get('data_root') for name, loader in loaders.items()}
     init_default_scope(config.get('default_scope', 'mmseg'))
     for name, loader in loaders.items():
         if name.removesuffix('_dataloader') not in splits:
@@ -234,7 +235,7 @@ def check_data(config: Config, *splits: str, first_files: bool = True) -> None:
             raise PreflightError(f'{name} has no dataset')
         evaluator = config.get(name.replace('dataloader', 'evaluator')) or {}
         metrics = [metric for node in nodes(evaluator) if (metric := type_name(node)) in _CLASS_METRICS]
-        same_root = [n for n, other in loaders.items() if _data_root(other) == _data_root(loader)]
+        same_root = [n for n, root in roots.items() if root == roots[name]]
         for i, dataset in enumerate(leaf_datasets(loader['dataset'])):
             cls = class_of(dataset, DATASETS)
             if isinstance(cls, type) and issubclass(cls, BaseSegDataset):  # mmengine raises errors for others
@@ -278,10 +279,6 @@ def _check_class_names(classes: Any, cls: type, built: Any, loader: str, metrics
             f'{loader}: {cls.__name__} names no classes, so that the first validation would end with KeyError: '
             f"'classes' in {metrics[0]}: add metainfo=dict(classes=('background', ...)) to the data sets"
         )
-
-
-def _data_root(loader: dict) -> str | None:
-    return (loader.get('dataset') or {}).get('data_root')
 
 
 def _check_folders(dataset: dict, loader: str, same_root: list[str]) -> None:
