@@ -14,10 +14,7 @@ __all__ = ['build_dataset']
 
 
 def build_dataset(config: dict) -> Any:
-    """Build a data set, with an :class:`UnbuiltTransform` for each transform that cannot be built.
-
-    Args:
-        config: config of a data set or a wrapper; it is not changed.
+    """Build a data set or a wrapper, with an :class:`UnbuiltTransform` for each transform that cannot be built.
 
     Raises:
         Exception: the data set cannot be built for another reason; its own error.

@@ -55,14 +55,7 @@ def check_config(config: Config) -> list[Finding]:
 
 
 def check_heads(config: Config) -> list[Finding]:
-    """Check that number of classes, channels and losses of each head agree.
-
-    Args:
-        config: config of a segmentor.
-
-    Returns:
-        The findings; empty if all agree.
-    """
+    """Check that number of classes, channels and losses of each head of a segmentor agree."""
     return [finding for place, head in heads_of(config) for finding in _check_head(place, head)]
 
 
@@ -139,11 +132,7 @@ def check_head_classes(place: str, head: dict, parts: list[LabelFiles], split: s
 
 
 def check_joined_classes(parts: list[LabelFiles]) -> list[Finding]:
-    """Check that joined data sets have the same classes in the same order, ignoring case and separators.
-
-    Args:
-        parts: label files of the data sets.
-    """
+    """Check that joined data sets have the same classes in the same order, ignoring case and separators."""
     findings, first = [], parts[0]
     for number, part in enumerate(parts[1:], 2):
         one, other = (tuple(map(_normalize, names)) for names in (first.named_classes, part.named_classes))

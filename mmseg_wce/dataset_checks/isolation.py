@@ -15,11 +15,7 @@ __all__ = ['copy_of_dataset', 'isolated_random_state']
 
 
 def copy_of_dataset(dataset: Any) -> Any:
-    """Return a copy of a data set that shares its list of samples and its pipeline.
-
-    Args:
-        dataset: an mmengine ``BaseDataset``; it is not changed.
-    """
+    """Return a copy of an mmengine ``BaseDataset`` that shares its list of samples and its pipeline."""
     shared = [getattr(dataset, name, None) for name in ('data_list', 'data_bytes', 'data_address', 'pipeline')]
     try:
         return copy.deepcopy(dataset, {id(value): value for value in shared if value is not None})
@@ -31,8 +27,7 @@ def copy_of_dataset(dataset: Any) -> Any:
 def isolated_random_state(seed: int = 0) -> Iterator[None]:
     """Seed Python, NumPy and PyTorch on CPU inside the context, and restore their states after it.
 
-    Args:
-        seed: seed of all three; one per sample gives reproducible labels from random transforms.
+    One seed per sample gives reproducible labels from random transforms.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)

@@ -103,12 +103,12 @@ class LabelPipeline:
         """Run some samples to find out if labels need the image, and add notes on unusual transforms.
 
         A custom transform that adds an image and changes nothing else counts as a loader of images. Images are loaded
-        for all samples if labels of a probed sample differ, or cannot be made, without them.
+        for all samples if labels of a probed sample differ, or cannot be made, without them. Needs at least one index.
         """
         with isolated_random_state():
-            self._find_image_loaders(indices)
+            self._find_image_loaders(indices[0])
         outcomes = [self._probe_sample(index) for index in indices]
-        self.needs_image = not outcomes or any(needs_image for needs_image, _ in outcomes)
+        self.needs_image = any(needs_image for needs_image, _ in outcomes)
         self.notes += dict.fromkeys(note for _, note in outcomes if note)
 
     def load(self, index: int, with_image: bool = False) -> LoadedLabels:
@@ -219,9 +219,7 @@ class LabelPipeline:
         except SampleDroppedError:
             return None
         outputs.append(loaded)
-        for transform in self._packers:
-            results = transform(results)
-        return results
+        return Compose(self._packers)(results)
 
     def _run_steps(self, results: Any, with_image: bool) -> tuple[Any, LoadedLabels]:
         size, path, resized_by = None, None, ''
@@ -252,27 +250,24 @@ class LabelPipeline:
             raise SampleDroppedError('a transform')
         return LoadedLabels(labels_in(results))
 
-    def _find_image_loaders(self, indices: Sequence[int]) -> None:
+    def _find_image_loaders(self, index: int) -> None:
         loads = [i for i, step in enumerate(self._steps) if is_loader(step.transform)]
         unknown = [i for i in range(loads[0] if loads else 0) if self._steps[i].effect is Effect.LABELS]
-        for index in indices[:1] if unknown else ():
-            try:
-                results = self._dataset.prepare_data(index)
-                for i in range(unknown[-1] + 1):
-                    before = dict(results)
-                    results = self._steps[i].transform(results)
-                    changed = [key for key in before if results.get(key) is not before[key]]
-                    if i in unknown and not changed and 'img' in set(results) - set(before):
-                        self._steps[i] = self._steps[i]._replace(effect=Effect.LOADS_IMAGE)
-            except Exception:  # a missing file, for example; transforms not known as image loaders are run
-                return
+        if not unknown:
+            return
+        with suppress(Exception):  # a missing file, for example; transforms not known as image loaders are run
+            results = self._dataset.prepare_data(index)
+            for i in range(unknown[-1] + 1):
+                before = dict(results)
+                results = self._steps[i].transform(results)
+                changed = [key for key in before if results.get(key) is not before[key]]
+                if i in unknown and not changed and 'img' in set(results) - set(before):
+                    self._steps[i] = self._steps[i]._replace(effect=Effect.LOADS_IMAGE)
 
     def _probe_sample(self, index: int) -> tuple[bool, str]:
         """Return True if the image is needed, and a note."""
-        loaded, again, without_image = (
-            self._outcome(index, with_image, seed)
-            for with_image, seed in ((True, index), (True, index + 1), (False, index))
-        )
+        loaded, again = (self._outcome(index, True, seed) for seed in (index, index + 1))
+        without_image = self._outcome(index, False, index)
         if isinstance(loaded, LoadedLabels):
             same = isinstance(without_image, LoadedLabels) and _same(loaded.labels, without_image.labels)
             is_random = isinstance(again, LoadedLabels) and not _same_values(loaded.labels, again.labels)

@@ -62,10 +62,7 @@ class LoadedLabels(NamedTuple):
 
 
 def labels_in(results: dict) -> np.ndarray:
-    """Return the labels of a sample, packed or not.
-
-    Args:
-        results: output of a transform or a data set.
+    """Return the labels of a sample, the output of a transform or a data set, packed or not.
 
     Raises:
         NoLabelsError: the sample has no labels.

@@ -36,12 +36,7 @@ class UnbuiltTransform:
 
 
 class Step(NamedTuple):
-    """A transform that is run.
-
-    Attributes:
-        transform: a copy, or the object in the pipeline.
-        effect: its effect on labels.
-    """
+    """A transform that is run, or a copy of it, and its effect on labels."""
 
     transform: Callable
     effect: Effect

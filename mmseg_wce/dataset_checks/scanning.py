@@ -78,10 +78,7 @@ def scan(
 
 
 def sum_statistics(statistics: Sequence[LabelStatistics]) -> LabelStatistics:
-    """Return the sum of statistics, class by class in the order of the indices.
-
-    Args:
-        statistics: statistics of at least one data set, with the same number of classes.
+    """Return the sum of the statistics of at least one data set, class by class in the order of the indices.
 
     Raises:
         ValueError: the numbers of classes differ.

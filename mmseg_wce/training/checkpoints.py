@@ -126,10 +126,7 @@ def checkpoint_before(path: str) -> str | None:
 
 
 def is_whole_and_finite(path: str) -> bool:
-    """Return True if a checkpoint is intact and its weights are finite; weights of sharded checkpoints are not read.
-
-    Args:
-        path: path of a local file or folder.
+    """Return True if a local checkpoint is intact and its weights are finite; those of sharded ones are not read.
 
     Example:
         >>> from mmseg_wce.training.checkpoints import is_whole_and_finite

@@ -189,9 +189,6 @@ def _check_normalizer(loss: dict, head: dict, num_weights: int) -> None:
 def check_model(config: Config) -> None:
     """Check channels, losses, samplers and ignored labels of the heads, and the metrics; log warnings.
 
-    Args:
-        config: config of a training.
-
     Raises:
         PreflightError: a head cannot learn, its pixel sampler fails with its losses, or a metric needs a hook.
     """
