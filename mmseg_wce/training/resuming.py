@@ -20,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 __all__ = ['check_can_go_on', 'check_parameters']
 
 _REQUIRED_KEYS = ('meta', 'state_dict', 'message_hub')  # without these mmengine cannot resume
-_OPTIONAL_KEYS = ('optimizer', 'param_schedulers')  # without these it resumes silently
 
 
 def check_can_go_on(path: str, config: Config) -> None:
@@ -40,30 +39,24 @@ def check_can_go_on(path: str, config: Config) -> None:
     if not isinstance(state, Mapping):
         raise PreflightError(f'{path!r} is not a checkpoint: it holds a {type(state).__name__}')
     missing = [key for key in _REQUIRED_KEYS if key not in state]
-    missing_optional = [key for key in _OPTIONAL_KEYS if key not in state]
-    if not config.get('param_scheduler'):
-        missing_optional = [key for key in missing_optional if key != 'param_schedulers']
     if missing:
         raise PreflightError(
             f'checkpoint {path!r} holds no {" and no ".join(missing)}, so no training can go on from it. To start a '
             f'new one with its weights, leave out --resume and --resume-from, and add --cfg-options load_from={path}'
         )
-    if missing_optional:
-        print_log(
-            f'checkpoint {path!r} holds no {" and no ".join(missing_optional)}: that part of the training starts '
-            'from the beginning, including the warm-up of the config',
-            'current',
-            logging.WARNING,
+    optional = ['optimizer', 'param_schedulers'] if config.get('param_scheduler') else ['optimizer']
+    warnings = []
+    if missing := [key for key in optional if key not in state]:  # mmengine would resume silently
+        warnings.append(
+            f'holds no {" and no ".join(missing)}: that part of the training starts from the beginning, including the '
+            'warm-up of the config'
         )
     for unit, option in (('iter', 'max_iters'), ('epoch', 'max_epochs')):
         done, maximum = state['meta'].get(unit), (config.get('train_cfg') or {}).get(option)
         if maximum is not None and done is not None and done >= maximum:
-            print_log(
-                f'checkpoint {path!r} is from {unit} {done}, and train_cfg.{option}={maximum}: '
-                'nothing is left to train',
-                'current',
-                logging.WARNING,
-            )
+            warnings.append(f'is from {unit} {done}, and train_cfg.{option}={maximum}: nothing is left to train')
+    for warning in warnings:
+        print_log(f'checkpoint {path!r} {warning}', 'current', logging.WARNING)
 
 
 def check_parameters(model: nn.Module, path: str) -> None:
