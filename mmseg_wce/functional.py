@@ -192,7 +192,7 @@ def weighted_binary_cross_entropy(
     check_options(reduction, normalize_by, avg_factor, ignore_index)
     if pixel_weight is not None:
         pixel_weight = broadcast_pixel_weight(pixel_weight, target)
-    batch = SigmoidBatch(logits, target.long(), class_weight, ignore_index, align_corners, maps=pixels)
+    batch = SigmoidBatch(logits, target.long(), class_weight, ignore_index, align_corners, pixels)
     return batch.reduce(reduction, normalize_by, pixel_weight, avg_factor)
 
 
@@ -278,5 +278,5 @@ def weighted_cross_entropy(
     if pixel_weight is not None:
         pixel_weight = broadcast_pixel_weight(pixel_weight, target)
     maps = pixels if pixels is None or isinstance(pixels, PixelMaps) else PixelMaps(*pixels)
-    batch = SoftmaxBatch(logits, target.long(), class_weight, ignore_index, align_corners, label_smoothing, maps)
+    batch = SoftmaxBatch(logits, target.long(), class_weight, ignore_index, align_corners, maps, label_smoothing)
     return batch.reduce(reduction, normalize_by, pixel_weight, avg_factor)

@@ -6,6 +6,7 @@ Arguments are checked at the entry points, in :mod:`mmseg_wce.functional`,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -48,47 +49,38 @@ def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothin
     return logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
 
 
+@dataclass(eq=False)
 class PixelBatch(Generic[Maps]):
     """Logits, labels and weights of the pixels of a batch.
 
-    Args:
+    Attributes:
         logits: (N, C, h, w), or (N, C, ...) of the target's size; floating point.
         target: (N, H, W) or (N, ...), int64.
         class_weight: class weights as in :mod:`mmseg_wce.functional`, or None.
         ignore_index: the ignored label.
         align_corners: option of the upsampling.
-        maps: per-pixel maps of the logits, if already computed.
-
-    Attributes:
+        computed_maps: per-pixel maps of the logits; None until they are needed.
         dtype: dtype of the losses: float32, or float64 for float64 logits.
     """
 
-    def __init__(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        class_weight: Tensor | None,
-        ignore_index: int,
-        align_corners: bool = False,
-        maps: Maps | None = None,
-    ) -> None:
-        self.logits, self.target, self.class_weight = logits, target, class_weight
-        self.ignore_index, self.align_corners = ignore_index, align_corners
-        self.num_channels, self.dtype = logits.shape[1], torch.promote_types(logits.dtype, torch.float32)
+    logits: Tensor
+    target: Tensor
+    class_weight: Tensor | None
+    ignore_index: int
+    align_corners: bool = False
+    computed_maps: Maps | None = None
+
+    def __post_init__(self) -> None:
+        self.num_channels, self.dtype = self.logits.shape[1], torch.promote_types(self.logits.dtype, torch.float32)
         self._valid: Tensor | None = None
         self._label_weight: Tensor | None = None
-        self._maps: Maps | None = maps
 
     @property
     def maps(self) -> Maps:
         """Per-pixel maps of the logits; computed at the first access."""
-        if self._maps is None:
-            self._maps = self._sweep()
-        return self._maps
-
-    @maps.setter
-    def maps(self, maps: Maps) -> None:
-        self._maps = maps
+        if self.computed_maps is None:
+            self.computed_maps = self._sweep()
+        return self.computed_maps
 
     def _sweep(self) -> Maps:
         """Compute the maps from the logits."""
@@ -191,31 +183,15 @@ class PixelBatch(Generic[Maps]):
         return torch.where(self.valid.unsqueeze(1) if by_element else self.valid, loss, 0)
 
 
+@dataclass(eq=False)
 class SoftmaxBatch(PixelBatch[PixelMaps]):
-    """Pixels of a weighted cross-entropy.
+    """Pixels of a weighted cross-entropy, C >= 2.
 
-    Args:
-        logits: as in :class:`PixelBatch`, C >= 2.
-        target: as in :class:`PixelBatch`.
-        class_weight: (C,), or None.
-        ignore_index: as in :class:`PixelBatch`.
-        align_corners: as in :class:`PixelBatch`.
+    Attributes:
         label_smoothing: in [0, 1].
-        maps: result of :func:`mmseg_wce.kernels.pixel_maps`, if already computed.
     """
 
-    def __init__(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        class_weight: Tensor | None,
-        ignore_index: int,
-        align_corners: bool = False,
-        label_smoothing: float = 0.0,
-        maps: PixelMaps | None = None,
-    ) -> None:
-        super().__init__(logits, target, class_weight, ignore_index, align_corners, maps)
-        self.label_smoothing = label_smoothing
+    label_smoothing: float = 0.0
 
     def _sweep(self) -> PixelMaps:
         return sweep_softmax(
@@ -229,9 +205,10 @@ class SoftmaxBatch(PixelBatch[PixelMaps]):
 
     def _computed_sums(self) -> PixelSums | None:
         """Return the sums computed along with the maps; None while compiling, when values cannot be read."""
-        if torch.compiler.is_compiling() or self._maps is None or self._maps.class_weight is not self.class_weight:
+        maps = self.computed_maps
+        if torch.compiler.is_compiling() or maps is None or maps.class_weight is not self.class_weight:
             return None
-        return self._maps.sums
+        return maps.sums
 
     def normalizer(self, normalize_by: Normalizer) -> Tensor:
         """Return the denominator of the mean, a scalar; does not read the logits."""
@@ -263,31 +240,15 @@ class SoftmaxBatch(PixelBatch[PixelMaps]):
         return (1 - self.label_smoothing) * weighted_nll + (self.label_smoothing / self.num_channels) * smooth
 
 
+@dataclass(eq=False)
 class SigmoidBatch(PixelBatch[SigmoidMaps]):
-    """Pixels of a weighted binary cross-entropy of every channel.
+    """Pixels of a weighted binary cross-entropy of every channel, C >= 1.
 
-    Args:
-        logits: as in :class:`PixelBatch`, C >= 1.
-        target: as in :class:`PixelBatch`.
-        class_weight: (C,), one number for all channels, or (2,) for one channel; or None.
-        ignore_index: as in :class:`PixelBatch`.
-        align_corners: as in :class:`PixelBatch`.
+    Attributes:
         threshold: probability above which one channel predicts label 1.
-        maps: result of :func:`mmseg_wce.kernels.pixel_bce`, if already computed.
     """
 
-    def __init__(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        class_weight: Tensor | None,
-        ignore_index: int,
-        align_corners: bool = False,
-        threshold: float = 0.5,
-        maps: SigmoidMaps | None = None,
-    ) -> None:
-        super().__init__(logits, target, class_weight, ignore_index, align_corners, maps)
-        self.threshold = threshold
+    threshold: float = 0.5
 
     def _sweep(self) -> SigmoidMaps:
         return sweep_sigmoid(self.logits, self.target, self.ignore_index, self.threshold, self.align_corners)

@@ -102,12 +102,12 @@ class LossTerm:
         first, second = (x.masked_fill(ignored, 0) for x in maps)
         logits = first.new_zeros(()).expand(1, num_channels, *label.shape[1:])  # only the shape and dtype are read
         weight = None if self.class_weight is None else self.class_weight.to(label.device)
-        inputs = logits, label, weight, self.ignore_index
+        inputs = logits, label, weight, self.ignore_index, False
         batch: SigmoidBatch | SoftmaxBatch
         if self.use_sigmoid:
-            batch = SigmoidBatch(*inputs, maps=(first, second, ignored))
+            batch = SigmoidBatch(*inputs, (first, second, ignored))
         else:
-            batch = SoftmaxBatch(*inputs, label_smoothing=self.label_smoothing, maps=PixelMaps(first, second, ignored))
+            batch = SoftmaxBatch(*inputs, PixelMaps(first, second, ignored), self.label_smoothing)
         numerator = self.loss_weight * batch.reduce('sum', 'valid').item()
         return numerator, 0.0 if self.normalize_by is None else batch.normalizer(self.normalize_by).item()
 
