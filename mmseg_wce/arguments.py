@@ -18,8 +18,8 @@ __all__ = [
     'Normalizer',
     'Reduction',
     'broadcast_pixel_weight',
+    'check_call',
     'check_logits_and_target',
-    'check_options',
     'check_sigmoid_weight',
     'check_smoothing',
     'check_softmax_weight',
@@ -128,7 +128,7 @@ def _warn_class_is_ignored(num_classes: int) -> None:
     warnings.warn(
         f'class {default} of {num_classes} is ignored, because it is the default ignore_index: set ignore_index to a '
         f'label that is not a class, such as -1, or to {default} to ignore that class',
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
@@ -198,30 +198,48 @@ def check_smoothing(label_smoothing: float) -> None:
         raise ValueError(f'label_smoothing must be between 0 and 1, got {label_smoothing}')
 
 
-def check_options(reduction: str, normalize_by: str, avg_factor: float | Tensor | None, ignore_index: int) -> None:
-    """Raise TypeError or ValueError for an option out of range.
+def check_call(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int | None,
+    pixel_weight: Tensor | None = None,
+    reduction: str = 'mean',
+    normalize_by: str = 'valid',
+    avg_factor: float | Tensor | None = None,
+) -> tuple[int, Tensor | None]:
+    """Check the arguments that all losses have in common.
 
     Args:
+        logits: (N, C, h, w), (N, C, ...) or (N, C), floating point.
+        target: (N, H, W), (N, ...) or (N,), any integer dtype.
+        ignore_index: an integer, or None for 255.
+        pixel_weight: same number of dimensions as the target, each of the same size or 1; or None.
         reduction: one of ``REDUCTIONS``.
         normalize_by: one of ``NORMALIZERS``.
         avg_factor: a finite non-negative number, a tensor of one element (whose value is not read), or None.
-        ignore_index: an integer.
+
+    Returns:
+        The ignored label, and the pixel weights expanded to the shape of the target.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid.
     """
+    check_logits_and_target(logits, target)
+    ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction must be one of {REDUCTIONS}, got {reduction!r}')
     if normalize_by not in NORMALIZERS:
         raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, Integral, torch.SymInt)):
         raise TypeError(f'ignore_index must be an int, got {ignore_index!r}')
-    if avg_factor is None:
-        return
-    if reduction == 'sum':
+    if avg_factor is not None and reduction == 'sum':
         raise ValueError("avg_factor can not be used with reduction='sum'")
     if isinstance(avg_factor, Tensor):
         if avg_factor.numel() != 1:
             raise ValueError(f'avg_factor must be one number, got a tensor of shape {tuple(avg_factor.shape)}')
-    elif not 0 <= avg_factor < torch.inf:
+    elif avg_factor is not None and not 0 <= avg_factor < torch.inf:
         raise ValueError(f'avg_factor must be finite and not negative, got {avg_factor}')
+    return ignore_index, None if pixel_weight is None else broadcast_pixel_weight(pixel_weight, target)
 
 
 def broadcast_pixel_weight(pixel_weight: Tensor, target: Tensor) -> Tensor:

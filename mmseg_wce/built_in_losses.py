@@ -12,6 +12,7 @@ import torch
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy, cross_entropy
 from mmseg_wce.arguments import Normalizer, Reduction, check_sigmoid_weight, check_softmax_weight
 from mmseg_wce.class_weights import load_class_weight
+from mmseg_wce.losses import WeightedCrossEntropyLoss
 from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch
 from torch import Tensor, nn
 
@@ -21,12 +22,35 @@ __all__ = [
     'built_in_normalizer',
     'built_in_value',
     'is_hard',
-    'needs_full_size_built_in',
+    'needs_full_size',
+    'unsupported_reason',
 ]
 
 
-def needs_full_size_built_in(loss: nn.Module, channels: int, built_in: bool) -> str:
-    """Explain why a loss other than ``WeightedCrossEntropyLoss`` cannot be computed from the maps.
+def unsupported_reason(loss: Any, channels: int) -> str:
+    """Explain why a loss is not a cross-entropy that the per-pixel maps give.
+
+    Args:
+        loss: loss of a decode head.
+        channels: number of channels of its logits.
+
+    Returns:
+        The reason; empty if it is one.
+    """
+    kind, is_ours = type(loss).__name__, isinstance(loss, WeightedCrossEntropyLoss)
+    if is_ours and type(loss).forward is not WeightedCrossEntropyLoss.forward:
+        return f'a {kind}, which overrides forward'
+    if not is_ours and type(loss) not in (CrossEntropyLoss, OhemCrossEntropy):
+        return f'a {kind}'
+    if getattr(loss, 'use_mask', False):
+        return f'a {kind} with use_mask'
+    if channels == 1 and not getattr(loss, 'use_sigmoid', False):
+        return f'a {kind} without use_sigmoid=True, and a softmax needs two channels'
+    return ''
+
+
+def needs_full_size(loss: Any, channels: int, built_in: bool) -> str:
+    """Explain why the value of a loss in training cannot be computed from the per-pixel maps.
 
     Args:
         loss: loss of a decode head.
@@ -36,25 +60,17 @@ def needs_full_size_built_in(loss: nn.Module, channels: int, built_in: bool) -> 
     Returns:
         The reason; empty if it can be computed.
     """
-    if type(loss) not in (CrossEntropyLoss, OhemCrossEntropy):
-        return f'a {type(loss).__name__}'
-    if getattr(loss, 'use_mask', False):
-        return 'a CrossEntropyLoss with use_mask'
-    if getattr(loss, 'use_sigmoid', False):
-        return _needs_full_size_sigmoid(loss, channels, built_in)
-    if channels == 1:
-        return f'a {type(loss).__name__} without use_sigmoid=True, and a softmax needs two channels'
-    return '' if built_in else f'a softmax {type(loss).__name__}, which built_in=True would fuse'
-
-
-def _needs_full_size_sigmoid(loss: CrossEntropyLoss, channels: int, built_in: bool) -> str:
-    if loss.class_weight is not None and np.size(loss.class_weight) > 1:
-        return (
-            'a CrossEntropyLoss with use_sigmoid and several class weights, which mmseg applies to columns or rejects'
-        )
-    if channels > 1 and loss.reduction == 'none':
-        return "a CrossEntropyLoss with use_sigmoid and reduction='none', whose value has full size itself"
-    return '' if built_in else 'a CrossEntropyLoss with use_sigmoid, which built_in=True would fuse'
+    if reason := unsupported_reason(loss, channels):
+        return reason
+    kind, use_sigmoid = type(loss).__name__, bool(getattr(loss, 'use_sigmoid', False))
+    is_ours = isinstance(loss, WeightedCrossEntropyLoss)
+    if use_sigmoid and not is_ours and loss.class_weight is not None and np.size(loss.class_weight) > 1:
+        return f'a {kind} with use_sigmoid and several class weights, which mmseg applies to columns or rejects'
+    if use_sigmoid and channels > 1 and loss.reduction == 'none':
+        return f"a {kind} with use_sigmoid=True and reduction='none', whose value has full size itself"
+    if is_ours or built_in:
+        return ''
+    return f'a {f"{kind} with use_sigmoid" if use_sigmoid else f"softmax {kind}"}, which built_in=True would fuse'
 
 
 def built_in_value(
@@ -66,7 +82,7 @@ def built_in_value(
     """Compute the value of one of mmseg's losses, with mmseg's normalisation and the loss's current attributes.
 
     Args:
-        loss: a loss for which :func:`needs_full_size_built_in` returns no reason.
+        loss: a loss for which :func:`needs_full_size` returns no reason.
         batch: result of :func:`built_in_batch`.
         weight: pixel weights, (N, H, W), or None.
         reduction_override: replaces the reduction of the loss.
@@ -97,7 +113,7 @@ def built_in_batch(
     """Create the batch for one of mmseg's losses.
 
     Args:
-        loss: a loss for which :func:`needs_full_size_built_in` returns no reason.
+        loss: a loss for which :func:`needs_full_size` returns no reason.
         logits: (N, C, h, w).
         target: (N, H, W), int64.
         ignore_index: as the head passes it.

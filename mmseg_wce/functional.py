@@ -10,13 +10,10 @@ from mmseg_wce.arguments import (
     REDUCTIONS,
     Normalizer,
     Reduction,
-    broadcast_pixel_weight,
-    check_logits_and_target,
-    check_options,
+    check_call,
     check_sigmoid_weight,
     check_smoothing,
     check_softmax_weight,
-    resolve_ignore_index,
 )
 from mmseg_wce.kernels import PixelMaps
 from mmseg_wce.pixel_batch import SigmoidBatch, SigmoidMaps, SoftmaxBatch, smoothing_weight
@@ -68,10 +65,8 @@ def normalizer(
         >>> [normalizer(logits, target, weight, normalize_by=by).item() for by in ('class_weight', 'valid', 'all')]
         [2.75, 3.0, 4.0]
     """
-    check_logits_and_target(logits, target)
+    ignore_index, _ = check_call(logits, target, ignore_index, normalize_by=normalize_by)
     check_softmax_weight(class_weight, logits)
-    ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
-    check_options('mean', normalize_by, None, ignore_index)
     return SoftmaxBatch(logits, target.long(), class_weight, ignore_index).normalizer(normalize_by)
 
 
@@ -105,10 +100,8 @@ def binary_normalizer(
         >>> [binary_normalizer(torch.zeros(1, 3, 2, 2), target, normalize_by=by).item() for by in ('valid', 'all')]
         [9.0, 12.0]
     """
-    check_logits_and_target(logits, target)
+    ignore_index, _ = check_call(logits, target, ignore_index, normalize_by=normalize_by)
     check_sigmoid_weight(class_weight, logits, normalize_by)
-    ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
-    check_options('mean', normalize_by, None, ignore_index)
     return SigmoidBatch(logits, target.long(), class_weight, ignore_index).normalizer(normalize_by)
 
 
@@ -160,13 +153,12 @@ def weighted_binary_cross_entropy(
             it is built). No gradient flows to it.
         ignore_index: the ignored label, 255 by default; may be negative or in [0, C). Warns once if the default is a
             class.
-        pixel_weight: factor of each pixel's loss; shape of the target, or broadcastable to it with as many dimensions.
+        pixel_weight: as in :func:`weighted_cross_entropy`.
         reduction: 'mean', 'sum', or 'none' for the losses of the elements: (N, C, ...), or (N, ...) for one channel;
             0 where ignored. With more than one channel, 'none' needs memory for full-size logits.
         normalize_by: denominator of the mean.
-        avg_factor: number or one-element tensor that replaces the denominator of the mean. As in mmseg, 0 is replaced
-            by 1.2e-7, reduction 'none' ignores it and 'sum' raises an error. The value of a tensor is not checked.
-        align_corners: option of the upsampling, as in :func:`torch.nn.functional.interpolate`.
+        avg_factor: as in :func:`weighted_cross_entropy`.
+        align_corners: as in :func:`weighted_cross_entropy`.
         pixels: result of :func:`mmseg_wce.kernels.pixel_bce` for these logits and this target; computed by default.
 
     Returns:
@@ -186,12 +178,9 @@ def weighted_binary_cross_entropy(
         >>> print(f'{weighted_binary_cross_entropy(logits, target, torch.tensor([3.0])):.4f}')  # (3 * 0.1269 + ...) / 2
         1.2539
     """
-    check_logits_and_target(logits, target)
+    options = pixel_weight, reduction, normalize_by, avg_factor
+    ignore_index, pixel_weight = check_call(logits, target, ignore_index, *options)
     check_sigmoid_weight(class_weight, logits, normalize_by)
-    ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
-    check_options(reduction, normalize_by, avg_factor, ignore_index)
-    if pixel_weight is not None:
-        pixel_weight = broadcast_pixel_weight(pixel_weight, target)
     batch = SigmoidBatch(logits, target.long(), class_weight, ignore_index, align_corners, pixels)
     return batch.reduce(reduction, normalize_by, pixel_weight, avg_factor)
 
@@ -270,13 +259,10 @@ def weighted_cross_entropy(
         >>> print(f'{weighted_cross_entropy(logits, target, weight, ignore_index=2):.4f}')
         1.5824
     """
-    check_logits_and_target(logits, target)
+    options = pixel_weight, reduction, normalize_by, avg_factor
+    ignore_index, pixel_weight = check_call(logits, target, ignore_index, *options)
     check_softmax_weight(class_weight, logits)
     check_smoothing(label_smoothing)
-    ignore_index = resolve_ignore_index(ignore_index, logits.shape[1])
-    check_options(reduction, normalize_by, avg_factor, ignore_index)
-    if pixel_weight is not None:
-        pixel_weight = broadcast_pixel_weight(pixel_weight, target)
     maps = pixels if pixels is None or isinstance(pixels, PixelMaps) else PixelMaps(*pixels)
     batch = SoftmaxBatch(logits, target.long(), class_weight, ignore_index, align_corners, maps, label_smoothing)
     return batch.reduce(reduction, normalize_by, pixel_weight, avg_factor)

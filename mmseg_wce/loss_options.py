@@ -11,8 +11,7 @@ from typing import Any
 
 from mmseg_wce.arguments import NORMALIZERS, REDUCTIONS, Normalizer
 
-__all__ = ['check_loss_options', 'resolve_binary_normalizer', 'resolve_normalizer']
-
+__all__ = ['check_loss_options', 'resolve_normalizer']
 
 _TYPES: dict[str, Any] = dict(
     use_sigmoid=bool,
@@ -56,28 +55,40 @@ def check_loss_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f'WeightedCrossEntropyLoss: {message}')
 
 
-def resolve_normalizer(normalize_by: Normalizer | None, avg_non_ignore: bool | None, weighted: bool) -> Normalizer:
-    """Translate mmseg's ``avg_non_ignore`` into ``normalize_by``, for a softmax.
+def resolve_normalizer(
+    normalize_by: Normalizer | None, avg_non_ignore: bool | None, num_weights: int, use_sigmoid: bool
+) -> Normalizer:
+    """Translate mmseg's ``avg_non_ignore`` into ``normalize_by``.
 
     Args:
         normalize_by: argument of the loss, or None.
         avg_non_ignore: argument of the loss, or None.
-        weighted: True if there are class weights.
+        num_weights: number of class weights; 0 without.
+        use_sigmoid: argument of the loss.
 
     Returns:
         One of ``NORMALIZERS``.
 
     Raises:
-        ValueError: ``normalize_by`` is unknown, or contradicts ``avg_non_ignore``.
+        ValueError: ``normalize_by`` is unknown, contradicts ``avg_non_ignore``, or with a sigmoid needs two weights.
     """
-    _check_normalizer(normalize_by)
-    if avg_non_ignore is None:
-        return normalize_by or 'class_weight'
-    implied: Normalizer = 'class_weight' if avg_non_ignore or weighted else 'all'
-    if normalize_by not in (None, implied):
+    if normalize_by is not None and normalize_by not in NORMALIZERS:
+        raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
+    if use_sigmoid and normalize_by == 'class_weight' and num_weights != 2:
         raise ValueError(
-            f'avg_non_ignore={avg_non_ignore} {"with" if weighted else "without"} class_weight means '
-            f'normalize_by={implied!r}, which contradicts normalize_by={normalize_by!r}: give one of the two'
+            "WeightedCrossEntropyLoss: normalize_by='class_weight' with use_sigmoid=True needs one channel and two "
+            f"class weights, for labels 0 and 1: got {num_weights}. Use 'valid' or 'all'"
+        )
+    default: Normalizer = 'valid' if use_sigmoid else 'class_weight'
+    if avg_non_ignore is None:
+        return normalize_by or default
+    weighted = num_weights > 0 and not use_sigmoid
+    implied = default if avg_non_ignore or weighted else 'all'
+    if normalize_by not in (None, implied):
+        case = 'with use_sigmoid=True' if use_sigmoid else f'{"with" if weighted else "without"} class_weight'
+        raise ValueError(
+            f'avg_non_ignore={avg_non_ignore} {case} means normalize_by={implied!r}, which contradicts '
+            f'normalize_by={normalize_by!r}: give one of the two'
         )
     if weighted and not avg_non_ignore and normalize_by is None:
         _warn_once(
@@ -85,44 +96,6 @@ def resolve_normalizer(normalize_by: Normalizer | None, avg_non_ignore: bool | N
             'pixels that are not ignored, as avg_non_ignore=True does; mmseg defines no other value for label 255'
         )
     return implied
-
-
-def resolve_binary_normalizer(
-    normalize_by: Normalizer | None, avg_non_ignore: bool | None, number_of_weights: int
-) -> Normalizer:
-    """Translate mmseg's ``avg_non_ignore`` into ``normalize_by``, for ``use_sigmoid=True``.
-
-    Args:
-        normalize_by: argument of the loss, or None.
-        avg_non_ignore: argument of the loss, or None.
-        number_of_weights: number of class weights; 0 without.
-
-    Returns:
-        One of ``NORMALIZERS``.
-
-    Raises:
-        ValueError: ``normalize_by`` is unknown, contradicts ``avg_non_ignore``, or needs two class weights.
-    """
-    _check_normalizer(normalize_by)
-    if normalize_by == 'class_weight' and number_of_weights != 2:
-        raise ValueError(
-            "WeightedCrossEntropyLoss: normalize_by='class_weight' with use_sigmoid=True needs one channel and two "
-            f"class weights, for labels 0 and 1: got {number_of_weights}. Use 'valid' or 'all'"
-        )
-    if avg_non_ignore is None:
-        return normalize_by or 'valid'
-    implied: Normalizer = 'valid' if avg_non_ignore else 'all'
-    if normalize_by not in (None, implied):
-        raise ValueError(
-            f'avg_non_ignore={avg_non_ignore} with use_sigmoid=True means normalize_by={implied!r}, which contradicts '
-            f'normalize_by={normalize_by!r}: give one of the two'
-        )
-    return implied
-
-
-def _check_normalizer(normalize_by: Normalizer | None) -> None:
-    if normalize_by is not None and normalize_by not in NORMALIZERS:
-        raise ValueError(f'normalize_by must be one of {NORMALIZERS}, got {normalize_by!r}')
 
 
 @lru_cache  # every head of a model has a loss

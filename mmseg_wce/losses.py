@@ -8,17 +8,14 @@ import torch
 from mmseg_wce.arguments import (
     Normalizer,
     Reduction,
-    broadcast_pixel_weight,
-    check_logits_and_target,
-    check_options,
+    check_call,
     check_sigmoid_weight,
     check_softmax_weight,
-    resolve_ignore_index,
 )
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
-from mmseg_wce.loss_options import check_loss_options, resolve_binary_normalizer, resolve_normalizer
+from mmseg_wce.loss_options import check_loss_options, resolve_normalizer
 from mmseg_wce.observed_pixels import ObservedPixels, observe
-from mmseg_wce.pixel_batch import PixelBatch, SigmoidBatch, SoftmaxBatch
+from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch
 from mmseg_wce.reduction import MeanOverRanks, averages_gradients, divide_or_zero
 from torch import Tensor, nn
 
@@ -111,11 +108,8 @@ class WeightedCrossEntropyLoss(nn.Module):
             )
         )
         weights = None if class_weight is None else load_class_weight(class_weight, single=use_sigmoid)
-        if use_sigmoid:
-            num_weights = 0 if weights is None else weights.numel()
-            self.normalize_by = resolve_binary_normalizer(normalize_by, avg_non_ignore, num_weights)
-        else:
-            self.normalize_by = resolve_normalizer(normalize_by, avg_non_ignore, weights is not None)
+        num_weights = 0 if weights is None else weights.numel()
+        self.normalize_by = resolve_normalizer(normalize_by, avg_non_ignore, num_weights, use_sigmoid)
         self._class_weight_values = weights
         self.register_buffer('class_weight', None if weights is None else weights.clone(), persistent=False)
         self.use_sigmoid = use_sigmoid
@@ -149,18 +143,14 @@ class WeightedCrossEntropyLoss(nn.Module):
         assert self._class_weight_values is not None
         return self._class_weight_values.to(weights.device)
 
-    def resolve_ignore_index(self, from_head: int | None, num_channels: int = 0) -> int:
-        """Return the ignored label.
-
-        Args:
-            from_head: ``ignore_index`` passed by the decode head; None for that of the constructor, or 255.
-            num_channels: C, to warn if the default is a class.
+    def resolve_ignore_index(self, from_head: int | None) -> int | None:
+        """Return the ignored label: that of the decode head or of the constructor, None if neither has one.
 
         Raises:
             ValueError: the head and the constructor have different values.
         """
         if from_head is None:
-            return resolve_ignore_index(self.ignore_index, num_channels)
+            return self.ignore_index
         if self.ignore_index not in (None, from_head):
             raise ValueError(
                 f'WeightedCrossEntropyLoss was built with ignore_index={self.ignore_index}, but the decode head '
@@ -197,14 +187,9 @@ class WeightedCrossEntropyLoss(nn.Module):
                 different ``ignore_index``.
         """
         reduction = reduction_override or self.reduction
-        check_logits_and_target(cls_score, label)
-        ignore_index = self.resolve_ignore_index(ignore_index, cls_score.shape[1])
-        check_options(reduction, self.normalize_by, avg_factor, ignore_index)
-        if weight is not None:
-            weight = broadcast_pixel_weight(weight, label)
-        batch = self.make_batch(cls_score, label.long(), ignore_index)
-        normalizer = self.start_normalizer(batch, reduction, avg_factor)
-        return self.reduce(batch, reduction, weight, avg_factor, normalizer)
+        options = weight, reduction, self.normalize_by, avg_factor
+        ignore_index, weight = check_call(cls_score, label, self.resolve_ignore_index(ignore_index), *options)
+        return self.reduce(self.make_batch(cls_score, label.long(), ignore_index), reduction, weight, avg_factor)
 
     def make_batch(
         self, logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool = False
@@ -228,26 +213,12 @@ class WeightedCrossEntropyLoss(nn.Module):
         check_softmax_weight(class_weight, logits)
         return SoftmaxBatch(*common, label_smoothing=self.label_smoothing)
 
-    def start_normalizer(
-        self, batch: PixelBatch, reduction: Reduction, avg_factor: float | Tensor | None = None
-    ) -> MeanOverRanks | None:
-        """Start the all-reduce of the denominator of the mean; return None if none is needed.
-
-        Call it before the maps are computed, so that the all-reduce runs meanwhile, and :meth:`reduce` afterwards.
-        """
-        if reduction != 'mean' or avg_factor is not None or not self.sync_normalizer:
-            return None
-        if not averages_gradients(batch.logits):
-            return None
-        return MeanOverRanks(batch.normalizer(self.normalize_by).to(batch.dtype, copy=True))
-
     def reduce(
         self,
         batch: SoftmaxBatch | SigmoidBatch,
         reduction: Reduction,
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
-        normalizer: MeanOverRanks | None = None,
     ) -> Tensor:
         """Return the loss of a batch, and pass its pixels to the observer.
 
@@ -256,12 +227,13 @@ class WeightedCrossEntropyLoss(nn.Module):
             reduction: 'mean', 'sum' or 'none'.
             weight: pixel weights, (N, ...), or None.
             avg_factor: replaces the denominator of the mean.
-            normalizer: result of :meth:`start_normalizer`.
         """
-        if normalizer is None:
-            loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor)
-        else:
+        if reduction == 'mean' and avg_factor is None and self.sync_normalizer and averages_gradients(batch.logits):
+            # added up over the ranks while the maps are computed
+            normalizer = MeanOverRanks(batch.normalizer(self.normalize_by).to(batch.dtype, copy=True))
             loss = divide_or_zero(batch.reduce('sum', self.normalize_by, weight), normalizer.wait())
+        else:
+            loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor)
         if self.observer is not None and self.training and torch.is_grad_enabled():
             self.observer(observe(batch, weight))
         return self.loss_weight * loss

@@ -6,8 +6,9 @@ Arguments are checked at the entry points, in :mod:`mmseg_wce.functional`,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,7 @@ class PixelBatch(Generic[Maps]):
         ignore_index: the ignored label.
         align_corners: option of the upsampling.
         computed_maps: per-pixel maps of the logits; None until they are needed.
+        shared_maps: returns the maps of a batch that shares them with others; None to compute them from the logits.
         dtype: dtype of the losses: float32, or float64 for float64 logits.
     """
 
@@ -72,6 +74,7 @@ class PixelBatch(Generic[Maps]):
 
     def __post_init__(self) -> None:
         self.num_channels, self.dtype = self.logits.shape[1], torch.promote_types(self.logits.dtype, torch.float32)
+        self.shared_maps: Callable[[Any], Maps] | None = None
         self._valid: Tensor | None = None
         self._label_weight: Tensor | None = None
 
@@ -79,7 +82,7 @@ class PixelBatch(Generic[Maps]):
     def maps(self) -> Maps:
         """Per-pixel maps of the logits; computed at the first access."""
         if self.computed_maps is None:
-            self.computed_maps = self._sweep()
+            self.computed_maps = self._sweep() if self.shared_maps is None else self.shared_maps(self)
         return self.computed_maps
 
     def _sweep(self) -> Maps:

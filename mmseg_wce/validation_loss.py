@@ -13,18 +13,18 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MessageHub, print_log
 from mmseg.models.decode_heads import DAHead, DDRHead, EncHead, IterativeDecodeHead, PIDHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy
+from mmseg.models.losses import OhemCrossEntropy
 from mmseg.registry import METRICS
 from mmseg.structures import SegDataSample
 from mmseg_wce.arguments import Normalizer, check_sigmoid_weight, check_softmax_weight
-from mmseg_wce.built_in_losses import built_in_class_weight, built_in_normalizer
+from mmseg_wce.built_in_losses import built_in_class_weight, built_in_normalizer, unsupported_reason
 from mmseg_wce.kernels import PixelMaps
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from mmseg_wce.model_walk import losses_of
 from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch, smoothing_weight
 from mmseg_wce.running_losses import RunningLoss, RunningSigmoidLoss, RunningSoftmaxLoss
 from mmseg_wce.targets import name_sources, valid_pixels
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ['SUMS', 'LossTerm', 'RunningSums', 'ValidationLoss', 'loss_terms']
 
@@ -130,7 +130,7 @@ def loss_terms(head: Any) -> tuple[list[LossTerm], list[str]]:
     for i, loss in enumerate(losses_of(head)):
         if index not in (None, i):
             left_out.append(f'{loss.loss_name} (loss_decode[{i}] needs a branch or labels that exist only in training)')
-        elif reason := _unsupported_reason(loss, head.out_channels):
+        elif reason := unsupported_reason(loss, head.out_channels):
             left_out.append(f'{loss.loss_name} ({reason})')
         else:
             try:
@@ -141,16 +141,6 @@ def loss_terms(head: Any) -> tuple[list[LossTerm], list[str]]:
                 left_out.append(f'{loss.loss_name} ({error})')
     left_out += [losses for kind, losses in _BRANCH_LOSSES.items() if isinstance(head, kind)]
     return terms, left_out
-
-
-def _unsupported_reason(loss: nn.Module, num_channels: int) -> str:
-    if type(loss) not in (WeightedCrossEntropyLoss, CrossEntropyLoss, OhemCrossEntropy):
-        return f'a {type(loss).__name__}'
-    if getattr(loss, 'use_mask', False):
-        return f'a {type(loss).__name__} with use_mask'
-    if num_channels == 1 and not getattr(loss, 'use_sigmoid', False):
-        return f'a {type(loss).__name__} without use_sigmoid=True, and a softmax needs two channels'
-    return ''
 
 
 def _make_term(loss: Any, head: Any) -> LossTerm:

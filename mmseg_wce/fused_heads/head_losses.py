@@ -7,7 +7,7 @@ Full-size logits are built only for losses that cannot be computed from the maps
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,13 +16,12 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import OhemCrossEntropy, accuracy
 from mmseg.models.utils import resize
 from mmseg.structures.sampler import OHEMPixelSampler
-from mmseg_wce.arguments import broadcast_pixel_weight, check_logits_and_target
+from mmseg_wce.arguments import broadcast_pixel_weight, check_logits_and_target, resolve_ignore_index
 from mmseg_wce.built_in_losses import (
     built_in_batch,
-    built_in_class_weight,
     built_in_value,
     is_hard,
-    needs_full_size_built_in,
+    needs_full_size,
 )
 from mmseg_wce.kernels.binary import sweep_sigmoid
 from mmseg_wce.kernels.op import PixelMaps, sweep_softmax
@@ -31,7 +30,6 @@ from mmseg_wce.model_walk import losses_of
 from mmseg_wce.pixel_batch import SigmoidBatch, SigmoidMaps, SoftmaxBatch, smoothing_weight
 from torch import Tensor, nn
 
-_FORWARD = WeightedCrossEntropyLoss.forward
 _EPSILON = torch.finfo(torch.float32).eps  # mmseg adds it to the accuracy
 
 
@@ -40,16 +38,13 @@ def base_loss_by_feat(
 ) -> dict[str, Tensor]:
     """Compute the terms of ``BaseDecodeHead.loss_by_feat``."""
     fused = _SharedMaps(head, built_in, seg_logits, head._stack_batch_gt(batch_data_samples).squeeze(1))
-    losses, options = pixel_losses(head), dict(ignore_index=head.ignore_index)
-    weight = None
+    losses, weight = pixel_losses(head), None
     if head.sampler is not None:
-        for loss in losses:
-            fused.prepare(loss, head.ignore_index)
         with torch.no_grad():
             weight = _hard_pixels(head, fused, losses)
     terms: dict[str, Tensor] = {}
     for loss in losses:
-        term = fused.value(loss, weight=weight, **options)
+        term = fused.value(loss, weight=weight, ignore_index=head.ignore_index)
         name = str(loss.loss_name)
         terms[name] = terms[name] + term if name in terms else term
     terms['acc_seg'] = fused.accuracy()
@@ -94,25 +89,13 @@ def pixel_losses(head: BaseDecodeHead) -> list[nn.Module]:
     return [loss for i, loss in enumerate(losses_of(head)) if not (isinstance(head, PIDHead) and i == 2)]
 
 
-def needs_full_size(loss: nn.Module, channels: int, built_in: bool) -> str:
-    """Explain why a loss cannot be computed from the maps; empty if it can."""
-    if not isinstance(loss, WeightedCrossEntropyLoss):
-        return needs_full_size_built_in(loss, channels, built_in)
-    if type(loss).forward is not _FORWARD:
-        return f'a {type(loss).__name__}, which overrides forward'
-    if channels == 1 and not loss.use_sigmoid:
-        return f'a {type(loss).__name__} without use_sigmoid=True, and a softmax needs two channels'
-    if channels > 1 and loss.use_sigmoid and loss.reduction == 'none':
-        return f"a {type(loss).__name__} with use_sigmoid=True and reduction='none', whose value has full size itself"
-    return ''
-
-
 class _SharedMaps:
     """Low-resolution logits (N, C, h, w) of a head, labels (N, H, W), and the maps that the losses share."""
 
     def __init__(self, head: BaseDecodeHead, built_in: bool, logits: Tensor, label: Tensor) -> None:
         check_logits_and_target(logits, label)
         self.head, self.built_in, self.logits, self.label = head, built_in, logits, label.long()
+        self._records_gradients = torch.is_grad_enabled()  # also for what a sampler needs, which ranks without
         self._softmax: dict[tuple, PixelMaps] = {}
         self._sigmoid: dict[int, SigmoidMaps] = {}
 
@@ -122,7 +105,8 @@ class _SharedMaps:
 
     @cached_property
     def full_size(self) -> Tensor:
-        return resize(self.logits, self.label.shape[1:], mode='bilinear', align_corners=self.head.align_corners)
+        with torch.set_grad_enabled(self._records_gradients):
+            return resize(self.logits, self.label.shape[1:], mode='bilinear', align_corners=self.head.align_corners)
 
     @cached_property
     def _smoothing_loss(self) -> WeightedCrossEntropyLoss | None:
@@ -142,35 +126,27 @@ class _SharedMaps:
             smoothing = None
             if source is not None:
                 smoothing = smoothing_weight(self.logits, source.float32_class_weight(), source.label_smoothing)
-            self._softmax[key] = sweep_softmax(
-                self.logits,
-                self.label,
-                class_weight,
-                ignore_index=ignore_index,
-                smoothing_weight=smoothing,
-                align_corners=self.head.align_corners,
-            )
+            with torch.set_grad_enabled(self._records_gradients):
+                self._softmax[key] = sweep_softmax(
+                    self.logits,
+                    self.label,
+                    class_weight,
+                    ignore_index=ignore_index,
+                    smoothing_weight=smoothing,
+                    align_corners=self.head.align_corners,
+                )
         return self._softmax[key]
 
     def sigmoid_maps(self, ignore_index: int) -> SigmoidMaps:
         """Return the maps for sigmoids; one channel is compared with the threshold of the head."""
         if ignore_index not in self._sigmoid:
             threshold = self.head.threshold if self.channels == 1 else None
-            self._sigmoid[ignore_index] = sweep_sigmoid(
-                self.logits, self.label, ignore_index, 0.5 if threshold is None else threshold, self.head.align_corners
-            )
+            options = ignore_index, 0.5 if threshold is None else threshold, self.head.align_corners
+            with torch.set_grad_enabled(self._records_gradients):
+                self._sigmoid[ignore_index] = sweep_sigmoid(self.logits, self.label, *options)
         return self._sigmoid[ignore_index]
 
-    def prepare(self, loss: nn.Module, ignore_index: int) -> None:
-        """Compute the inputs of a loss while gradients are recorded."""
-        if needs_full_size(loss, self.channels, self.built_in):
-            _ = self.full_size
-        elif getattr(loss, 'use_sigmoid', False):
-            self.sigmoid_maps(ignore_index)
-        else:
-            self.softmax_maps(ignore_index, loss, _class_weight(loss, self.logits.device))
-
-    def value(self, loss: nn.Module, label_override: Tensor | None = None, **options: Any) -> Tensor:
+    def value(self, loss: Any, label_override: Tensor | None = None, **options: Any) -> Tensor:
         """Compute a loss as the head would call it.
 
         Args:
@@ -184,26 +160,26 @@ class _SharedMaps:
         weight, override = options.get('weight'), options.get('reduction_override')
         ignore_index = _ignore_index(loss, options.get('ignore_index'), self.channels)
         inputs = self.logits, label, ignore_index, self.head.align_corners
-        if not isinstance(loss, WeightedCrossEntropyLoss):
-            batch = built_in_batch(loss, *inputs)
-            self._fill_maps(batch, loss)
-            return built_in_value(loss, batch, weight, override)
-        batch, reduction = loss.make_batch(*inputs), override or loss.reduction
-        normalizer = loss.start_normalizer(batch, reduction)
-        self._fill_maps(batch, loss)
-        return loss.reduce(batch, reduction, weight, normalizer=normalizer)
+        is_ours = isinstance(loss, WeightedCrossEntropyLoss)
+        batch = loss.make_batch(*inputs) if is_ours else built_in_batch(loss, *inputs)
+        batch.shared_maps = partial(self._maps_for, loss)
+        if is_ours:
+            return loss.reduce(batch, override or loss.reduction, weight)
+        return built_in_value(loss, batch, weight, override)
 
-    def _fill_maps(self, batch: SoftmaxBatch | SigmoidBatch, loss: nn.Module) -> None:
-        """Set the maps of a batch to the shared ones, with 0 where only the labels of the batch ignore a pixel."""
-        if isinstance(batch, SigmoidBatch):
-            batch.maps = self.sigmoid_maps(batch.ignore_index)
+    def _maps_for(self, loss: nn.Module, batch: SoftmaxBatch | SigmoidBatch) -> Any:
+        """Return the shared maps for a loss, with 0 where only the labels of the batch ignore a pixel."""
+        is_sigmoid = isinstance(batch, SigmoidBatch)
+        maps: SigmoidMaps | PixelMaps
+        if is_sigmoid:
+            maps = self.sigmoid_maps(batch.ignore_index)
         else:
-            batch.maps = self.softmax_maps(batch.ignore_index, loss, batch.class_weight)
-        if batch.target is not self.label:
-            first, second, correct = batch.maps[:3]
-            is_same = batch.target == self.label
-            maps = torch.where(is_same, first, 0), torch.where(is_same, second, 0), correct
-            batch.maps = maps if isinstance(batch, SigmoidBatch) else PixelMaps(*maps)
+            maps = self.softmax_maps(batch.ignore_index, loss, batch.class_weight)
+        if batch.target is self.label:
+            return maps
+        is_same = batch.target == self.label
+        masked = torch.where(is_same, maps[0], 0), torch.where(is_same, maps[1], 0), maps[2]
+        return masked if is_sigmoid else PixelMaps(*masked)
 
     def accuracy(self) -> Tensor:
         """Return mmseg's ``accuracy``, (1,), in percent, without waiting for the device.
@@ -221,16 +197,10 @@ class _SharedMaps:
         return 100 * (correct + _EPSILON).reshape(1) / (valid + _EPSILON)
 
 
-def _class_weight(loss: nn.Module, device: torch.device) -> Tensor | None:
-    if isinstance(loss, WeightedCrossEntropyLoss):
-        return loss.float32_class_weight()
-    return built_in_class_weight(loss, device)
-
-
 def _ignore_index(loss: nn.Module, from_head: int | None, channels: int = 0) -> int:
     """Return the label that a loss ignores; ``from_head`` is None for heads that leave it to the loss."""
     if isinstance(loss, WeightedCrossEntropyLoss):
-        return loss.resolve_ignore_index(from_head, channels)
+        return resolve_ignore_index(loss.resolve_ignore_index(from_head), channels)
     if isinstance(loss, OhemCrossEntropy):
         return loss.ignore_label
     return -100 if from_head is None else from_head

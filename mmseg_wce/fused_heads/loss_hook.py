@@ -12,6 +12,7 @@ from mmseg.models.decode_heads import DDRHead, PIDHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import HOOKS
 from mmseg.structures.sampler import OHEMPixelSampler
+from mmseg_wce.built_in_losses import needs_full_size
 from mmseg_wce.fused_heads import head_losses
 from mmseg_wce.model_walk import heads_of, unwrap_model
 from mmseg_wce.samplers import check_built_sampler
@@ -97,7 +98,7 @@ def _fuse(head: Any, built_in: bool) -> str:
     if method is head_losses.base_loss_by_feat and type(head.sampler) not in (OHEMPixelSampler, type(None)):
         return f'left alone: its sampler {type(head.sampler).__name__} needs full-size logits'
     losses, channels = head_losses.pixel_losses(head), head.out_channels
-    unfused = [(loss, reason) for loss in losses if (reason := head_losses.needs_full_size(loss, channels, built_in))]
+    unfused = [(loss, reason) for loss in losses if (reason := needs_full_size(loss, channels, built_in))]
     if len(unfused) == len(losses):
         return 'left alone: ' + '; '.join(f'{loss.loss_name} is {reason}' for loss, reason in unfused)
     head.loss_by_feat = partial(method, head, built_in)
