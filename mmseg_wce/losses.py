@@ -16,7 +16,6 @@ from mmseg_wce.class_weights import ClassWeight, load_class_weight
 from mmseg_wce.loss_options import check_loss_options, resolve_normalizer
 from mmseg_wce.observed_pixels import ObservedPixels, observe
 from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch
-from mmseg_wce.reduction import MeanOverRanks, averages_gradients, divide_or_zero
 from torch import Tensor, nn
 
 __all__ = ['ObservedPixels', 'WeightedCrossEntropyLoss']
@@ -95,28 +94,17 @@ class WeightedCrossEntropyLoss(nn.Module):
         sync_normalizer: bool = True,
     ) -> None:
         super().__init__()
-        check_loss_options(
-            dict(
-                use_sigmoid=use_sigmoid,
-                use_mask=use_mask,
-                reduction=reduction,
-                loss_weight=loss_weight,
-                loss_name=loss_name,
-                avg_non_ignore=avg_non_ignore,
-                label_smoothing=label_smoothing,
-                ignore_index=ignore_index,
-            )
-        )
-        weights = None if class_weight is None else load_class_weight(class_weight, single=use_sigmoid)
-        num_weights = 0 if weights is None else weights.numel()
-        self.normalize_by = resolve_normalizer(normalize_by, avg_non_ignore, num_weights, use_sigmoid)
-        self._class_weight_values = weights
-        self.register_buffer('class_weight', None if weights is None else weights.clone(), persistent=False)
         self.use_sigmoid = use_sigmoid
         self.reduction = reduction
         self.loss_weight = loss_weight
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
+        check_loss_options(dict(vars(self), use_mask=use_mask, loss_name=loss_name, avg_non_ignore=avg_non_ignore))
+        weights = None if class_weight is None else load_class_weight(class_weight, single=use_sigmoid)
+        num_weights = 0 if weights is None else weights.numel()
+        self.normalize_by = resolve_normalizer(normalize_by, avg_non_ignore, num_weights, use_sigmoid)
+        self._class_weight_values = weights
+        self.register_buffer('class_weight', None if weights is None else weights.clone(), persistent=False)
         self.sync_normalizer = sync_normalizer
         self._loss_name = loss_name
 
@@ -228,12 +216,7 @@ class WeightedCrossEntropyLoss(nn.Module):
             weight: pixel weights, (N, ...), or None.
             avg_factor: replaces the denominator of the mean.
         """
-        if reduction == 'mean' and avg_factor is None and self.sync_normalizer and averages_gradients(batch.logits):
-            # added up over the ranks while the maps are computed
-            normalizer = MeanOverRanks(batch.normalizer(self.normalize_by).to(batch.dtype, copy=True))
-            loss = divide_or_zero(batch.reduce('sum', self.normalize_by, weight), normalizer.wait())
-        else:
-            loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor)
+        loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor, self.sync_normalizer)
         if self.observer is not None and self.training and torch.is_grad_enabled():
             self.observer(observe(batch, weight))
         return self.loss_weight * loss

@@ -54,12 +54,7 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
 def class_areas(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the intersection, union, predicted and labelled pixels of each class, in the order that IoUMetric takes.
 
-    Args:
-        confusion: integer, (..., C, C), pixels of each class of the label (row) that were predicted as each class
-            (column).
-
-    Returns:
-        Four arrays (..., C) of the same dtype.
+    Each has shape (..., C), for integer confusion matrices (..., C, C) with a row per labelled class.
     """
     intersection = np.diagonal(confusion, axis1=-2, axis2=-1).copy()
     predicted, labelled = confusion.sum(-2), confusion.sum(-1)
@@ -70,7 +65,7 @@ def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Return the scores of each class, as IoUMetric defines them.
 
     Args:
-        confusion: integer, (..., C, C), as in :func:`class_areas`.
+        confusion: integer, (..., C, C), pixels of each labelled class (row) that were predicted as each class (column).
 
     Returns:
         float64, in percent: ``IoU``, ``Acc`` (recall) and ``Precision``, (..., C); ``aAcc`` (pixel accuracy), (...).

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from mmseg_wce.arguments import Normalizer, Reduction
 from mmseg_wce.kernels.binary import element_loss, positive_elements, sweep_sigmoid
 from mmseg_wce.kernels.op import PixelMaps, PixelSums, sweep_softmax
 from mmseg_wce.kernels.reference import resized
-from mmseg_wce.reduction import divide_or_zero
 from mmseg_wce.targets import valid_pixels
 from torch import Tensor
 
@@ -48,6 +48,12 @@ def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothin
     if label_smoothing == 0:
         return None
     return logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
+
+
+def _averages_gradients(logits: Tensor) -> bool:
+    """Return True if the gradients of these logits are averaged over several ranks."""
+    needs_grad = torch.is_grad_enabled() and logits.requires_grad
+    return needs_grad and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @dataclass(eq=False)
@@ -144,6 +150,7 @@ class PixelBatch(Generic[Maps]):
         normalize_by: Normalizer,
         pixel_weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
+        sync_normalizer: bool = False,
     ) -> Tensor:
         """Return the loss; a mean over no pixels is 0 with zero gradient.
 
@@ -152,19 +159,31 @@ class PixelBatch(Generic[Maps]):
             normalize_by: denominator of the mean.
             pixel_weight: (N, ...), factor of every pixel's loss; or None.
             avg_factor: one number that replaces the denominator of the mean; 0 is replaced by 1.2e-7, as in mmseg.
+            sync_normalizer: divide by the denominator averaged over the ranks, if they average gradients.
 
         Returns:
             Scalar; for reduction 'none' the losses of pixels or elements, 0 where a pixel is ignored.
         """
         if reduction == 'none':
             return self._apply_pixel_weight(self.pixel_losses(each_channel=True), pixel_weight)
+        normalizer: Tensor | None = None
+        all_reduce: Any = None
+        if sync_normalizer and reduction == 'mean' and avg_factor is None and _averages_gradients(self.logits):
+            normalizer = self.normalizer(normalize_by).to(self.dtype, copy=True)
+            all_reduce = dist.all_reduce(normalizer, async_op=True)  # while the maps are computed
         loss = self._sum(pixel_weight)
         if reduction == 'sum':
             return loss
-        if avg_factor is None:
-            return divide_or_zero(loss, self.normalizer(normalize_by).to(loss.dtype))
-        divisor = torch.as_tensor(avg_factor, dtype=loss.dtype, device=loss.device).reshape(())
-        return loss / torch.where(divisor == 0, _MMSEG_EPS, divisor)
+        if avg_factor is not None:
+            divisor = torch.as_tensor(avg_factor, dtype=loss.dtype, device=loss.device).reshape(())
+            return loss / torch.where(divisor == 0, _MMSEG_EPS, divisor)
+        if normalizer is None:
+            normalizer = self.normalizer(normalize_by).to(loss.dtype)
+        else:
+            all_reduce.wait()
+            normalizer = normalizer / dist.get_world_size()
+        # x / inf is 0 and stays connected to the graph; unlike x * 0 it does not hide a NaN
+        return loss / torch.where(normalizer == 0, torch.inf, normalizer)
 
     def _sum(self, pixel_weight: Tensor | None) -> Tensor:
         """Add up the weighted losses of all pixels."""

@@ -66,13 +66,9 @@ class RunningSoftmaxLoss:
         self._max_logit = max_logit
 
     def maps(self, rows: slice = ALL_ROWS) -> tuple[Tensor, Tensor]:
-        """Return the negative log-likelihood and the smoothing map, float64; the latter is 0 without smoothing.
+        """Return the negative log-likelihood and the smoothing map, float64, (N, number of rows, W) each.
 
-        Args:
-            rows: rows of the images, so that the maps of a large image need not be held at once.
-
-        Returns:
-            Each (N, number of rows, W).
+        The smoothing map is 0 without smoothing. The maps of a large image need not be held at once: read some rows.
         """
         assert self._max_logit is not None, 'update() has not been called yet'
         assert self._label_logit is not None
@@ -115,14 +111,7 @@ class RunningSigmoidLoss:
         self._negative += torch.where(positive, 0, loss).sum(1, dtype=torch.float64)
 
     def maps(self, rows: slice = ALL_ROWS) -> tuple[Tensor, Tensor]:
-        """Return the loss of the label's channel and that of all other channels, float64.
-
-        Args:
-            rows: rows of the images.
-
-        Returns:
-            Each (N, number of rows, W).
-        """
+        """Return the loss of the label's channel and that of all other channels, float64, (N, number of rows, W)."""
         return self._positive[:, rows], self._negative[:, rows]
 
 

@@ -12,8 +12,9 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from mmseg_wce.kernels.op import is_transformed
 from mmseg_wce.label_causes import likely_causes
@@ -103,15 +104,11 @@ def _find_valid(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     elif bad.any():
         values, counts = target.unique(return_counts=True)
         first = int(bad.flatten().to(torch.uint8).argmax())
-        findings = LabelFindings(
-            dict(zip(values.tolist(), counts.tolist(), strict=True)),
-            int(target.flatten()[first]),
-            _unravel(first, target.shape),
-            tuple(target.shape),
-            num_classes,
-            ignore_index,
+        by_value = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        first_value = int(target.flatten()[first])
+        raise ValueError(
+            explain(_findings(by_value, first_value, first, target.shape, num_classes, ignore_index, _sources.get()))
         )
-        raise ValueError(explain(_with_source(findings, _sources.get())))
     return valid
 
 
@@ -160,23 +157,22 @@ def _read(
     counts[256] = large_classes - num_ignored * (ignore_index > 255)  # stands for all classes from 256 on
     counts[ignore_index] = num_ignored
     counts = {value: n for value, n in counts.items() if n}
-    findings = LabelFindings(counts, first_value, _unravel(first, shape), tuple(shape), num_classes, ignore_index)
-    return _with_source(findings, sources)
+    return _findings(counts, first_value, first, shape, num_classes, ignore_index, sources)
 
 
-def _unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
-    index: list[int] = []
-    for size in reversed(shape):
-        flat, remainder = divmod(flat, size)
-        index.insert(0, remainder)
-    return tuple(index)
-
-
-def _with_source(findings: LabelFindings, sources: tuple[str, ...]) -> LabelFindings:
-    shape = findings.shape
-    return (
-        replace(findings, source=sources[findings.first_index[0]]) if shape and len(sources) == shape[0] else findings
-    )
+def _findings(
+    counts: dict[float, int],
+    first_value: int,
+    first: int,
+    shape: torch.Size,
+    num_classes: int,
+    ignore_index: int,
+    sources: tuple[str, ...],
+) -> LabelFindings:
+    """Return the findings, given the flat index of the first invalid label and the files of the batch, if known."""
+    index = tuple(map(int, np.unravel_index(first, shape)))
+    source = sources[index[0]] if shape and len(sources) == shape[0] else None
+    return LabelFindings(counts, first_value, index, tuple(shape), num_classes, ignore_index, source)
 
 
 @dataclass(frozen=True)
@@ -197,9 +193,6 @@ class _InFlight:
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(measured.device))
         return cls(pinned, arrived, shape, num_classes, ignore_index, _sources.get())
-
-    def findings(self) -> LabelFindings | None:
-        return _read(self.measured, self.shape, self.num_classes, self.ignore_index, self.sources)
 
 
 _pending: deque[_InFlight] = deque()
@@ -225,7 +218,7 @@ def raise_pending(wait: bool = True) -> None:
         elif not oldest.arrived.query():
             return
         _pending.popleft()
-        findings = oldest.findings()
+        findings = _read(oldest.measured, oldest.shape, oldest.num_classes, oldest.ignore_index, oldest.sources)
         if findings is not None:
             _pending.clear()
             raise ValueError('In an earlier iteration: ' + explain(findings))

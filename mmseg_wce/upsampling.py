@@ -102,12 +102,7 @@ class RunningArgmax:
         return self._index.long()
 
     def update(self, channels: Tensor, first: int) -> None:
-        """Add a group of channels.
-
-        Args:
-            channels: (N, number of channels, ...).
-            first: index of the first of them among all channels.
-        """
+        """Add a group of channels, (N, number of channels, ...); ``first`` is the index of its first channel."""
         if self._max_logit is None or self._index is None:
             self._max_logit = torch.full_like(channels[:, 0], -torch.inf)
             # takes half the time of int64 on a CPU

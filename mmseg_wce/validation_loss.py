@@ -69,25 +69,14 @@ class LossTerm:
             check_softmax_weight(self.class_weight, logits)
 
     def start(self, label: Tensor, num_channels: int) -> RunningLoss:
-        """Start the running loss of an image.
-
-        Args:
-            label: (1, H, W), integer.
-            num_channels: C.
-        """
+        """Start the running loss of an image with these labels, (1, H, W)."""
         if self.use_sigmoid:
             return RunningSigmoidLoss(label, num_channels)
         logits = torch.empty(1, num_channels)  # only the shape and dtype are read
         return RunningSoftmaxLoss(label, smoothing_weight(logits, self.class_weight, self.label_smoothing))
 
     def sums(self, running: RunningLoss, label: Tensor, num_channels: int) -> tuple[str, float, float | None]:
-        """Return name, numerator and denominator of the mean over an image; the denominator is None for a sum.
-
-        Args:
-            running: result of :meth:`start`, after all channels were added.
-            label: (1, H, W), integer, each a class or ignored.
-            num_channels: C.
-        """
+        """Return name, numerator and denominator of the mean over an image; the denominator is None for a sum."""
         numerator = denominator = 0.0
         height, width = label.shape[1:]
         step = max(1, _MAX_PIXELS // max(width, 1))

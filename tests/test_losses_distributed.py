@@ -161,7 +161,7 @@ def special_calls(normalize: bool, use_sigmoid: bool = False) -> Tensor:
 
 def number_of_collectives(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often a call of the loss sends something, and that it does so before the logits are read."""
-    from mmseg_wce import pixel_batch, reduction
+    from mmseg_wce import pixel_batch
     from mmseg_wce.fused_heads import head_losses
 
     sent, all_reduce = [], dist.all_reduce
@@ -185,7 +185,7 @@ def number_of_collectives(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return list(sent)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reduction.dist, 'all_reduce', counted)
+        patch.setattr(pixel_batch.dist, 'all_reduce', counted)
         for module, name in itertools.product((pixel_batch, head_losses), ('sweep_softmax', 'sweep_sigmoid')):
             patch.setattr(module, name, partial(swept, getattr(module, name)))
         sigmoid = dict(weights, use_sigmoid=True)

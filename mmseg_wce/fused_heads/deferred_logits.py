@@ -30,11 +30,7 @@ class DeferredLogits:
         return self.logits.shape[1]
 
     def slices(self, later_sizes: Sequence[Sequence[int]]) -> Iterator[slice]:
-        """Yield slices of channels that can be read independently.
-
-        Args:
-            later_sizes: (H, W) of each later resize.
-        """
+        """Yield slices of channels that can be read independently, given (H, W) of each later resize."""
         return channel_slices(self.logits, [self.size, *later_sizes])
 
     def read(self, channels: slice) -> Tensor:
@@ -65,13 +61,7 @@ class SlidingWindows:
         self._full_size_sum: Tensor | None = None
 
     def add(self, window: DeferredLogits, top: int, left: int) -> None:
-        """Add a window.
-
-        Args:
-            window: logits of the window.
-            top: row of its first pixel in the image.
-            left: column of its first pixel in the image.
-        """
+        """Add the logits of a window whose first pixel is at (top, left) of the image."""
         _window_view(self.count, window, top, left).add_(1)
         if self.num_channels == 0:
             self.num_channels = window.num_channels

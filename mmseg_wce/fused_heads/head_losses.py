@@ -147,13 +147,7 @@ class _SharedMaps:
         return self._sigmoid[ignore_index]
 
     def value(self, loss: Any, label_override: Tensor | None = None, **options: Any) -> Tensor:
-        """Compute a loss as the head would call it.
-
-        Args:
-            loss: a loss of the head.
-            label_override: (N, H, W), replaces the labels of the batch; may only ignore more pixels. None by default.
-            options: ``weight``, ``ignore_index`` and ``reduction_override``, as the head passes them.
-        """
+        """Compute a loss as the head would call it; ``label_override``, (N, H, W), may only ignore more pixels."""
         label = self.label if label_override is None else label_override.long()
         if needs_full_size(loss, self.channels, self.built_in):
             return loss(self.full_size, label, **options)

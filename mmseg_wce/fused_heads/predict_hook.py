@@ -97,7 +97,6 @@ class FusedPredictHook(Hook):
         _check_saved(runner, metrics)
 
     def _log_once(self, runner: Runner, line: str) -> None:
-        """Log a line once."""
         if line not in self._logged_lines:
             self._logged_lines.add(line)
             runner.logger.info(line)

@@ -53,12 +53,7 @@ class ClassReport:
         )
 
     def warnings(self, figures: ClassFigures, samples: int) -> list[str]:
-        """Return new warnings; each is returned once.
-
-        Args:
-            figures: figures of the logging interval.
-            samples: number of samples since training began, over all ranks.
-        """
+        """Return new warnings, each once; ``samples`` were seen since training began, over all ranks."""
         self._seen |= figures.pixels > 0
         warnings = []
         if samples >= self._dataset_size and not self._has_warned_unseen:

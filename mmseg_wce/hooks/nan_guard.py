@@ -41,13 +41,7 @@ class LossHistory:
         self._images: dict[int, list[str]] = {}
 
     def record(self, iteration: int, loss: Tensor | float | None, images: list[str]) -> None:
-        """Add an iteration.
-
-        Args:
-            iteration: number of the iteration, from 1.
-            loss: total loss, one element; None if the model reports none.
-            images: paths of the images.
-        """
+        """Add an iteration, counted from 1, with its total loss (None if the model reports none) and image paths."""
         self._images[iteration] = images
         if loss is not None:
             self._losses[iteration] = torch.as_tensor(loss).detach().reshape(())
