@@ -119,20 +119,17 @@ def _let_checkpoints_bring_no_config() -> None:
     from mmengine.runner.checkpoint import CheckpointLoader
 
     load = CheckpointLoader.load_checkpoint.__func__
-    if not hasattr(load, '__wrapped__'):
-        CheckpointLoader.load_checkpoint = classmethod(_without_config(load))
 
-
-def _without_config(load: Callable) -> Callable:
     @wraps(load)
-    def load_checkpoint(cls: type, *args: Any, **options: Any) -> Any:
+    def load_without_config(cls: type, *args: Any, **options: Any) -> Any:
         checkpoint = load(cls, *args, **options)
         meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
         if isinstance(meta, dict):
             meta.pop('config', None)
         return checkpoint
 
-    return load_checkpoint
+    if not hasattr(load, '__wrapped__'):
+        CheckpointLoader.load_checkpoint = classmethod(load_without_config)
 
 
 def _let_configs_inherit_from_the_fork() -> None:

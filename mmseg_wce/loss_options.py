@@ -9,7 +9,7 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
-from mmseg_wce.arguments import NORMALIZERS, REDUCTIONS, Normalizer
+from mmseg_wce.arguments import NORMALIZERS, REDUCTIONS, Normalizer, check_smoothing
 
 __all__ = ['check_loss_options', 'resolve_normalizer']
 
@@ -31,11 +31,11 @@ def check_loss_options(options: Mapping[str, Any]) -> None:
             isinstance(value, bool) and name not in ('use_sigmoid', 'avg_non_ignore')
         ):
             raise TypeError(f'WeightedCrossEntropyLoss: {name} may not be {value!r}')
+    check_smoothing(options['label_smoothing'])
     reduction, loss_weight, label_smoothing = (options[k] for k in ('reduction', 'loss_weight', 'label_smoothing'))
     for condition, message in (
         (reduction in REDUCTIONS, f'reduction must be one of {REDUCTIONS}, got {reduction!r}'),
         (math.isfinite(loss_weight), f'loss_weight must be finite, got {loss_weight}'),
-        (0.0 <= label_smoothing <= 1.0, f'label_smoothing must be between 0 and 1, got {label_smoothing}'),
         (
             options['loss_name'].startswith('loss_'),
             f"loss_name={options['loss_name']!r} must start with 'loss_', or mmengine does not add it to the total "

@@ -99,14 +99,14 @@ class WeightedCrossEntropyLoss(nn.Module):
         self.loss_weight = loss_weight
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
+        self.sync_normalizer = sync_normalizer
+        self._loss_name = loss_name
         check_loss_options(dict(vars(self), use_mask=use_mask, loss_name=loss_name, avg_non_ignore=avg_non_ignore))
         weights = None if class_weight is None else load_class_weight(class_weight, single=use_sigmoid)
         num_weights = 0 if weights is None else weights.numel()
         self.normalize_by = resolve_normalizer(normalize_by, avg_non_ignore, num_weights, use_sigmoid)
         self._class_weight_values = weights
         self.register_buffer('class_weight', None if weights is None else weights.clone(), persistent=False)
-        self.sync_normalizer = sync_normalizer
-        self._loss_name = loss_name
 
     def __getstate__(self) -> dict:
         """Return the state without the observer, which belongs to one run, not to copies (EMA makes one) or pickles."""
@@ -182,13 +182,7 @@ class WeightedCrossEntropyLoss(nn.Module):
     def make_batch(
         self, logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool = False
     ) -> SoftmaxBatch | SigmoidBatch:
-        """Create a batch from checked logits and labels.
-
-        Args:
-            logits: (N, C, h, w) or (N, C, ...).
-            target: (N, H, W) or (N, ...), int64.
-            ignore_index: the ignored label.
-            align_corners: option of the upsampling.
+        """Create a batch from checked logits, (N, C, h, w) or (N, C, ...), and labels, int64.
 
         Raises:
             ValueError: the class weights do not fit the logits.
@@ -208,14 +202,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a batch, and pass its pixels to the observer.
-
-        Args:
-            batch: result of :meth:`make_batch`.
-            reduction: 'mean', 'sum' or 'none'.
-            weight: pixel weights, (N, ...), or None.
-            avg_factor: replaces the denominator of the mean.
-        """
+        """Return the loss of a batch, given checked options, and pass its pixels to the observer."""
         loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor, self.sync_normalizer)
         if self.observer is not None and self.training and torch.is_grad_enabled():
             self.observer(observe(batch, weight))

@@ -136,10 +136,8 @@ class PixelBatch(Generic[Maps]):
 
     def normalizer(self, normalize_by: Normalizer) -> Tensor:
         """Return the denominator of the mean, a scalar; does not read the logits."""
-        raise NotImplementedError
-
-    def _count(self, normalize_by: Normalizer) -> Tensor:
-        """Count all pixels for 'all', otherwise the pixels that are not ignored."""
+        if normalize_by == 'class_weight' and self.label_weight is not None:
+            return self.label_weight.sum()
         if normalize_by == 'all':
             return torch.full((), self.target.numel(), dtype=self.dtype, device=self.target.device)
         return self.valid.count_nonzero().to(self.dtype)
@@ -235,11 +233,9 @@ class SoftmaxBatch(PixelBatch[PixelMaps]):
     def normalizer(self, normalize_by: Normalizer) -> Tensor:
         """Return the denominator of the mean, a scalar; does not read the logits."""
         sums = self._computed_sums()
-        if normalize_by != 'all' and sums is not None:
-            return sums.weight if normalize_by == 'class_weight' else sums.valid
-        if normalize_by == 'class_weight' and self.label_weight is not None:
-            return self.label_weight.sum()
-        return self._count(normalize_by)
+        if normalize_by == 'all' or sums is None:
+            return super().normalizer(normalize_by)
+        return sums.weight if normalize_by == 'class_weight' else sums.valid
 
     def _sum(self, pixel_weight: Tensor | None) -> Tensor:
         _ = self.maps
@@ -287,9 +283,7 @@ class SigmoidBatch(PixelBatch[SigmoidMaps]):
 
     def normalizer(self, normalize_by: Normalizer) -> Tensor:
         """Return the denominator of the mean, a scalar: number of elements, or for one channel the sum of weights."""
-        if normalize_by == 'class_weight' and self.label_weight is not None:
-            return self.label_weight.sum()
-        return self.num_channels * self._count(normalize_by)
+        return self.num_channels * super().normalizer(normalize_by)
 
     def pixel_losses(self, each_channel: bool = False) -> Tensor:
         if each_channel and self.num_channels > 1:

@@ -57,8 +57,8 @@ class LossTerm:
     loss_weight: float
     class_weight: Tensor | None
     ignore_index: int
-    label_smoothing: float = 0.0
-    normalize_by: Normalizer | None = 'class_weight'
+    label_smoothing: float
+    normalize_by: Normalizer | None
 
     def check(self, num_channels: int) -> None:
         """Raise ValueError unless the class weights fit the channels and the denominator."""
@@ -133,27 +133,25 @@ def loss_terms(head: Any) -> tuple[list[LossTerm], list[str]]:
 
 
 def _make_term(loss: Any, head: Any) -> LossTerm:
-    use_sigmoid = bool(getattr(loss, 'use_sigmoid', False))
-    common: dict[str, Any] = dict(name=loss.loss_name, use_sigmoid=use_sigmoid, loss_weight=loss.loss_weight)
+    """Describe a loss by its current attributes; hard pixels are selected in training, validation uses all pixels."""
+    ignore_index, normalize_by = head.ignore_index, 'valid'
     if isinstance(loss, WeightedCrossEntropyLoss):
+        class_weight, normalize_by = loss.float32_class_weight(), loss.normalize_by
         ignore_index = head.ignore_index if loss.ignore_index is None else loss.ignore_index
-        return LossTerm(
-            **common,
-            class_weight=loss.float32_class_weight(),
-            ignore_index=ignore_index,
-            label_smoothing=loss.label_smoothing,
-            normalize_by=_normalizer(loss.reduction, loss.normalize_by),
-        )
-    weight = built_in_class_weight(loss)
-    if isinstance(loss, OhemCrossEntropy):  # hard pixels are selected in training; validation uses all pixels
-        return LossTerm(**common, class_weight=weight, ignore_index=loss.ignore_label, normalize_by='valid')
-    normalize_by = _normalizer(loss.reduction, built_in_normalizer(loss))
-    return LossTerm(**common, class_weight=weight, ignore_index=head.ignore_index, normalize_by=normalize_by)
-
-
-def _normalizer(reduction: str, normalize_by: Normalizer) -> Normalizer | None:
-    """Return the ``normalize_by`` of a reduction; mmengine averages the result of 'none' over all elements."""
-    return dict(mean=normalize_by, sum=None, none='all')[reduction]
+    elif isinstance(loss, OhemCrossEntropy):
+        class_weight, ignore_index = built_in_class_weight(loss), loss.ignore_label
+    else:
+        class_weight, normalize_by = built_in_class_weight(loss), built_in_normalizer(loss)
+    by_reduction: dict[str, Any] = dict(mean=normalize_by, sum=None, none='all')  # mmengine averages all of 'none'
+    return LossTerm(
+        name=loss.loss_name,
+        use_sigmoid=bool(getattr(loss, 'use_sigmoid', False)),
+        loss_weight=loss.loss_weight,
+        class_weight=class_weight,
+        ignore_index=ignore_index,
+        label_smoothing=getattr(loss, 'label_smoothing', 0.0),
+        normalize_by=by_reduction[getattr(loss, 'reduction', 'mean')],
+    )
 
 
 class RunningSums:

@@ -88,7 +88,8 @@ def fuse_decode_heads(model: nn.Module, built_in: bool = False) -> list[str]:
 
 
 def _fuse(head: Any, built_in: bool) -> str:
-    if _is_fused(head):
+    replaced = vars(head).get('loss_by_feat')
+    if isinstance(replaced, partial) and replaced.func in _FUSED.values():
         del head.loss_by_feat
     class_method = getattr(type(head), 'loss_by_feat', None)
     method = _FUSED.get(class_method)
@@ -104,8 +105,3 @@ def _fuse(head: Any, built_in: bool) -> str:
     head.loss_by_feat = partial(method, head, built_in)
     names = ', '.join(f'{loss.loss_name} ({reason})' for loss, reason in unfused)
     return f'fused; full-size logits are still built for {names}' if names else 'fused'
-
-
-def _is_fused(head: nn.Module) -> bool:
-    method = vars(head).get('loss_by_feat')
-    return isinstance(method, partial) and method.func in _FUSED.values()

@@ -18,7 +18,6 @@ from mmseg_wce.hooks.class_tally import ClassFigures, ClassTally
 from mmseg_wce.hooks.nan_guard import LossHistory, explain, finite_flags
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from mmseg_wce.model_walk import losses_of, main_head, unwrap_model
-from torch import Tensor
 
 __all__ = ['LossMonitorHook']
 
@@ -131,25 +130,22 @@ class LossMonitorHook(Hook):
         """Sum over the ranks in one all-reduce, read once, then stop or log. Every rank calls it at the same steps."""
         history = self._history
         assert history is not None
-        values = [self._count_non_finite(history, parameters)]
+        bad_losses = history.num_bad(self._device)
+        bad_parameters = torch.zeros_like(bad_losses)
+        if parameters:
+            bad_parameters = finite_flags(self._model.parameters()).logical_not().count_nonzero()
+        values = [torch.stack([bad_losses, bad_parameters])]
         if log and self._loss is not None:
             samples = torch.full((1,), self._new_samples, dtype=self._tally.sums.dtype, device=self._device)
             values += [samples, self._tally.sums.flatten()]
         summed = torch.cat([part.to(values[-1].dtype) for part in values])
         dist.all_reduce(summed)
-        bad_losses, bad_parameters, *sums = summed.tolist()
-        if bad_losses or bad_parameters:
+        num_bad_losses, num_bad_parameters, *sums = summed.tolist()
+        if num_bad_losses or num_bad_parameters:
             self._stop(runner, history)
         history.clear()
         if log:
             self._log(runner, step, sums)
-
-    def _count_non_finite(self, history: LossHistory, parameters: bool) -> Tensor:
-        """Count non-finite losses since the last check and, if asked to, non-finite parameters, (2,)."""
-        bad_losses = history.num_bad(self._device)
-        if not parameters:
-            return torch.stack([bad_losses, torch.zeros_like(bad_losses)])
-        return torch.stack([bad_losses, finite_flags(self._model.parameters()).logical_not().count_nonzero()])
 
     def _stop(self, runner: Runner, history: LossHistory) -> None:
         findings = dist.all_gather_object(history.findings(dist.get_rank(), self._model.named_parameters()))
