@@ -9,12 +9,13 @@ from mmseg_wce.arguments import (
     Normalizer,
     Reduction,
     check_call,
+    check_loss_options,
     check_sigmoid_weight,
     check_softmax_weight,
+    resolve_normalizer,
 )
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
-from mmseg_wce.loss_options import check_loss_options, resolve_normalizer
-from mmseg_wce.observed_pixels import ObservedPixels, observe
+from mmseg_wce.observed_pixels import ObservedPixels
 from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch
 from torch import Tensor, nn
 
@@ -205,7 +206,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         """Return the loss of a batch, given checked options, and pass its pixels to the observer."""
         loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor, self.sync_normalizer)
         if self.observer is not None and self.training and torch.is_grad_enabled():
-            self.observer(observe(batch, weight))
+            self.observer(ObservedPixels.from_batch(batch, weight))
         return self.loss_weight * loss
 
     @property

@@ -8,7 +8,7 @@ import torch
 from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch
 from torch import Tensor
 
-__all__ = ['ObservedPixels', 'observe']
+__all__ = ['ObservedPixels']
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,16 @@ class ObservedPixels:
     num_classes: int
     ignore_index: int
 
-
-@torch.no_grad()
-def observe(batch: SoftmaxBatch | SigmoidBatch, pixel_weight: Tensor | None) -> ObservedPixels:
-    """Return the pixels of a batch for an observer.
-
-    Args:
-        batch: a batch whose loss has been computed.
-        pixel_weight: (N, ...), or None.
-
-    Returns:
-        The pixels, without gradients.
-    """
-    label, ignore_index, weights = batch.target, batch.ignore_index, batch.label_class_weight
-    if isinstance(batch, SoftmaxBatch):
-        nll, correct = batch.maps.nll.detach(), batch.maps.correct
-        return ObservedPixels(label, nll, correct, pixel_weight, weights, batch.num_channels, ignore_index)
-    positive, negative, correct = (x.detach() for x in batch.maps)
-    if batch.num_channels == 1:
-        return ObservedPixels(label, positive + negative, correct, pixel_weight, weights, 2, ignore_index)
-    loss = batch.pixel_losses().detach()
-    return ObservedPixels(label, loss, correct, pixel_weight, None, batch.num_channels, ignore_index)
+    @classmethod
+    @torch.no_grad()
+    def from_batch(cls, batch: SoftmaxBatch | SigmoidBatch, pixel_weight: Tensor | None) -> ObservedPixels:
+        """Return the pixels of a batch whose loss has been computed."""
+        label, ignore_index, weights = batch.target, batch.ignore_index, batch.label_class_weight
+        if isinstance(batch, SoftmaxBatch):
+            nll, correct = batch.maps.nll.detach(), batch.maps.correct
+            return cls(label, nll, correct, pixel_weight, weights, batch.num_channels, ignore_index)
+        positive, negative, correct = (x.detach() for x in batch.maps)
+        if batch.num_channels == 1:
+            return cls(label, positive + negative, correct, pixel_weight, weights, 2, ignore_index)
+        loss = batch.pixel_losses().detach()
+        return cls(label, loss, correct, pixel_weight, None, batch.num_channels, ignore_index)

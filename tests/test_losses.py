@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cases import value_and_gradient
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS, TRANSFORMS
-from mmseg_wce import loss_options
+from mmseg_wce.arguments import _warn_once
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from stacks import FORK
 from torch import nn
@@ -144,7 +144,7 @@ def test_contradicting_normalisers(avg_non_ignore, weights, normalize_by):
 
 
 def test_warns_once_where_mmseg_defines_no_value():
-    loss_options._warn_once.cache_clear()
+    _warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         for _ in range(3):  # the heads of FastSCNN

@@ -64,10 +64,7 @@ def test_importing_registers_with_mmseg():
 
 
 PACKAGE = Path(mmseg_wce.__file__).parent
-CORE = [
-    PACKAGE / f'{name}.py'
-    for name in ('functional', 'losses', 'loss_options', 'observed_pixels', 'pixel_batch', 'arguments')
-]
+CORE = [PACKAGE / f'{name}.py' for name in ('functional', 'losses', 'observed_pixels', 'pixel_batch', 'arguments')]
 CORE += [PACKAGE / f'{name}.py' for name in ('targets', 'label_causes', 'upsampling', 'running_losses')]
 CORE += sorted((PACKAGE / 'kernels').rglob('*.py'))
 

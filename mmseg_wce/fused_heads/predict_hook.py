@@ -89,12 +89,12 @@ class FusedPredictHook(Hook):
         terms, left_out = add_validation_loss(model) if is_fused else ([], [])
         for metric in metrics:
             metric.expect([term.name for term in terms])
+        keys = [key for metric in metrics for key in metric.expected_keys]
         if is_fused:
-            keys = [key for metric in metrics for key in metric.expected_keys]
             self._log_once(runner, f'ValidationLoss: {_describe_losses(model, keys, left_out)}')
         else:
             self._log_once(runner, 'ValidationLoss: nothing is logged, since FusedPredictHook left the model alone')
-        _check_saved(runner, metrics)
+        _check_saved(runner, metrics, keys)
 
     def _log_once(self, runner: Runner, line: str) -> None:
         if line not in self._logged_lines:
@@ -102,9 +102,8 @@ class FusedPredictHook(Hook):
             runner.logger.info(line)
 
 
-def _check_saved(runner: Runner, metrics: Sequence[ValidationLoss]) -> None:
+def _check_saved(runner: Runner, metrics: Sequence[ValidationLoss], logged: Sequence[str]) -> None:
     """Raise ValueError if ``save_best`` names a loss that is not logged; mmengine would only raise in validation."""
-    logged = [key for metric in metrics for key in metric.expected_keys]
     save_best = [key for hook in runner.hooks if isinstance(hook, CheckpointHook) for key in hook.save_best or ()]
     for key in save_best:
         is_loss = any(key.startswith(f'{metric.prefix}/loss') for metric in metrics)
