@@ -10,14 +10,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from mmseg.models.losses import CrossEntropyLoss, OhemCrossEntropy, cross_entropy
-from mmseg_wce.arguments import Normalizer, Reduction, check_sigmoid_weight, check_softmax_weight
+from mmseg_wce.arguments import Normalizer, Reduction
 from mmseg_wce.class_weights import load_class_weight
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch
 from torch import Tensor, nn
 
 __all__ = [
-    'built_in_batch',
     'built_in_class_weight',
     'built_in_normalizer',
     'built_in_value',
@@ -83,7 +82,7 @@ def built_in_value(
 
     Args:
         loss: a loss for which :func:`needs_full_size` returns no reason.
-        batch: result of :func:`built_in_batch`.
+        batch: logits, labels and the class weights of the loss.
         weight: pixel weights, (N, H, W), or None.
         reduction_override: replaces the reduction of the loss.
 
@@ -105,33 +104,6 @@ def _counts_ignored_weights(loss: CrossEntropyLoss, batch: SoftmaxBatch | Sigmoi
     """Return True if the denominator of the mean includes the class weights of ignored pixels."""
     is_class = -batch.num_channels <= batch.ignore_index < batch.num_channels
     return is_class and not loss.use_sigmoid and not loss.avg_non_ignore and _mmseg_counts_ignored_weights()
-
-
-def built_in_batch(
-    loss: nn.Module, logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
-) -> SoftmaxBatch | SigmoidBatch:
-    """Create the batch for one of mmseg's losses.
-
-    Args:
-        loss: a loss for which :func:`needs_full_size` returns no reason.
-        logits: (N, C, h, w).
-        target: (N, H, W), int64.
-        ignore_index: as the head passes it.
-        align_corners: ``align_corners`` of the head.
-
-    Returns:
-        The batch, with the class weights of the loss.
-
-    Raises:
-        TypeError, ValueError: the class weights do not fit the logits.
-    """
-    class_weight = built_in_class_weight(loss, logits.device)
-    inputs = logits, target, class_weight, ignore_index, align_corners
-    if getattr(loss, 'use_sigmoid', False):
-        check_sigmoid_weight(class_weight, logits)
-        return SigmoidBatch(*inputs)
-    check_softmax_weight(class_weight, logits)
-    return SoftmaxBatch(*inputs)
 
 
 @cache

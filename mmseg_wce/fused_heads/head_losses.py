@@ -16,9 +16,15 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import OhemCrossEntropy, accuracy
 from mmseg.models.utils import resize
 from mmseg.structures.sampler import OHEMPixelSampler
-from mmseg_wce.arguments import broadcast_pixel_weight, check_logits_and_target, resolve_ignore_index
+from mmseg_wce.arguments import (
+    broadcast_pixel_weight,
+    check_logits_and_target,
+    check_sigmoid_weight,
+    check_softmax_weight,
+    resolve_ignore_index,
+)
 from mmseg_wce.built_in_losses import (
-    built_in_batch,
+    built_in_class_weight,
     built_in_value,
     is_hard,
     needs_full_size,
@@ -95,13 +101,10 @@ class _SharedMaps:
     def __init__(self, head: BaseDecodeHead, built_in: bool, logits: Tensor, label: Tensor) -> None:
         check_logits_and_target(logits, label)
         self.head, self.built_in, self.logits, self.label = head, built_in, logits, label.long()
+        self.channels = logits.shape[1]
         self._records_gradients = torch.is_grad_enabled()  # also for what a sampler needs, which ranks without
         self._softmax: dict[tuple, PixelMaps] = {}
         self._sigmoid: dict[int, SigmoidMaps] = {}
-
-    @property
-    def channels(self) -> int:
-        return self.logits.shape[1]
 
     @cached_property
     def full_size(self) -> Tensor:
@@ -153,13 +156,22 @@ class _SharedMaps:
             return loss(self.full_size, label, **options)
         weight, override = options.get('weight'), options.get('reduction_override')
         ignore_index = _ignore_index(loss, options.get('ignore_index'), self.channels)
-        inputs = self.logits, label, ignore_index, self.head.align_corners
-        is_ours = isinstance(loss, WeightedCrossEntropyLoss)
-        batch = loss.make_batch(*inputs) if is_ours else built_in_batch(loss, *inputs)
+        batch = self._make_batch(loss, label, ignore_index)
         batch.shared_maps = partial(self._maps_for, loss)
-        if is_ours:
+        if isinstance(loss, WeightedCrossEntropyLoss):
             return loss.reduce(batch, override or loss.reduction, weight)
         return built_in_value(loss, batch, weight, override)
+
+    def _make_batch(self, loss: Any, label: Tensor, ignore_index: int) -> SoftmaxBatch | SigmoidBatch:
+        align_corners = self.head.align_corners
+        if isinstance(loss, WeightedCrossEntropyLoss):
+            return loss.make_batch(self.logits, label, ignore_index, align_corners)
+        class_weight = built_in_class_weight(loss, self.logits.device)
+        if getattr(loss, 'use_sigmoid', False):
+            check_sigmoid_weight(class_weight, self.logits)
+            return SigmoidBatch(self.logits, label, class_weight, ignore_index, align_corners)
+        check_softmax_weight(class_weight, self.logits)
+        return SoftmaxBatch(self.logits, label, class_weight, ignore_index, align_corners)
 
     def _maps_for(self, loss: nn.Module, batch: SoftmaxBatch | SigmoidBatch) -> Any:
         """Return the shared maps for a loss, with 0 where only the labels of the batch ignore a pixel."""
