@@ -94,6 +94,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         ignore_index: int | None = None,
         sync_normalizer: bool = True,
     ) -> None:
+        check_loss_options(locals())  # all arguments by name
         super().__init__()
         self.use_sigmoid = use_sigmoid
         self.reduction = reduction
@@ -102,7 +103,6 @@ class WeightedCrossEntropyLoss(nn.Module):
         self.ignore_index = ignore_index
         self.sync_normalizer = sync_normalizer
         self._loss_name = loss_name
-        check_loss_options(dict(vars(self), use_mask=use_mask, loss_name=loss_name, avg_non_ignore=avg_non_ignore))
         weights = None if class_weight is None else load_class_weight(class_weight, single=use_sigmoid)
         num_weights = 0 if weights is None else weights.numel()
         self.normalize_by = resolve_normalizer(normalize_by, avg_non_ignore, num_weights, use_sigmoid)

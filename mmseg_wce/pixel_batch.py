@@ -150,17 +150,9 @@ class PixelBatch(Generic[Maps]):
         avg_factor: float | Tensor | None = None,
         sync_normalizer: bool = False,
     ) -> Tensor:
-        """Return the loss; a mean over no pixels is 0 with zero gradient.
+        """Return the loss, with the options of :func:`mmseg_wce.functional.weighted_cross_entropy`, already checked.
 
-        Args:
-            reduction: 'mean', 'sum' or 'none'.
-            normalize_by: denominator of the mean.
-            pixel_weight: (N, ...), factor of every pixel's loss; or None.
-            avg_factor: one number that replaces the denominator of the mean; 0 is replaced by 1.2e-7, as in mmseg.
-            sync_normalizer: divide by the denominator averaged over the ranks, if they average gradients.
-
-        Returns:
-            Scalar; for reduction 'none' the losses of pixels or elements, 0 where a pixel is ignored.
+        ``sync_normalizer`` divides by the denominator averaged over the ranks, if these average gradients.
         """
         if reduction == 'none':
             return self._apply_pixel_weight(self.pixel_losses(each_channel=True), pixel_weight)

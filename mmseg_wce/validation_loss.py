@@ -249,11 +249,7 @@ class ValidationLoss(BaseMetric):
         self._warned: set[str] = set()
 
     def expect(self, names: Sequence[str]) -> None:
-        """Set the names of the losses that the model computes; FusedPredictHook calls it before every validation.
-
-        Args:
-            names: names of the terms; empty if there is no loss to compute.
-        """
+        """Set the names of the losses that the model computes; FusedPredictHook calls it before every validation."""
         self._names = list(dict.fromkeys(names))
         # mmengine would log the mean of the last ten values of a loss
         history = MessageHub.get_current_instance().log_scalars
