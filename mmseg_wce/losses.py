@@ -16,7 +16,7 @@ from mmseg_wce.arguments import (
 )
 from mmseg_wce.class_weights import ClassWeight, load_class_weight
 from mmseg_wce.observed_pixels import ObservedPixels
-from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch
+from mmseg_wce.pixel_batch import PixelBatch, SigmoidBatch, SoftmaxBatch
 from torch import Tensor, nn
 
 __all__ = ['ObservedPixels', 'WeightedCrossEntropyLoss']
@@ -178,7 +178,9 @@ class WeightedCrossEntropyLoss(nn.Module):
         reduction = reduction_override or self.reduction
         options = weight, reduction, self.normalize_by, avg_factor
         ignore_index, weight = check_call(cls_score, label, self.resolve_ignore_index(ignore_index), *options)
-        return self.reduce(self.make_batch(cls_score, label.long(), ignore_index), reduction, weight, avg_factor)
+        batch = self.make_batch(cls_score, label.long(), ignore_index)
+        self.start_normalizer(batch, reduction, avg_factor)
+        return self.reduce(batch, reduction, weight, avg_factor)
 
     def make_batch(
         self, logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool = False
@@ -196,6 +198,13 @@ class WeightedCrossEntropyLoss(nn.Module):
         check_softmax_weight(class_weight, logits)
         return SoftmaxBatch(*common, label_smoothing=self.label_smoothing)
 
+    def start_normalizer(
+        self, batch: PixelBatch, reduction: Reduction, avg_factor: float | Tensor | None = None
+    ) -> None:
+        """Start to average the denominator of the mean over the ranks, before the maps are computed."""
+        if self.sync_normalizer and reduction == 'mean' and avg_factor is None:
+            batch.start_normalizer(self.normalize_by)
+
     def reduce(
         self,
         batch: SoftmaxBatch | SigmoidBatch,
@@ -204,7 +213,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         avg_factor: float | Tensor | None = None,
     ) -> Tensor:
         """Return the loss of a batch, given checked options, and pass its pixels to the observer."""
-        loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor, self.sync_normalizer)
+        loss = batch.reduce(reduction, self.normalize_by, weight, avg_factor)
         if self.observer is not None and self.training and torch.is_grad_enabled():
             self.observer(ObservedPixels.from_batch(batch, weight))
         return self.loss_weight * loss

@@ -6,7 +6,6 @@ Arguments are checked at the entry points, in :mod:`mmseg_wce.functional`,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -50,12 +49,6 @@ def smoothing_weight(logits: Tensor, class_weight: Tensor | None, label_smoothin
     return logits.new_ones(logits.shape[1]) if class_weight is None else class_weight.detach()
 
 
-def _averages_gradients(logits: Tensor) -> bool:
-    """Return True if the gradients of these logits are averaged over several ranks."""
-    needs_grad = torch.is_grad_enabled() and logits.requires_grad
-    return needs_grad and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 @dataclass(eq=False)
 class PixelBatch(Generic[Maps]):
     """Logits, labels and weights of the pixels of a batch.
@@ -66,8 +59,7 @@ class PixelBatch(Generic[Maps]):
         class_weight: class weights as in :mod:`mmseg_wce.functional`, or None.
         ignore_index: the ignored label.
         align_corners: option of the upsampling.
-        computed_maps: per-pixel maps of the logits; None until they are needed.
-        shared_maps: returns the maps of a batch that shares them with others; None to compute them from the logits.
+        computed_maps: per-pixel maps of the logits; None until they are needed. Fused heads set shared ones.
         dtype: dtype of the losses: float32, or float64 for float64 logits.
     """
 
@@ -80,15 +72,15 @@ class PixelBatch(Generic[Maps]):
 
     def __post_init__(self) -> None:
         self.num_channels, self.dtype = self.logits.shape[1], torch.promote_types(self.logits.dtype, torch.float32)
-        self.shared_maps: Callable[[Any], Maps] | None = None
         self._valid: Tensor | None = None
         self._label_weight: Tensor | None = None
+        self._all_reduce: tuple[Any, Tensor] | None = None  # a handle and the denominator
 
     @property
     def maps(self) -> Maps:
         """Per-pixel maps of the logits; computed at the first access."""
         if self.computed_maps is None:
-            self.computed_maps = self._sweep() if self.shared_maps is None else self.shared_maps(self)
+            self.computed_maps = self._sweep()
         return self.computed_maps
 
     def _sweep(self) -> Maps:
@@ -142,36 +134,38 @@ class PixelBatch(Generic[Maps]):
             return torch.full((), self.target.numel(), dtype=self.dtype, device=self.target.device)
         return self.valid.count_nonzero().to(self.dtype)
 
+    def start_normalizer(self, normalize_by: Normalizer) -> None:
+        """Start to average the denominator over the ranks, if these average gradients; :meth:`reduce` waits for it.
+
+        Call it before the maps are computed, so that the all-reduce runs meanwhile.
+        """
+        needs_grad = torch.is_grad_enabled() and self.logits.requires_grad
+        if needs_grad and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            normalizer = self.normalizer(normalize_by).to(self.dtype, copy=True)
+            self._all_reduce = dist.all_reduce(normalizer, async_op=True), normalizer
+
     def reduce(
         self,
         reduction: Reduction,
         normalize_by: Normalizer,
         pixel_weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
-        sync_normalizer: bool = False,
     ) -> Tensor:
-        """Return the loss, with the options of :func:`mmseg_wce.functional.weighted_cross_entropy`, already checked.
-
-        ``sync_normalizer`` divides by the denominator averaged over the ranks, if these average gradients.
-        """
+        """Return the loss, with the options of :func:`mmseg_wce.functional.weighted_cross_entropy`, already checked."""
         if reduction == 'none':
             return self._apply_pixel_weight(self.pixel_losses(each_channel=True), pixel_weight)
-        normalizer: Tensor | None = None
-        all_reduce: Any = None
-        if sync_normalizer and reduction == 'mean' and avg_factor is None and _averages_gradients(self.logits):
-            normalizer = self.normalizer(normalize_by).to(self.dtype, copy=True)
-            all_reduce = dist.all_reduce(normalizer, async_op=True)  # while the maps are computed
         loss = self._sum(pixel_weight)
         if reduction == 'sum':
             return loss
         if avg_factor is not None:
             divisor = torch.as_tensor(avg_factor, dtype=loss.dtype, device=loss.device).reshape(())
             return loss / torch.where(divisor == 0, _MMSEG_EPS, divisor)
-        if normalizer is None:
+        if self._all_reduce is None:
             normalizer = self.normalizer(normalize_by).to(loss.dtype)
         else:
-            all_reduce.wait()
-            normalizer = normalizer / dist.get_world_size()
+            handle, total = self._all_reduce
+            handle.wait()
+            normalizer = total / dist.get_world_size()
         # x / inf is 0 and stays connected to the graph; unlike x * 0 it does not hide a NaN
         return loss / torch.where(normalizer == 0, torch.inf, normalizer)
 

@@ -7,7 +7,7 @@ Full-size logits are built only for losses that cannot be computed from the maps
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -156,11 +156,12 @@ class _SharedMaps:
             return loss(self.full_size, label, **options)
         weight, override = options.get('weight'), options.get('reduction_override')
         ignore_index = _ignore_index(loss, options.get('ignore_index'), self.channels)
-        batch = self._make_batch(loss, label, ignore_index)
-        batch.shared_maps = partial(self._maps_for, loss)
-        if isinstance(loss, WeightedCrossEntropyLoss):
-            return loss.reduce(batch, override or loss.reduction, weight)
-        return built_in_value(loss, batch, weight, override)
+        batch, reduction = self._make_batch(loss, label, ignore_index), override or getattr(loss, 'reduction', None)
+        is_ours = isinstance(loss, WeightedCrossEntropyLoss)
+        if is_ours:
+            loss.start_normalizer(batch, reduction)
+        batch.computed_maps = self._maps_for(loss, batch)
+        return loss.reduce(batch, reduction, weight) if is_ours else built_in_value(loss, batch, weight, override)
 
     def _make_batch(self, loss: Any, label: Tensor, ignore_index: int) -> SoftmaxBatch | SigmoidBatch:
         align_corners = self.head.align_corners
