@@ -110,6 +110,7 @@ def test_first_cause(values, num_classes, words):
     [
         ((0, 255), 2, dict(ignore_index=-100), 'mapping={255: 1}'),
         ((0, 255), 1, dict(ignore_index=-100), 'mapping={255: 1}'),
+        ((0, 255), 150, dict(ignore_index=-100), 'set ignore_index=255 in the head'),
         ((0, 1, 2, 255), 3, dict(ignore_index=-1), 'set ignore_index=255 in the head'),
         ((0, 1, 2, 4), 3, dict(ignore_index=-1), 'mapping={4: -1}'),
         ((1, 2, 3), 3, dict(ignore_index=-1), 'mapping={0: -1, **{k: k - 1 for k in range(1, 4)}}'),

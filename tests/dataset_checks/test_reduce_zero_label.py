@@ -41,6 +41,12 @@ def test_blocks_look_like_a_class(tmp_path):
     assert 'raw 4 never occurs' in what
 
 
+def test_zero_without_borders_looks_like_a_class(tmp_path):
+    write_data(tmp_path, [np.full((20, 20), value, np.uint8) for value in (0, 1)])
+
+    assert ['looks like a class' in what for what in findings(tmp_path / 'annotations', 2, True)] == [True]
+
+
 def test_wide_gaps_between_small_things_look_like_other(tmp_path):
     masks = [mask + 3 * (i % 3) for i, mask in enumerate(gaps_between(make_masks(9)))]
     for mask in masks:

@@ -13,7 +13,7 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
-from mmseg.models.losses import CrossEntropyLoss
+from mmseg.models.losses import CrossEntropyLoss, accuracy
 from mmseg.registry import HOOKS, MODELS
 from mmseg.structures import SegDataSample
 from mmseg.structures.sampler import OHEMPixelSampler
@@ -401,6 +401,7 @@ def test_loss_and_gradients_are_zero_if_all_pixels_are_ignored():
     losses, gradients = sweep(fused, data)
 
     assert losses['loss_ce'] == 0
+    assert losses['acc_seg'] == accuracy(torch.randn(2, 5, 12, 14), torch.full((2, 12, 14), 255), ignore_index=255)
     assert all((g == 0).all() for g in gradients)
 
 

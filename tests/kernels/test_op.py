@@ -206,6 +206,15 @@ def test_defaults_for_new_tensors_change_nothing(smoothing):
     torch.testing.assert_close(found, expected)
 
 
+@every_way
+def test_counts_of_correct_and_valid_pixels(way):
+    logits, target, _ = way.problem(pixels=(6, 7))
+
+    found = pixel_maps(logits, target, ignore_index=255, backend=way.backend).count_pixels(target, 255)
+
+    assert [int(x) for x in found] == [int((logits.argmax(1) == target).sum()), int((target != 255).sum())]
+
+
 @pytest.mark.parametrize('smoothing', [False, True])
 @pytest.mark.parametrize('weighted', [False, True])
 @pytest.mark.parametrize('pixels', [(20, 25), (6, 7), (3, 5)])
