@@ -12,8 +12,6 @@ import numpy as np
 from mmseg_wce.kernels.cpu.input_rows import read_one
 from mmseg_wce.kernels.cpu.jit import exact_function
 
-__all__ = ['is_argmax', 'is_argmax_resized', 'pixel_losses', 'resize_pixel', 'softmax_in_place']
-
 # Below these, exponentials vanish next to 1 in float64, and are 0 in float32. Skipping them saves most of the time.
 _NEGLIGIBLE_IN_FLOAT64, _NEGLIGIBLE_IN_FLOAT32 = -40.0, -110.0
 

@@ -10,25 +10,6 @@ from mmseg_wce.kernels.cpu.jit import allocating_function, exact_function, fast_
 from mmseg_wce.kernels.cpu.scalars import LOG2_E, from_bfloat16, from_float16, to_bfloat16, to_float16
 from numba import types
 
-__all__ = [
-    'BFLOAT16',
-    'FLOAT16',
-    'FLOAT32',
-    'GRADIENT',
-    'LOGITS',
-    'STRIDED',
-    'Gradient',
-    'Logits',
-    'aligned_empty',
-    'clear_rows',
-    'fill_row',
-    'read_columns',
-    'read_one',
-    'read_row',
-    'write_columns',
-    'write_row',
-]
-
 FLOAT32, STRIDED, BFLOAT16, FLOAT16 = range(4)
 
 

@@ -17,8 +17,6 @@ from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.compiler import Compiler
 
-__all__ = ['Kernel', 'allocating_function', 'exact_function', 'fast_function', 'inlined_function']
-
 # contract: multiply and add with one rounding. Nothing here reorders sums or assumes the absence of NaN.
 _FAST_MATH = {'contract', 'nsz'}
 _OPTIONS: dict[str, Any] = dict(error_model='numpy', no_cfunc_wrapper=True)

@@ -19,8 +19,6 @@ import numpy as np
 from mmseg_wce.kernels.bilinear import cells_and_fractions
 from numba import types
 
-__all__ = ['Axes', 'axes', 'bands', 'blocks']
-
 VECTOR = 16  # float32 numbers in the widest vector register; the number of cells is padded to a multiple
 
 Array = np.ndarray

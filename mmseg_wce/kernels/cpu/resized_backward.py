@@ -26,8 +26,6 @@ from mmseg_wce.kernels.cpu.task import (
 )
 from numba import types
 
-__all__ = ['backward', 'join']
-
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _ROWS_AT_ONCE = 8  # output rows at a time
 

@@ -18,8 +18,6 @@ from mmseg_wce.kernels.cpu.surroundings import interpolate_rows, load_raw, load_
 from mmseg_wce.kernels.cpu.task import IGNORED, INVALID, NUM_SUMS, TASK, Maps, add_sums, label_index
 from numba import types
 
-__all__ = ['forward']
-
 _ZERO, _ONE, _NAN, _LOWEST = (np.float32(x) for x in (0, 1, np.nan, -np.inf))
 _SMALLEST_SUM, _LIMIT = np.float32(units.SMALLEST_SUM), np.float32(-units.LARGEST_LOSS)
 # Two logits that differ by fewer than 8 units in the last place are compared again.

@@ -24,8 +24,6 @@ from mmseg_wce.kernels.cpu.task import (
 )
 from numba import types
 
-__all__ = ['backward', 'forward']
-
 _ZERO, _ONE, _NAN, _INF = (np.float32(x) for x in (0, 1, np.nan, np.inf))
 
 f32, f64 = types.float32, types.float64

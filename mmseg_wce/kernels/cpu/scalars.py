@@ -10,19 +10,6 @@ from mmseg_wce.kernels.cpu.jit import inlined_function
 from numba import float32
 from numba.extending import intrinsic
 
-__all__ = [
-    'EXP2',
-    'LN_2',
-    'LOG2_E',
-    'exp2',
-    'from_bfloat16',
-    'from_float16',
-    'log2',
-    'maximum',
-    'to_bfloat16',
-    'to_float16',
-]
-
 LOG2_E, LN_2 = np.float32(units.LOG2_E), np.float32(units.LN_2)
 _ONE = np.float32(1)
 

@@ -13,8 +13,6 @@ from mmseg_wce.kernels import units
 from mmseg_wce.kernels.cpu.input_rows import aligned_empty, fill_row, read_row
 from mmseg_wce.kernels.cpu.jit import allocating_function, fast_function, inlined_function
 
-__all__ = ['InputRows', 'interpolate_rows', 'load_raw', 'load_rows', 'make_input_rows']
-
 _ZERO, _LIMIT = np.float32(0), np.float32(-units.LARGEST_LOSS)
 _VERY_LOW = np.float32(-1e34)  # a sum of many stays finite
 

@@ -10,22 +10,6 @@ from mmseg_wce.kernels.cpu.jit import fast_function, inlined_function
 from mmseg_wce.kernels.cpu.scalars import EXP2
 from numba import types
 
-__all__ = [
-    'IGNORED',
-    'INVALID',
-    'NUM_SUMS',
-    'TASK',
-    'UPSTREAM',
-    'Maps',
-    'Task',
-    'Upstream',
-    'add_sums',
-    'label_index',
-    'nll_gradient',
-    'smooth_gradient',
-    'upstream_gradients',
-]
-
 _ZERO, _ONE = np.float32(0), np.float32(1)
 IGNORED, INVALID = np.int32(-1), np.int32(-2)
 # Sums over the valid pixels: loss times the label's weight, smoothed loss, weights, number, number correct; then the

@@ -11,8 +11,6 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ['run']
-
 _MIN_WORK_PER_THREAD = 1 << 18  # exponentials: they take 0.05 ms, as long as starting a thread
 _STEPS_PER_THREAD = 8  # several steps each, so that a slowed-down thread takes fewer of them
 
