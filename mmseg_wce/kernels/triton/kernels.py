@@ -13,72 +13,32 @@ elsewhere, and log2_sum_exp, the log2 of the sum of 2^z.
 
 import triton
 import triton.language as tl
-from mmseg_wce.kernels.units import LARGEST_LOSS, LN_2, LOG2_E, MASKED, SMALLEST_SUM
+from mmseg_wce.kernels.triton.interpolation import (
+    INF,
+    LOG2_E,
+    interpolate_float64,
+    interpolate_row,
+    lerp,
+    load_row,
+    subtract_max,
+)
+from mmseg_wce.kernels.units import LARGEST_LOSS, LN_2, SMALLEST_SUM
 
-_LN_2, _LOG2_E, _INF = tl.constexpr(LN_2), tl.constexpr(LOG2_E), tl.constexpr(float('inf'))
-_MASKED, _LIMIT = tl.constexpr(MASKED), tl.constexpr(LARGEST_LOSS)
-# below every logit that float32 can hold
-_MASKED_IN_FLOAT64, _SMALLEST_SUM = tl.constexpr(-1e300), tl.constexpr(SMALLEST_SUM)
-# From here on, neighbouring float32 numbers differ by at least 64: logits tie exactly or are far apart.
-_LARGE = tl.constexpr(2.0**29)
-
-
-@triton.jit
-def _subtract_max(logit, max_logit):
-    """Return a logit relative to the largest of its input pixel, in units of log 2. NaN stays NaN."""
-    z = (logit.to(tl.float32) - max_logit) * _LOG2_E
-    return tl.where(z < _MASKED, _MASKED, z)
-
-
-@triton.jit
-def _lerp(a, b, fraction):
-    """Interpolate; a + fraction * (b - a) would cost a small number its digits next to a large one."""
-    return (1 - fraction) * a + fraction * b
-
-
-@triton.jit
-def _interpolate_row(left_ptr, right_ptr, mask, max_left, max_right, x_fraction):
-    """Interpolate a row of input pixels to output columns: (channels, columns)."""
-    left = _subtract_max(tl.load(left_ptr, mask=mask, other=-_INF), max_left[None, :])
-    right = _subtract_max(tl.load(right_ptr, mask=mask, other=-_INF), max_right[None, :])
-    return _lerp(left, right, x_fraction[None, :])
-
-
-@triton.jit
-def _load_float64(pointer, mask):
-    z = tl.load(pointer, mask=mask, other=-_INF).to(tl.float64)
-    return tl.where(z < _MASKED_IN_FLOAT64, _MASKED_IN_FLOAT64, z)
-
-
-@triton.jit
-def _interpolate_float64(above_left, above_right, below_left, below_right, mask, x_fraction, y_fraction):
-    """Interpolate from pointers, in units of log 2; a masked class is very low or, rounded to float32, -inf.
-
-    Large results are rounded to float32, in which the origin is stored: 2^(z - origin) then neither overflows nor
-    vanishes for the largest z.
-    """
-    left, right = _load_float64(above_left, mask), _load_float64(above_right, mask)
-    top = _lerp(left, right, x_fraction)
-    left, right = _load_float64(below_left, mask), _load_float64(below_right, mask)
-    z = _lerp(top, _lerp(left, right, x_fraction), y_fraction) * _LOG2_E
-    return tl.where(tl.abs(z) > _LARGE, z.to(tl.float32).to(tl.float64), z)
+_LN_2, _LIMIT, _SMALLEST_SUM = tl.constexpr(LN_2), tl.constexpr(LARGEST_LOSS), tl.constexpr(SMALLEST_SUM)
 
 
 @triton.jit
 def _sweep_float64(
-    logits, smoothing_weight, channels, above_left, above_right, below_left, below_right, x_fraction, y_fraction,
+    logits, smoothing_weight, channels, above, below, left, right, x_fraction, y_fraction,
     stride_c, SMOOTHING: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Return origin, sum of 2^(z - origin), the lowest class with the largest z, and weighted sum of z - origin."""
     lane = tl.arange(0, CHANNELS)[:, None]
-    largest = tl.full([CHANNELS, COLUMNS], -_INF, tl.float64)
+    largest = tl.full([CHANNELS, COLUMNS], -INF, tl.float64)
     chunk = tl.zeros([CHANNELS, COLUMNS], tl.int32)
     for c in range(0, channels, CHANNELS):
         mask, class_ptr = c + lane < channels, logits + (c + lane).to(tl.int64) * stride_c
-        z = _interpolate_float64(
-            class_ptr + above_left, class_ptr + above_right, class_ptr + below_left, class_ptr + below_right,
-            mask, x_fraction, y_fraction,
-        )  # fmt: skip
+        z = interpolate_float64(class_ptr, above, below, left, right, mask, x_fraction, y_fraction)
         larger = z > largest
         largest, chunk = tl.where(larger, z, largest), tl.where(larger, c, chunk)
     max_z = tl.max(largest, 0)
@@ -89,10 +49,7 @@ def _sweep_float64(
     means = tl.zeros([CHANNELS, COLUMNS], tl.float32)
     for c in range(0, channels, CHANNELS):
         mask, class_ptr = c + lane < channels, logits + (c + lane).to(tl.int64) * stride_c
-        z = _interpolate_float64(
-            class_ptr + above_left, class_ptr + above_right, class_ptr + below_left, class_ptr + below_right,
-            mask, x_fraction, y_fraction,
-        )  # fmt: skip
+        z = interpolate_float64(class_ptr, above, below, left, right, mask, x_fraction, y_fraction)
         z = (z - origin.to(tl.float64)[None, :]).to(tl.float32)
         sum_exp += tl.exp2(z)
         if SMOOTHING:
@@ -121,22 +78,22 @@ def _sweep(
     above_left_max, above_right_max = tl.load(max_above + left), tl.load(max_above + right)
     below_left_max, below_right_max = tl.load(max_below + left), tl.load(max_below + right)
 
-    largest = tl.full([CHANNELS, ROWS, COLUMNS], -_INF, tl.float32)
+    largest = tl.full([CHANNELS, ROWS, COLUMNS], -INF, tl.float32)
     chunk = tl.zeros([CHANNELS, ROWS, COLUMNS], tl.int32)
     sum_exp = tl.zeros([CHANNELS, ROWS, COLUMNS], tl.float32)
     means = tl.zeros([CHANNELS, ROWS, COLUMNS], tl.float32)
     for c in range(0, channels, CHANNELS):
         mask = (c + lane < channels)[:, None]
         if RESIZED:
-            top = _interpolate_row(above_left, above_right, mask, above_left_max, above_right_max, x_fraction)
-            bottom = _interpolate_row(below_left, below_right, mask, below_left_max, below_right_max, x_fraction)
-            z = _lerp(top[:, None, :], bottom[:, None, :], y_fraction[None, :, None])
+            top = interpolate_row(above_left, above_right, mask, above_left_max, above_right_max, x_fraction)
+            bottom = interpolate_row(below_left, below_right, mask, below_left_max, below_right_max, x_fraction)
+            z = lerp(top[:, None, :], bottom[:, None, :], y_fraction[None, :, None])
             above_right += step
             below_left += step
             below_right += step
         else:
-            raw = tl.load(above_left, mask=mask, other=-_INF)
-            z = _subtract_max(raw, above_left_max[None, :])[:, None, :]
+            raw = tl.load(above_left, mask=mask, other=-INF)
+            z = subtract_max(raw, above_left_max[None, :])[:, None, :]
         above_left += step
         sum_exp += tl.exp2(z)
         larger = z > largest
@@ -144,7 +101,7 @@ def _sweep(
         if SMOOTHING:
             weight = tl.load(smoothing_weight + c + lane, mask=c + lane < channels, other=0.0)[:, None, None]
             if not RESIZED:
-                z = tl.where((raw == -_INF)[:, None, :], -_INF, z)
+                z = tl.where((raw == -INF)[:, None, :], -INF, z)
             means += tl.where(weight == 0, 0.0, weight * z)
     max_z = tl.max(largest, 0)
     argmax = tl.min(tl.where(largest == max_z[None], chunk + lane[:, None, None], channels), 0)
@@ -200,22 +157,17 @@ def measure(
         )  # fmt: skip
         log2_sum_exp, label_ptr = tl.log2(sum_exp), logits + label * stride_c
         if RESIZED:
-            above_left = tl.load(label_ptr + above * stride_h + left[None, :] * stride_w)
-            above_right = tl.load(label_ptr + above * stride_h + right[None, :] * stride_w)
-            below_left = tl.load(label_ptr + below * stride_h + left[None, :] * stride_w)
-            below_right = tl.load(label_ptr + below * stride_h + right[None, :] * stride_w)
-            a = _subtract_max(above_left, tl.load(max_logit + above * width + left)[None, :])
-            b = _subtract_max(above_right, tl.load(max_logit + above * width + right)[None, :])
-            top = _lerp(a, b, x_fraction[None, :])
-            a = _subtract_max(below_left, tl.load(max_logit + below * width + left)[None, :])
-            b = _subtract_max(below_right, tl.load(max_logit + below * width + right)[None, :])
-            label_logit = _lerp(top, _lerp(a, b, x_fraction[None, :]), y_fraction[:, None])
+            above_ptr, below_ptr = label_ptr + above * stride_h, label_ptr + below * stride_h
+            max_above, max_below = max_logit + above * width, max_logit + below * width
+            top = load_row(above_ptr, max_above, left, right, stride_w, pixel_mask, x_fraction)
+            bottom = load_row(below_ptr, max_below, left, right, stride_w, pixel_mask, x_fraction)
+            label_logit = lerp(top, bottom, y_fraction[:, None])
             needs_float64 = (sum_exp < _SMALLEST_SUM) | (label_logit < -_LIMIT) | (mean < -_LIMIT)
-            tl.store(origins + pixel, tl.where(needs_float64 & valid, 0.0, _INF), mask=pixel_mask)
+            tl.store(origins + pixel, tl.where(needs_float64 & valid, 0.0, INF), mask=pixel_mask)
         else:
             label_logit = tl.load(label_ptr + left[None, :] * stride_w).to(tl.float32)
             label_logit -= tl.load(max_logit + left)[None, :]
-            label_logit *= _LOG2_E  # not clipped at _MASKED
+            label_logit *= LOG2_E  # not clipped at _MASKED
         loss = (log2_sum_exp - label_logit) * _LN_2
         loss = tl.where(loss < 0, 0.0, loss)  # rounding error
         fill_value = tl.where(not_ignored, float('nan'), 0.0)
@@ -244,26 +196,22 @@ def measure_finely(
     for first in range(tl.load(row_start + cell), end, ROWS):
         y = first + index // COLUMNS
         pixel = (n * H + y) * W + x
-        needs_float64 = tl.load(origins + pixel, mask=(x < W) & (y < end), other=_INF) < _INF
+        needs_float64 = tl.load(origins + pixel, mask=(x < W) & (y < end), other=INF) < INF
         if tl.max(needs_float64.to(tl.int32), 0) > 0:
             column = tl.load(column_cell + x, mask=needs_float64, other=0).to(tl.int64)
             x_fraction = tl.load(column_fraction_float64 + x, mask=needs_float64, other=0.0)[None, :]
             y_fraction = tl.load(row_fraction_float64 + y, mask=needs_float64, other=0.0)[None, :]
-            left, right = tl.maximum(column - 1, 0) * stride_w, tl.minimum(column, width - 1) * stride_w
+            left = (tl.maximum(column - 1, 0) * stride_w)[None, :]
+            right = (tl.minimum(column, width - 1) * stride_w)[None, :]
             above, below = tl.maximum(cell - 1, 0) * stride_h, tl.minimum(cell, height - 1) * stride_h
-            above_left, above_right = (above + left)[None, :], (above + right)[None, :]
-            below_left, below_right = (below + left)[None, :], (below + right)[None, :]
             image = logits + n * stride_n
             origin, sum_exp, argmax, mean = _sweep_float64(
-                image, smoothing_weight, channels, above_left, above_right, below_left, below_right,
-                x_fraction, y_fraction, stride_c, SMOOTHING, CHANNELS, ROWS * COLUMNS,
+                image, smoothing_weight, channels, above, below, left, right, x_fraction, y_fraction,
+                stride_c, SMOOTHING, CHANNELS, ROWS * COLUMNS,
             )  # fmt: skip
             log2_sum_exp, label = tl.log2(sum_exp), tl.load(target + pixel, mask=needs_float64, other=0)
             label_ptr, mask = image + (label * stride_c)[None, :], needs_float64[None, :]
-            label_logit = _interpolate_float64(
-                label_ptr + above_left, label_ptr + above_right, label_ptr + below_left, label_ptr + below_right,
-                mask, x_fraction, y_fraction,
-            )  # fmt: skip
+            label_logit = interpolate_float64(label_ptr, above, below, left, right, mask, x_fraction, y_fraction)
             label_logit = tl.sum((label_logit - origin.to(tl.float64)[None, :]).to(tl.float32), 0)
             loss = (log2_sum_exp - label_logit) * _LN_2
             tl.store(nll + pixel, tl.where(loss < 0, 0.0, loss), mask=needs_float64)
@@ -350,32 +298,26 @@ def differentiate_resized(
     gradient += (n * channels + channel)[:, None] * height * width + input_column[None, :]
     store_mask = channel_mask & (input_column < tl.minimum(first_column + owned_columns, width))[None, :]
     if FINE:
-        origin_of_rows = tl.full([], _INF, tl.float32)
+        origin_of_rows = tl.full([], INF, tl.float32)
         for y in range(tl.load(row_start + first), tl.load(row_start + last + 1)):
             origin_of_rows = tl.minimum(origin_of_rows, tl.load(lowest_origin + n * H + y))
-        last = tl.where(origin_of_rows < _INF, last, first - 1)  # an empty range of rows
+        last = tl.where(origin_of_rows < INF, last, first - 1)  # an empty range of rows
 
     grad_above = tl.zeros([CHANNELS, INPUT_COLUMNS], tl.float32)
     for cell in range(first, last + 1):  # between the input rows cell - 1 and cell
         grad_below = tl.zeros([CHANNELS, INPUT_COLUMNS], tl.float32)
         begin, end = tl.load(row_start + cell), tl.load(row_start + cell + 1)
         above, below = tl.maximum(cell - 1, 0).to(tl.int64), tl.minimum(cell, height - 1).to(tl.int64)
+        above_ptr, below_ptr = logits + above * stride_h, logits + below * stride_h
+        max_above, max_below = max_logit + above * width, max_logit + below * width
         for start in range(x_begin, tl.where(begin < end, x_end, x_begin), COLUMNS):
             x = start + tl.arange(0, COLUMNS)
             column_mask = x < x_end
             column = tl.load(column_cell + x, mask=column_mask, other=0)
             x_fraction = tl.load(column_fraction + x, mask=column_mask, other=0.0)
             left, right = tl.maximum(column - 1, 0), tl.minimum(column, width - 1)
-            left_in_row = (left.to(tl.int64) * stride_w)[None, :]
-            right_in_row = (right.to(tl.int64) * stride_w)[None, :]
-            top = _interpolate_row(
-                logits + above * stride_h + left_in_row, logits + above * stride_h + right_in_row, channel_mask,
-                tl.load(max_logit + above * width + left), tl.load(max_logit + above * width + right), x_fraction,
-            )  # fmt: skip
-            bottom = _interpolate_row(
-                logits + below * stride_h + left_in_row, logits + below * stride_h + right_in_row, channel_mask,
-                tl.load(max_logit + below * width + left), tl.load(max_logit + below * width + right), x_fraction,
-            )  # fmt: skip
+            top = load_row(above_ptr, max_above, left, right, stride_w, channel_mask, x_fraction)
+            bottom = load_row(below_ptr, max_below, left, right, stride_w, channel_mask, x_fraction)
             grad_top = tl.zeros([CHANNELS, COLUMNS], tl.float32)
             grad_bottom = tl.zeros([CHANNELS, COLUMNS], tl.float32)
             nonfinite = tl.zeros([COLUMNS], tl.float32)
@@ -386,17 +328,16 @@ def differentiate_resized(
                     grad_nll, grad_smooth, target, log2_sums, pixel, column_mask, ignore_index, channels, SMOOTHING
                 )
                 nonfinite += (log2_sum_exp + upstream_nll + upstream_smooth) * 0.0
-                z = _lerp(top, bottom, y_fraction)
+                z = lerp(top, bottom, y_fraction)
                 if FINE:
-                    origin = tl.load(origins + pixel, mask=valid, other=_INF)[None, :]
-                    above_ptr, below_ptr = logits + above * stride_h, logits + below * stride_h
-                    z_float64 = _interpolate_float64(
-                        above_ptr + left_in_row, above_ptr + right_in_row,
-                        below_ptr + left_in_row, below_ptr + right_in_row, channel_mask,
+                    origin = tl.load(origins + pixel, mask=valid, other=INF)[None, :]
+                    z_float64 = interpolate_float64(
+                        logits, above * stride_h, below * stride_h,
+                        (left.to(tl.int64) * stride_w)[None, :], (right.to(tl.int64) * stride_w)[None, :], channel_mask,
                         tl.load(column_fraction_float64 + x, mask=column_mask, other=0.0)[None, :],
                         tl.load(row_fraction_float64 + y),
                     )  # fmt: skip
-                    z = tl.where(origin < _INF, (z_float64 - origin.to(tl.float64)).to(tl.float32), z)
+                    z = tl.where(origin < INF, (z_float64 - origin.to(tl.float64)).to(tl.float32), z)
                 logit_gradient = _logit_gradient(
                     z, channel, channels, label, valid, log2_sum_exp, upstream_nll, upstream_smooth,
                     smoothing_weight, smoothing_sum, SMOOTHING,
@@ -438,10 +379,10 @@ def differentiate_same_size(
         channel = c + tl.arange(0, CHANNELS)
         channel_mask, class_offset = (channel < channels)[:, None], channel[:, None].to(tl.int64)
         z = tl.load(
-            logits + n * stride_n + class_offset * stride_c + column[None, :] * stride_w, mask=channel_mask, other=-_INF
+            logits + n * stride_n + class_offset * stride_c + column[None, :] * stride_w, mask=channel_mask, other=-INF
         )
         logit_gradient = _logit_gradient(
-            _subtract_max(z, pixel_max), channel, channels, label, valid, log2_sum_exp, upstream_nll, upstream_smooth,
+            subtract_max(z, pixel_max), channel, channels, label, valid, log2_sum_exp, upstream_nll, upstream_smooth,
             smoothing_weight, smoothing_sum, SMOOTHING,
         )  # fmt: skip
         output_ptr = gradient + (n * channels + class_offset) * W + x[None, :]
