@@ -7,6 +7,7 @@ pixel and discard them. The backward upsamples them again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ from mmseg_wce.kernels.op import check_shapes, check_target_dtype, is_transforme
 from mmseg_wce.kernels.reference import resized
 from torch import Tensor
 
-__all__ = ['element_loss', 'pixel_bce', 'positive_elements', 'sweep_sigmoid']
+__all__ = ['element_loss', 'pixel_bce', 'positive_elements']
 
 # Bytes of one tensor of upsampled channels: the fastest size on CPU, and one that hides launches on accelerators.
 _CHUNK_BYTES = 8 << 20
 _CHUNK_BYTES_ON_ACCELERATORS = 64 << 20
 # F.softplus is linear above its threshold. The default of 20 causes an error of 2e-9, visible in float64.
-_SOFTPLUS_THRESHOLD = 40.0
+_softplus = partial(F.softplus, threshold=40.0)
 
 
 def positive_elements(target: Tensor, num_channels: int, first: int = 0, number: int | None = None) -> Tensor:
@@ -40,10 +41,6 @@ def positive_elements(target: Tensor, num_channels: int, first: int = 0, number:
     number = num_channels if number is None else number
     labels = torch.arange(label, label + number, device=target.device)
     return target.unsqueeze(1) == labels.view(-1, *[1] * (target.dim() - 1))
-
-
-def _softplus(z: Tensor) -> Tensor:
-    return F.softplus(z, threshold=_SOFTPLUS_THRESHOLD)
 
 
 def element_loss(z: Tensor, positive: Tensor) -> Tensor:
@@ -281,27 +278,6 @@ def pixel_bce(
     """
     check_shapes(logits, target)
     check_target_dtype(target)
-    return sweep_sigmoid(logits, target, ignore_index, threshold, align_corners)
-
-
-def sweep_sigmoid(
-    logits: Tensor, target: Tensor, ignore_index: int, threshold: float = 0.5, align_corners: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute :func:`pixel_bce` without checking the arguments.
-
-    Args:
-        logits: as in :func:`pixel_bce`.
-        target: as in :func:`pixel_bce`.
-        ignore_index: as in :func:`pixel_bce`.
-        threshold: as in :func:`pixel_bce`.
-        align_corners: as in :func:`pixel_bce`.
-
-    Returns:
-        As :func:`pixel_bce`.
-
-    Raises:
-        NotImplementedError: forward-mode differentiation.
-    """
     if is_transformed():
         return _with_full_size_logits(logits, target, ignore_index, threshold, align_corners)
     refuse_forward_mode(logits, 'pixel_bce', 'use torch.func.jvp')

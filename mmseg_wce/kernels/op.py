@@ -13,18 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from mmseg_wce.kernels import reference, slabs
 from mmseg_wce.kernels.backends import chosen_backend
+from mmseg_wce.kernels.inputs import Inputs
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = [
-    'PixelMaps',
-    'PixelSums',
-    'check_shapes',
-    'check_target_dtype',
-    'pixel_maps',
-    'pixel_nll',
-    'sweep_softmax',
-]
+__all__ = ['PixelMaps', 'PixelSums', 'check_shapes', 'check_target_dtype', 'pixel_maps', 'pixel_nll']
 
 # Smaller images are merged into one if nothing is resized, even if that copies the logits.
 _MIN_PIXELS_PER_IMAGE = dict(cpu=64, slabs=4096, triton=4096)
@@ -40,52 +33,29 @@ _MIN_PIXELS_PER_IMAGE = dict(cpu=64, slabs=4096, triton=4096)
         'Tensor counts)'
     ),
 )
-def _forward(
-    logits: Tensor,
-    target: Tensor,
-    ignore_index: int,
-    smoothing_weight: Tensor | None,
-    class_weight: Tensor | None,
-    align_corners: bool,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    if target.numel() == 0:
-        outputs = _empty_outputs(logits, target, ignore_index, smoothing_weight, class_weight, align_corners, backend)
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, backend = Inputs(*arguments[:-1]), arguments[-1]
+    if inputs.target.numel() == 0:
+        outputs = _empty_outputs(*arguments)
         return *outputs[:4], *(x.zero_() for x in outputs[4:])
-    if backend == 'cpu':
-        cpu = import_module('mmseg_wce.kernels.cpu')
-        *maps, sums = cpu.forward(logits, target, ignore_index, class_weight, smoothing_weight, align_corners)
-        loss_sum, smooth_sum = (x.to(maps[0].dtype, copy=True) for x in sums[:2])
-        counts = sums[2:].clone()
-    else:
-        sweep = slabs if backend == 'slabs' else import_module('mmseg_wce.kernels.triton')
-        maps = sweep.forward(logits, target, ignore_index, smoothing_weight, align_corners)
-        loss_sum, smooth_sum, counts = (maps[0].new_zeros(shape) for shape in ((), (), 0))
-    nll, smooth, correct, softmax_stats = maps
+    nll, smooth, correct, softmax_stats, *sums = _sweeps(backend).forward(inputs)
     smooth = nll.new_empty(0) if smooth is None else smooth
-    return nll, smooth, correct, softmax_stats, loss_sum, smooth_sum, counts
+    return nll, smooth, correct, softmax_stats, *(sums or (nll.new_zeros(shape) for shape in ((), (), 0)))
 
 
 @_forward.register_fake
-def _empty_outputs(
-    logits: Tensor,
-    target: Tensor,
-    ignore_index: int,
-    smoothing_weight: Tensor | None,
-    class_weight: Tensor | None,
-    align_corners: bool,
-    backend: str,
-) -> tuple[Tensor, ...]:
+def _empty_outputs(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, backend = Inputs(*arguments[:-1]), arguments[-1]
+    logits, shape = inputs.logits, inputs.target.shape
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    nll = logits.new_empty(target.shape, dtype=dtype)
-    is_resized = logits.shape[2:] != target.shape[1:]
+    nll = logits.new_empty(shape, dtype=dtype)
     softmax_stats = torch.empty_like(nll)
     if backend == 'triton':
-        softmax_stats = nll.new_empty(2 if is_resized else 1, *target.shape)
-    elif backend == 'cpu' and not is_resized:
-        softmax_stats = nll.new_empty(target.shape[0], 2, *target.shape[1:])
-    smooth = logits.new_empty(0 if smoothing_weight is None else target.shape, dtype=dtype)
-    correct = logits.new_empty(target.shape, dtype=torch.bool)
+        softmax_stats = nll.new_empty(2 if inputs.is_resized else 1, *shape)
+    elif backend == 'cpu' and not inputs.is_resized:
+        softmax_stats = nll.new_empty(shape[0], 2, *shape[1:])
+    smooth = logits.new_empty(0 if inputs.smoothing_weight is None else shape, dtype=dtype)
+    correct = logits.new_empty(shape, dtype=torch.bool)
     counts = nll.new_empty(0)
     if backend == 'cpu':  # float32 counts exactly up to 16 million only
         counts = nll.new_empty(4, dtype=torch.float64)
@@ -96,43 +66,30 @@ def _empty_outputs(
     'mmseg_wce::pixel_nll_backward',
     mutates_args=(),
     schema=(
-        '(Tensor? grad_nll, Tensor? grad_smooth, Tensor? grad_loss_sum, Tensor? grad_smooth_sum, Tensor logits, '
-        'Tensor target, Tensor softmax_stats, int ignore_index, Tensor? smoothing_weight, Tensor? class_weight, '
-        'bool align_corners, str backend) -> Tensor'
+        '(Tensor? grad_nll, Tensor? grad_smooth, Tensor? grad_loss_sum, Tensor? grad_smooth_sum, '
+        'Tensor softmax_stats, Tensor logits, Tensor target, int ignore_index, Tensor? smoothing_weight, '
+        'Tensor? class_weight, bool align_corners, str backend) -> Tensor'
     ),
 )
-def _backward(
-    grad_nll: Tensor | None,
-    grad_smooth: Tensor | None,
-    grad_loss_sum: Tensor | None,
-    grad_smooth_sum: Tensor | None,
-    logits: Tensor,
-    target: Tensor,
-    softmax_stats: Tensor,
-    ignore_index: int,
-    smoothing_weight: Tensor | None,
-    class_weight: Tensor | None,
-    align_corners: bool,
-    backend: str,
-) -> Tensor:
-    if target.numel() == 0:
-        return logits.new_zeros(logits.shape)
-    maps = grad_nll, grad_smooth
-    inputs = logits, target, softmax_stats, ignore_index
-    if backend == 'cpu':
-        sum_gradients = (0.0 if g is None else g.item() for g in (grad_loss_sum, grad_smooth_sum))
-        cpu = import_module('mmseg_wce.kernels.cpu')
-        return cpu.backward(*maps, *sum_gradients, *inputs, class_weight, smoothing_weight, align_corners)
-    if grad_nll is None and grad_smooth is None:
-        return logits.new_zeros(logits.shape)
-    sweep = slabs if backend == 'slabs' else import_module('mmseg_wce.kernels.triton')
-    return sweep.backward(*maps, *inputs, smoothing_weight, align_corners)
+def _backward(*arguments: Any) -> Tensor:
+    grad_nll, grad_smooth, *grad_sums, softmax_stats = arguments[:5]
+    inputs, backend = Inputs(*arguments[5:-1]), arguments[-1]
+    grad_sums = [0.0 if g is None else g.item() for g in grad_sums] if backend == 'cpu' else []
+    has_gradient = grad_sums or grad_nll is not None or grad_smooth is not None
+    if inputs.target.numel() == 0 or not has_gradient:
+        return inputs.logits.new_zeros(inputs.logits.shape)
+    return _sweeps(backend).backward(inputs, softmax_stats, grad_nll, grad_smooth, *grad_sums)
 
 
 @_backward.register_fake
 def _(*arguments: Any) -> Tensor:
-    logits = arguments[4]
+    logits = arguments[5]
     return logits.new_empty(logits.shape)
+
+
+def _sweeps(backend: str) -> Any:
+    """Return the module of a back end, imported on first use: Numba and Triton take a second."""
+    return slabs if backend == 'slabs' else import_module(f'mmseg_wce.kernels.{backend}')
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -147,8 +104,8 @@ def _gradients(ctx: Any, *gradients: Tensor | None) -> tuple:
     grad_nll, grad_smooth, _, _, grad_loss_sum, grad_smooth_sum, _ = gradients
     if smoothing_weight is None:
         grad_smooth = grad_smooth_sum = None
-    options = ctx.ignore_index, smoothing_weight, class_weight, ctx.align_corners, ctx.backend
-    gradient = _backward(grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, logits, target, softmax_stats, *options)
+    inputs = logits, target, ctx.ignore_index, smoothing_weight, class_weight, ctx.align_corners
+    gradient = _backward(grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, softmax_stats, *inputs, ctx.backend)
     return gradient, *[None] * 6
 
 
@@ -254,9 +211,14 @@ def pixel_nll(
         >>> correct
         tensor([ True, False, False])
     """
-    options: dict[str, Any] = dict(ignore_index=ignore_index, smoothing_weight=smoothing_weight)
-    maps = pixel_maps(logits, target, align_corners=align_corners, backend=backend, **options)
-    return maps.nll, maps.smooth, maps.correct
+    return pixel_maps(
+        logits,
+        target,
+        ignore_index=ignore_index,
+        smoothing_weight=smoothing_weight,
+        align_corners=align_corners,
+        backend=backend,
+    )[:3]
 
 
 def pixel_maps(
@@ -297,74 +259,23 @@ def pixel_maps(
     """
     check_shapes(logits, target, smoothing_weight=smoothing_weight, class_weight=class_weight)
     check_target_dtype(target)
-    return sweep_softmax(
-        logits,
-        target,
-        class_weight,
-        ignore_index=ignore_index,
-        smoothing_weight=smoothing_weight,
-        align_corners=align_corners,
-        backend=backend,
-    )
-
-
-def sweep_softmax(
-    logits: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None = None,
-    *,
-    ignore_index: int,
-    smoothing_weight: Tensor | None = None,
-    align_corners: bool = False,
-    backend: str | None = None,
-) -> PixelMaps:
-    """Compute :func:`pixel_maps` without checking the arguments.
-
-    Args:
-        logits: as in :func:`pixel_nll`.
-        target: as in :func:`pixel_nll`.
-        class_weight: as in :func:`pixel_maps`.
-        ignore_index: as in :func:`pixel_nll`.
-        smoothing_weight: as in :func:`pixel_nll`.
-        align_corners: as in :func:`pixel_nll`.
-        backend: as in :func:`pixel_nll`.
-
-    Returns:
-        As :func:`pixel_maps`.
-
-    Raises:
-        ValueError: the back end does not exist or does not support these logits.
-        NotImplementedError: forward-mode differentiation.
-    """
     backend = chosen_backend(backend, logits.device, logits.dtype, logits.shape[1] * target.numel())
     if backend == 'reference' or is_transformed():
-        return PixelMaps(
-            *reference.pixel_nll(
-                logits,
-                target,
-                ignore_index=ignore_index,
-                smoothing_weight=smoothing_weight,
-                align_corners=align_corners,
-            )
-        )
+        return PixelMaps(*reference.pixel_nll(logits, target, ignore_index, smoothing_weight, align_corners))
     refuse_forward_mode(logits, 'pixel_nll', "use torch.func.jvp, or backend='reference'")
-    shape, weight, dtype = target.shape, None, torch.promote_types(logits.dtype, torch.float32)
-    if backend == 'cpu':
-        weight = (
-            logits.new_ones(logits.shape[1], dtype=dtype) if class_weight is None else class_weight.detach().to(dtype)
-        )
+    shape, dtype = target.shape, torch.promote_types(logits.dtype, torch.float32)
     if logits.shape[2:] == shape[1:]:
         logits, target = _as_images(logits, target, backend)
     if smoothing_weight is not None:
         smoothing_weight = smoothing_weight.detach().to(dtype)
+    weight = class_weight.detach().to(dtype) if class_weight is not None and backend == 'cpu' else None
     nll, smooth, correct, _, loss_sum, smooth_sum, counts = _forward(
         logits, target, ignore_index, smoothing_weight, weight, align_corners, backend
     )
     smooth = nll.new_zeros(()).expand(shape) if smoothing_weight is None else smooth.reshape(shape)
     sums = None
     if backend == 'cpu':
-        num_valid, num_correct, num_invalid = counts[1:].long().unbind()
-        sums = PixelSums(loss_sum, smooth_sum, counts[0].to(dtype), num_valid, num_correct, num_invalid)
+        sums = PixelSums(loss_sum, smooth_sum, counts[0].to(dtype), *counts[1:].long().unbind())
     return PixelMaps(nll.reshape(shape), smooth, correct.reshape(shape), sums, class_weight)
 
 
@@ -376,18 +287,19 @@ def check_shapes(logits: Tensor, target: Tensor, **weights: Tensor | None) -> No
         target: (N, H, W) or (N, ...).
         weights: weights of the classes by the name of their argument, (C,) or None.
     """
-    shapes = f'logits {tuple(logits.shape)} and target {tuple(target.shape)}'
-    if logits.dim() < 2 or logits.shape[:1] != target.shape[:1] or logits.dim() != target.dim() + 1:
+    z, y = tuple(logits.shape), tuple(target.shape)
+    shapes = f'logits {z} and target {y}'
+    if len(z) < 2 or z[:1] != y[:1] or len(z) != len(y) + 1:
         raise ValueError(f'expected logits (N, C, ...) and target (N, ...), got {shapes}')
-    if logits.shape[2:] != target.shape[1:]:
-        if logits.dim() != 4:
+    if z[2:] != y[1:]:
+        if len(z) != 4:
             raise ValueError(f'only logits (N, C, h, w) can be upsampled, got {shapes}')
-        if 0 in logits.shape[2:] and target.numel() > 0:
+        if 0 in z[2:] and 0 not in y:
             raise ValueError(f'empty logits cannot be upsampled: {shapes}')
-    if logits.shape[1] == 0:
+    if z[1] == 0:
         raise ValueError(f'there are no classes in {shapes}')
     for name, weight in weights.items():
-        if weight is not None and weight.shape != logits.shape[1:2]:
+        if weight is not None and weight.shape != z[1:2]:
             raise ValueError(f'{name} {tuple(weight.shape)} must have one weight per class of {shapes}')
 
 

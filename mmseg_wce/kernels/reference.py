@@ -10,10 +10,9 @@ from torch import Tensor
 def pixel_nll(
     logits: Tensor,  # (N, C, h, w) or (N, C, ...)
     target: Tensor,  # (N, H, W) or (N, ...), int64
-    *,
     ignore_index: int,
-    smoothing_weight: Tensor | None = None,  # (C,)
-    align_corners: bool = False,
+    smoothing_weight: Tensor | None,  # (C,)
+    align_corners: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Upsample, take the log-softmax and gather. Arguments and results as in :func:`mmseg_wce.kernels.pixel_nll`."""
     in_range = (target >= 0) & (target < logits.shape[1])

@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 import torch
 from mmseg_wce.kernels.bilinear import cells_and_fractions
+from mmseg_wce.kernels.inputs import Inputs
 from torch import Tensor
-
-__all__ = ['backward', 'forward']
 
 _NUMBERS_IN_A_SLAB = 1 << 20  # at most, or one row
 # If the largest logit is further below the subtracted maxima, digits were lost.
@@ -131,7 +130,6 @@ def _resize_rows(
     those maxima, the subtraction costs the digits of every class.
     """
     row_sides, column_sides = _axes(logits.shape[1:], size, align_corners, dtype, logits.device)
-
     multiply = torch.mul if is_finite else _masked_mul
 
     def interpolate(inputs: list[Tensor]) -> Tensor:
@@ -152,22 +150,10 @@ def _resize_rows(
     return z.masked_fill_(interpolate([mask.to(dtype) for mask in masked]) > 0, -torch.inf)
 
 
-def forward(
-    logits: Tensor, target: Tensor, ignore_index: int, smoothing_weight: Tensor | None, align_corners: bool
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Compute the maps of :func:`mmseg_wce.kernels.pixel_nll` and the log-sum-exp that :func:`backward` needs.
-
-    Args:
-        logits: (N, C, h, w), any floating dtype, device and strides, not empty.
-        target: (N, H, W), int64, not empty.
-        ignore_index: label of the pixels to ignore.
-        smoothing_weight: (C,), float32, or float64 for float64 logits.
-        align_corners: of the interpolation.
-
-    Returns:
-        nll, smooth, correct, and the log-sum-exp relative to the maximum, each (N, H, W).
-    """
-    dtype, num_classes, w = torch.promote_types(logits.dtype, torch.float32), logits.shape[1], smoothing_weight
+def forward(inputs: Inputs) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Return nll, smooth, correct and the log-sum-exp relative to the maximum, each (N, H, W)."""
+    logits, target, ignore_index, w, _, align_corners = inputs
+    dtype, num_classes = torch.promote_types(logits.dtype, torch.float32), logits.shape[1]
     target = target.contiguous()  # PyTorch 2.4 gathers wrongly from a single transposed row
     nll = torch.empty(target.shape, dtype=dtype, device=target.device)
     smooth = None if w is None else torch.empty_like(nll)
@@ -184,7 +170,7 @@ def forward(
             is_argmax[pixels] = ties.to(torch.uint8).argmax(0) == y.flatten()[pixels]
         correct[n, rows] = is_argmax.view(y.shape) & in_range & not_ignored
         z.sub_(max_logit)
-        weighted_sum = None if w is None else _weighted_sum_over_classes(z, w)
+        weighted_sum = None if w is None else _sum_first_dim(_masked_mul(z, w.view(-1, 1, 1)))
         slab_log_sum_exp = _sum_first_dim(z.exp_()).log_()
         log_sum_exp[n, rows] = slab_log_sum_exp
         # in this order: adding a maximum of 1e30 to the logarithm first would lose the logarithm
@@ -196,41 +182,13 @@ def forward(
     return nll, smooth, correct, log_sum_exp
 
 
-def _weighted_sum_over_classes(z: Tensor, weight: Tensor) -> Tensor:
-    """Return sum_c w_c z_c over the classes of nonzero weight: 0 * -inf is NaN."""
-    weight = weight.view(-1, 1, 1)
-    return _sum_first_dim(z.masked_fill(weight == 0, 0) * weight)
-
-
-def backward(
-    grad_nll: Tensor | None,
-    grad_smooth: Tensor | None,
-    logits: Tensor,
-    target: Tensor,
-    log_sum_exp: Tensor,
-    ignore_index: int,
-    smoothing_weight: Tensor | None,
-    align_corners: bool,
-) -> Tensor:
-    """Return the gradient of the logits, given that of the maps.
-
-    Args:
-        grad_nll: (N, H, W), or None for zeros.
-        grad_smooth: (N, H, W), or None for zeros.
-        logits: as in :func:`forward`.
-        target: as in :func:`forward`.
-        log_sum_exp: the last result of :func:`forward`.
-        ignore_index: as in :func:`forward`.
-        smoothing_weight: as in :func:`forward`.
-        align_corners: as in :func:`forward`.
-
-    Returns:
-        (N, C, h, w), in the dtype of the logits.
-    """
-    num_classes, w, dtype = logits.shape[1], smoothing_weight, log_sum_exp.dtype
+def backward(inputs: Inputs, log_sum_exp: Tensor, grad_nll: Tensor | None, grad_smooth: Tensor | None) -> Tensor:
+    """Return the gradient of the logits, given the last result of :func:`forward` and the gradients of the maps."""
+    logits, target, ignore_index, w, _, align_corners = inputs
+    num_classes, dtype = logits.shape[1], log_sum_exp.dtype
     gradient = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
     row_sides = column_sides = None
-    if logits.shape[2:] != target.shape[1:]:
+    if inputs.is_resized:
         row_sides, column_sides = _axes(logits.shape[2:], target.shape[1:], align_corners, dtype, logits.device)
     for n, rows, above, below, z, max_logit in _slabs(logits, target.shape[1:], align_corners):
         label, slab_log_sum_exp = target[n, rows], log_sum_exp[n, rows]

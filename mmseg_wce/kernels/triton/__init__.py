@@ -11,12 +11,8 @@ from typing import NamedTuple
 import torch
 import triton
 from mmseg_wce.kernels.bilinear import Axis, axis
-from mmseg_wce.kernels.triton.kernels import (
-    differentiate_resized,
-    differentiate_same_size,
-    measure,
-    measure_finely,
-)
+from mmseg_wce.kernels.inputs import Inputs
+from mmseg_wce.kernels.triton.kernels import differentiate_resized, differentiate_same_size, measure, measure_finely
 from torch import Tensor
 
 
@@ -39,62 +35,56 @@ _REGISTERS = 128  # per thread: inner loops fit, and 16 warps per multiprocessor
 
 
 class _Problem(NamedTuple):
-    """The arguments of both sweeps, prepared for the kernels."""
+    """The inputs of a sweep in the form that kernels take. If nothing is resized, images are single rows."""
 
-    axes: tuple[Axis, Axis] | None  # rows, columns; None if nothing is resized, and images are single rows
+    axes: tuple[Axis, Axis] | None  # rows, columns; None if nothing is resized
+    tables: tuple[Tensor | None, ...]  # of both axes
     logits: Tensor  # (N, C, h, w)
     max_logit: Tensor  # (N, h, w), float32
     target: Tensor  # (N, H, W), contiguous
-    smoothing_weight: Tensor | None  # (C,), float32
-    weight_sum: Tensor | None  # ()
+    weights: tuple[Tensor | None, Tensor | None]  # smoothing_weight (C,) and its sum (), float32
 
 
-def _prepare(logits: Tensor, target: Tensor, smoothing_weight: Tensor | None, align_corners: bool) -> _Problem:
+def _prepare(inputs: Inputs) -> _Problem:
+    logits, target, _, smoothing_weight, _, align_corners = inputs
     axes = None
-    if logits.shape[2:] == target.shape[1:]:
-        logits, target = logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)
-    else:
+    tables: tuple[Tensor | None, ...] = (None,) * 4
+    if inputs.is_resized:
         rows = axis(logits.shape[2], target.shape[1], align_corners, logits.device)
-        axes = rows, axis(logits.shape[3], target.shape[2], align_corners, logits.device)
-    if smoothing_weight is not None:
-        smoothing_weight = smoothing_weight.contiguous()
-    weight_sum = None if smoothing_weight is None else smoothing_weight.sum()
-    return _Problem(axes, logits, logits.amax(1).float(), target.contiguous(), smoothing_weight, weight_sum)
+        columns = axis(logits.shape[3], target.shape[2], align_corners, logits.device)
+        axes, tables = (rows, columns), (rows.fraction, rows.start, columns.cell, columns.fraction)
+    else:
+        logits, target = logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)
+    weight = None if smoothing_weight is None else smoothing_weight.contiguous()
+    weights = weight, None if weight is None else weight.sum()
+    return _Problem(axes, tables, logits, logits.amax(1).float(), target.contiguous(), weights)
 
 
-def forward(
-    logits: Tensor,
-    target: Tensor,
-    ignore_index: int,
-    smoothing_weight: Tensor | None,
-    align_corners: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+def forward(inputs: Inputs) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Compute :func:`mmseg_wce.kernels.slabs.forward` for float32, float16 and bfloat16 logits."""
-    tiles, problem = TILES, _prepare(logits, target, smoothing_weight, align_corners)
-    z, axes = problem.logits, problem.axes
-    is_resized = axes is not None
-    nll = torch.empty(target.shape, dtype=torch.float32, device=target.device)
-    softmax_stats = nll.new_empty(2 if is_resized else 1, *target.shape)  # origins if resized, then log2_sum_exp
-    smooth = None if smoothing_weight is None else torch.empty_like(nll)
-    correct = torch.empty(target.shape, dtype=torch.bool, device=target.device)
-    (height, width), (H, W) = z.shape[2:], problem.target.shape[1:]
-    rows_at_once = _rows_at_once(height, H, align_corners, min(tiles.lanes, _MAX_ROWS_AT_ONCE)) if is_resized else 1
-    programs = z.shape[0] * (height + 1 if is_resized else 1) * triton.cdiv(W, tiles.forward_columns)
+    tiles, (axes, tables, z, max_logit, target, weights) = TILES, _prepare(inputs)
+    nll = torch.empty(inputs.target.shape, dtype=torch.float32, device=target.device)
+    # origins if resized, then log2_sum_exp
+    softmax_stats = nll.new_empty(2 if inputs.is_resized else 1, *nll.shape)
+    smooth = None if inputs.smoothing_weight is None else torch.empty_like(nll)
+    correct = torch.empty_like(nll, dtype=torch.bool)
+    (height, width), (H, W), rows_at_once = z.shape[2:], target.shape[1:], 1
+    if inputs.is_resized:
+        rows_at_once = _rows_at_once(height, H, inputs.align_corners, min(tiles.lanes, _MAX_ROWS_AT_ONCE))
+    programs = z.shape[0] * (height + 1 if inputs.is_resized else 1) * triton.cdiv(W, tiles.forward_columns)
     sizes = z.shape[1], height, width, H, W, *z.stride()
-    with torch.cuda.device_of(logits):
+    with torch.cuda.device_of(z):
         measure[(programs,)](
-            z, problem.max_logit, problem.target, problem.smoothing_weight, problem.weight_sum,
-            *([None] * 4 if axes is None else _lookup_tables(*axes)),
-            nll, smooth, correct, softmax_stats[0], softmax_stats[-1], ignore_index, *sizes,
-            RESIZED=is_resized, SMOOTHING=smooth is not None,
+            z, max_logit, target, *weights, *tables,
+            nll, smooth, correct, softmax_stats[0], softmax_stats[-1], inputs.ignore_index, *sizes,
+            RESIZED=inputs.is_resized, SMOOTHING=smooth is not None,
             CHANNELS=tiles.lanes // rows_at_once, ROWS=rows_at_once, COLUMNS=tiles.forward_columns,
             **launch_options(warps=4),
         )  # fmt: skip
         if axes is not None:
             rows, columns = axes
             measure_finely[(programs,)](
-                z, problem.target, problem.smoothing_weight, problem.weight_sum,
-                rows.fraction_float64, rows.start, columns.cell, columns.fraction_float64,
+                z, target, *weights, rows.fraction_float64, rows.start, columns.cell, columns.fraction_float64,
                 nll, smooth, correct, *softmax_stats, *sizes,
                 SMOOTHING=smooth is not None, CHANNELS=min(tiles.lanes, triton.next_power_of_2(z.shape[1])),
                 ROWS=tiles.fine_rows, COLUMNS=tiles.forward_columns, **launch_options(warps=4),
@@ -102,58 +92,39 @@ def forward(
     return nll, smooth, correct, softmax_stats
 
 
-def backward(
-    grad_nll: Tensor | None,
-    grad_smooth: Tensor | None,
-    logits: Tensor,
-    target: Tensor,
-    softmax_stats: Tensor,
-    ignore_index: int,
-    smoothing_weight: Tensor | None,
-    align_corners: bool,
-) -> Tensor:
+def backward(inputs: Inputs, softmax_stats: Tensor, grad_nll: Tensor | None, grad_smooth: Tensor | None) -> Tensor:
     """Compute :func:`mmseg_wce.kernels.slabs.backward`."""
-    tiles, problem = TILES, _prepare(logits, target, smoothing_weight, align_corners)
-    z, axes = problem.logits, problem.axes
-    gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    tiles, (axes, tables, z, max_logit, target, weights) = TILES, _prepare(inputs)
+    gradient = torch.empty(inputs.logits.shape, dtype=z.dtype, device=z.device)
     grad_nll = torch.zeros_like(softmax_stats[0]) if grad_nll is None else grad_nll.contiguous()
     grad_smooth = None if grad_smooth is None else grad_smooth.contiguous()
-    (images, channels, height, width), (H, W) = z.shape, problem.target.shape[1:]
-    maps = grad_nll, grad_smooth, z, problem.max_logit, problem.target
-    weights = problem.smoothing_weight, problem.weight_sum
-    is_smoothed = grad_smooth is not None
-    with torch.cuda.device_of(logits):
+    (images, channels, height, width), (H, W) = z.shape, target.shape[1:]
+    maps, is_smoothed = (grad_nll, grad_smooth, z, max_logit, target), grad_smooth is not None
+    with torch.cuda.device_of(z):
         if axes is None:
             differentiate_same_size[(images * triton.cdiv(W, tiles.forward_columns),)](
-                *maps, softmax_stats[0], *weights, gradient, ignore_index, channels, W,
+                *maps, softmax_stats[0], *weights, gradient, inputs.ignore_index, channels, W,
                 z.stride(0), z.stride(1), z.stride(3), SMOOTHING=is_smoothed, CHANNELS=tiles.lanes,
                 COLUMNS=tiles.forward_columns, **launch_options(warps=4),
             )  # fmt: skip
         else:
             channels_at_once = min(tiles.channels, max(16, triton.next_power_of_2(channels)))
-            owned_columns = _owned_columns(width, W, align_corners, tiles.input_columns, tiles.columns)
+            owned_columns = _owned_columns(width, W, inputs.align_corners, tiles.input_columns, tiles.columns)
             programs = triton.cdiv(channels, channels_at_once) * triton.cdiv(width, owned_columns)
             programs *= triton.cdiv(height, tiles.input_rows) * images
+            # TF32 suffices for a bfloat16 gradient, but few AMD GPUs have it
+            precision = 'tf32' if z.dtype == torch.bfloat16 and not torch.version.hip else 'ieee'
             lowest_origin, (rows, columns) = softmax_stats[0].amin(-1), axes
             for in_float64 in (False, True):
                 differentiate_resized[(programs,)](
-                    *maps, *softmax_stats, *weights, *_lookup_tables(rows, columns), columns.start,
+                    *maps, *softmax_stats, *weights, *tables, columns.start,
                     gradient, lowest_origin, rows.fraction_float64, columns.fraction_float64,
-                    ignore_index, channels, height, width, H, W, owned_columns, tiles.input_rows, *z.stride(),
-                    SMOOTHING=is_smoothed, FINE=in_float64, PRECISION=_precision(z.dtype),
+                    inputs.ignore_index, channels, height, width, H, W, owned_columns, tiles.input_rows, *z.stride(),
+                    SMOOTHING=is_smoothed, FINE=in_float64, PRECISION=precision,
                     CHANNELS=channels_at_once, COLUMNS=tiles.columns, INPUT_COLUMNS=tiles.input_columns,
                     **launch_options(backward_warps(channels_at_once, tiles.columns)),
                 )  # fmt: skip
     return gradient
-
-
-def _lookup_tables(rows: Axis, columns: Axis) -> tuple[Tensor, ...]:
-    return rows.fraction, rows.start, columns.cell, columns.fraction
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """Return the precision of the matrix product: TF32 suffices for a bfloat16 gradient, but few AMD GPUs have it."""
-    return 'tf32' if dtype == torch.bfloat16 and not torch.version.hip else 'ieee'
 
 
 def backward_warps(channels: int, columns: int) -> int:

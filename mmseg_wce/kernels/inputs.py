@@ -1,0 +1,23 @@
+"""The arguments that every back end takes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Inputs(NamedTuple):
+    """Logits and labels of one call, and its options."""
+
+    logits: Tensor  # (N, C, h, w), any strides; for 'cpu' also (N, C, ...) of the target's size
+    target: Tensor  # (N, H, W), for 'cpu' also (N, ...), int64, any strides, not empty
+    ignore_index: int  # label of the pixels to ignore
+    smoothing_weight: Tensor | None  # (C,), float32, or float64 for float64 logits
+    class_weight: Tensor | None  # (C,), weights of the labels in the sums of 'cpu', None for ones
+    align_corners: bool  # of the interpolation
+
+    @property
+    def is_resized(self) -> bool:
+        """True if the logits have another size than the target."""
+        return self.logits.shape[2:] != self.target.shape[1:]
