@@ -66,24 +66,24 @@ def _empty_outputs(*arguments: Any) -> tuple[Tensor, ...]:
     'mmseg_wce::pixel_nll_backward',
     mutates_args=(),
     schema=(
-        '(Tensor? grad_nll, Tensor? grad_smooth, Tensor? grad_loss_sum, Tensor? grad_smooth_sum, '
-        'Tensor softmax_stats, Tensor logits, Tensor target, int ignore_index, Tensor? smoothing_weight, '
-        'Tensor? class_weight, bool align_corners, str backend) -> Tensor'
+        '(Tensor? grad_nll, Tensor? grad_smooth, Tensor? grad_loss_sum, Tensor? grad_smooth_sum, Tensor logits, '
+        'Tensor target, Tensor softmax_stats, int ignore_index, Tensor? smoothing_weight, Tensor? class_weight, '
+        'bool align_corners, str backend) -> Tensor'
     ),
 )
 def _backward(*arguments: Any) -> Tensor:
-    grad_nll, grad_smooth, *grad_sums, softmax_stats = arguments[:5]
-    inputs, backend = Inputs(*arguments[5:-1]), arguments[-1]
+    grad_nll, grad_smooth, *grad_sums, logits, target, softmax_stats = arguments[:7]
+    inputs, backend = Inputs(logits, target, *arguments[7:-1]), arguments[-1]
     grad_sums = [0.0 if g is None else g.item() for g in grad_sums] if backend == 'cpu' else []
     has_gradient = grad_sums or grad_nll is not None or grad_smooth is not None
-    if inputs.target.numel() == 0 or not has_gradient:
-        return inputs.logits.new_zeros(inputs.logits.shape)
+    if target.numel() == 0 or not has_gradient:
+        return logits.new_zeros(logits.shape)
     return _sweeps(backend).backward(inputs, softmax_stats, grad_nll, grad_smooth, *grad_sums)
 
 
 @_backward.register_fake
 def _(*arguments: Any) -> Tensor:
-    logits = arguments[5]
+    logits = arguments[4]
     return logits.new_empty(logits.shape)
 
 
@@ -104,8 +104,8 @@ def _gradients(ctx: Any, *gradients: Tensor | None) -> tuple:
     grad_nll, grad_smooth, _, _, grad_loss_sum, grad_smooth_sum, _ = gradients
     if smoothing_weight is None:
         grad_smooth = grad_smooth_sum = None
-    inputs = logits, target, ctx.ignore_index, smoothing_weight, class_weight, ctx.align_corners
-    gradient = _backward(grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, softmax_stats, *inputs, ctx.backend)
+    options = ctx.ignore_index, smoothing_weight, class_weight, ctx.align_corners, ctx.backend
+    gradient = _backward(grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, logits, target, softmax_stats, *options)
     return gradient, *[None] * 6
 
 
