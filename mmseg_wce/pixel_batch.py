@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmseg_wce.arguments import Normalizer, Reduction
 from mmseg_wce.kernels.binary import element_loss, positive_elements, sweep_sigmoid
+from mmseg_wce.kernels.inputs import Inputs
 from mmseg_wce.kernels.op import PixelMaps, PixelSums, sweep_softmax
 from mmseg_wce.kernels.reference import resized
 from mmseg_wce.targets import valid_pixels
@@ -200,13 +201,9 @@ class SoftmaxBatch(PixelBatch[PixelMaps]):
     label_smoothing: float = 0.0
 
     def _sweep(self) -> PixelMaps:
+        smoothing = smoothing_weight(self.logits, self.class_weight, self.label_smoothing)
         return sweep_softmax(
-            self.logits,
-            self.target,
-            self.class_weight,
-            ignore_index=self.ignore_index,
-            smoothing_weight=smoothing_weight(self.logits, self.class_weight, self.label_smoothing),
-            align_corners=self.align_corners,
+            Inputs(self.logits, self.target, self.ignore_index, smoothing, self.class_weight, self.align_corners)
         )
 
     def _computed_sums(self) -> PixelSums | None:

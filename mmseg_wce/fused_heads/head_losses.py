@@ -23,13 +23,9 @@ from mmseg_wce.arguments import (
     check_softmax_weight,
     resolve_ignore_index,
 )
-from mmseg_wce.built_in_losses import (
-    built_in_class_weight,
-    built_in_value,
-    is_hard,
-    needs_full_size,
-)
+from mmseg_wce.built_in_losses import built_in_class_weight, built_in_value, is_hard, needs_full_size
 from mmseg_wce.kernels.binary import sweep_sigmoid
+from mmseg_wce.kernels.inputs import Inputs
 from mmseg_wce.kernels.op import PixelMaps, sweep_softmax
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from mmseg_wce.model_walk import losses_of
@@ -131,12 +127,7 @@ class _SharedMaps:
                 smoothing = smoothing_weight(self.logits, source.float32_class_weight(), source.label_smoothing)
             with torch.set_grad_enabled(self._records_gradients):
                 self._softmax[key] = sweep_softmax(
-                    self.logits,
-                    self.label,
-                    class_weight,
-                    ignore_index=ignore_index,
-                    smoothing_weight=smoothing,
-                    align_corners=self.head.align_corners,
+                    Inputs(self.logits, self.label, ignore_index, smoothing, class_weight, self.head.align_corners)
                 )
         return self._softmax[key]
 

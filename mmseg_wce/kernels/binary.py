@@ -278,6 +278,13 @@ def pixel_bce(
     """
     check_shapes(logits, target)
     check_target_dtype(target)
+    return sweep_sigmoid(logits, target, ignore_index, threshold, align_corners)
+
+
+def sweep_sigmoid(
+    logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute :func:`pixel_bce` from arguments that fit each other."""
     if is_transformed():
         return _with_full_size_logits(logits, target, ignore_index, threshold, align_corners)
     refuse_forward_mode(logits, 'pixel_bce', 'use torch.func.jvp')

@@ -1,4 +1,4 @@
-"""The arguments that every back end takes."""
+"""The arguments of a sweep over the pixels, the same for every back end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 class Inputs(NamedTuple):
     """Logits and labels of one call, and its options."""
 
-    logits: Tensor  # (N, C, h, w), any strides; for 'cpu' also (N, C, ...) of the target's size
-    target: Tensor  # (N, H, W), for 'cpu' also (N, ...), int64, any strides, not empty
+    logits: Tensor  # (N, C, h, w), or (N, C, ...) of the target's size, any strides
+    target: Tensor  # (N, H, W) or (N, ...), int64, any strides
     ignore_index: int  # label of the pixels to ignore
-    smoothing_weight: Tensor | None  # (C,), float32, or float64 for float64 logits
+    smoothing_weight: Tensor | None  # (C,), weights of the map `smooth`
     class_weight: Tensor | None  # (C,), weights of the labels in the sums of 'cpu', None for ones
     align_corners: bool  # of the interpolation
 

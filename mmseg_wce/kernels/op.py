@@ -259,6 +259,12 @@ def pixel_maps(
     """
     check_shapes(logits, target, smoothing_weight=smoothing_weight, class_weight=class_weight)
     check_target_dtype(target)
+    return sweep_softmax(Inputs(logits, target, ignore_index, smoothing_weight, class_weight, align_corners), backend)
+
+
+def sweep_softmax(inputs: Inputs, backend: str | None = None) -> PixelMaps:
+    """Compute :func:`pixel_maps` from arguments that fit each other."""
+    logits, target, ignore_index, smoothing_weight, class_weight, align_corners = inputs
     backend = chosen_backend(backend, logits.device, logits.dtype, logits.shape[1] * target.numel())
     if backend == 'reference' or is_transformed():
         return PixelMaps(*reference.pixel_nll(logits, target, ignore_index, smoothing_weight, align_corners))
