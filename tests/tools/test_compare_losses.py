@@ -36,7 +36,7 @@ CONFIG = 'configs/demo/fast_scnn_1xb4-400_demo-192x256.py'
 
 
 @pytest.fixture
-def tool(forked_tools, import_tool, demo_folder):
+def tool(import_tool, demo_folder):
     return import_tool('compare_losses')
 
 

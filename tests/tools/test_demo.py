@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 
-def test_demo_from_scenes_to_picture(forked_tools, import_tool, tmp_path, monkeypatch, capsys):
+def test_demo_from_scenes_to_picture(import_tool, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     import_tool('demo').main(['--iterations', '2', '--images', '20'])
@@ -20,7 +20,7 @@ def test_demo_from_scenes_to_picture(forked_tools, import_tool, tmp_path, monkey
     assert picture[..., :3].std() > 0.1
 
 
-def test_failed_training_shows_the_end_of_its_log(forked_tools, import_tool, tmp_path, monkeypatch):
+def test_failed_training_shows_the_end_of_its_log(import_tool, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # without data
 
     with pytest.raises(SystemExit, match=r"(?s)train\.log:\n.*data_root 'data/demo_scenes' does not exist"):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -34,9 +33,9 @@ def command(root, tool: str, *arguments: str, options: list[str] = ()) -> list[s
     return [sys.executable, str(root / 'tools' / tool), *arguments, '--cfg-options', *SMALL, *options]
 
 
-def run(arguments: list[str]) -> str:
+def run(arguments: list[str], fails: bool = False) -> str:
     process = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert process.returncode == 0, process.stdout[-4000:]
+    assert (process.returncode != 0) == fails, process.stdout[-4000:]
     return process.stdout
 
 
@@ -59,34 +58,23 @@ TRAINING = [
 ]
 
 
-@pytest.fixture
-def fork(root, demo_folder, forked_tools, monkeypatch):
-    """Run a tool in a fork of this process, in the demo folder; it has ``config.py``, and its output comes back."""
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')  # of other processes, as forks have
+@pytest.mark.heavy
+def test_a_training_is_killed_resumed_tested_and_goes_back_to_finite_weights(
+    root, demo_folder, import_tool, monkeypatch
+):
+    """One training, since each of these takes some: every command is one that a user types, or that a message names."""
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
     hooks = "[dict(type='FusedLossHook'), dict(type='LossMonitorHook', interval=1)]"
     evaluator = "[_base_.test_evaluator, dict(type='ValidationLoss')]"
     text = f"_base_ = '{root / WEIGHTED}'\ncustom_hooks = {hooks}\ntest_evaluator = {evaluator}\n"
     (demo_folder / 'config.py').write_text(text)
-
-    def run_fork(tool: str, *arguments: str, options: list[str], fails: bool = False) -> str:
-        log = demo_folder / f'{len(list(demo_folder.glob("*.log")))}.log'
-        with pytest.raises(forked_tools.Failed) if fails else nullcontext():
-            forked_tools.watch(command(root, tool, 'config.py', *arguments, options=options), log, lambda *_: None)
-        return log.read_text()
-
-    return run_fork
-
-
-@pytest.mark.heavy
-def test_a_training_is_killed_resumed_tested_and_goes_back_to_finite_weights(root, demo_folder, import_tool, fork):
-    """One training, since each of these takes some: every command is one that a user types, or that a message names."""
     options = [*TRAINING, *(import_tool('faults').WITHOUT_RANDOM_PIXELS if FORK else [])]
-    fork('train.py', '--work-dir', 'unbroken', options=options)
+    run(command(root, 'train.py', 'config.py', '--work-dir', 'unbroken', options=options))
     killed = command(root, 'train.py', 'config.py', '--work-dir', 'killed', options=options)
     last = kill_after_a_checkpoint(killed, 'killed')
     assert last < ITERATIONS
 
-    output = fork('train.py', '--work-dir', 'killed', '--resume', options=options)
+    output = run([*killed, '--resume'])
 
     assert f'resumed epoch: 0, iter: {last}' in output
     resumed, unbroken = losses(demo_folder / 'killed'), losses(demo_folder / 'unbroken')
@@ -112,7 +100,8 @@ def test_a_training_is_killed_resumed_tested_and_goes_back_to_finite_weights(roo
     torch.save(last, f'unbroken/iter_{ITERATIONS}.pth')
     longer = [f'train_cfg.max_iters={ITERATIONS + 2}', *options[1:]]
 
-    output = fork('train.py', '--work-dir', 'unbroken', '--resume', options=longer, fails=True)
+    arguments = ['config.py', '--work-dir', 'unbroken', '--resume']
+    output = run(command(root, 'train.py', *arguments, options=longer), fails=True)
 
     (advice,) = {line.split('Go on from it: ')[1] for line in output.splitlines() if 'Go on from it: ' in line}
     good = ITERATIONS - INTERVAL
