@@ -16,9 +16,10 @@ if _HAS_TRITON and not CUDA:
 
     # The interpreter is slow per program and operation; an operation on some thousand numbers costs as much as on one.
     triton.TILES = triton.Tiles(lanes=256, forward_columns=64, fine_rows=8, channels=256)
-    # Half of its time is spent on patching triton.language at every call of a function from a kernel: once is enough.
-    interpreter._patch_lang(tl.zeros.fn)
-    interpreter.InterpretedFunction.__call__ = lambda self, *args, **options: self.rewrite()(*args, **options)
+    if isinstance(triton.measure, interpreter.InterpretedFunction):
+        # Half of its time is spent on patching triton.language at every call from a kernel: once is enough.
+        interpreter._patch_lang(tl.zeros.fn)
+        interpreter.InterpretedFunction.__call__ = lambda self, *args, **options: self.rewrite()(*args, **options)
 
 
 @dataclass(frozen=True)

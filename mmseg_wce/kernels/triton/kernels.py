@@ -112,7 +112,7 @@ def _sweep(
 def measure(
     logits, max_logit, target, smoothing_weight, smoothing_sum,
     row_fraction, row_start, column_cell, column_fraction,
-    nll, smooth, correct, origins, log2_sums,
+    nll, smooth, correct, origins, log_sums,
     ignore_index, channels, height, width, H, W, stride_n, stride_c, stride_h, stride_w,
     RESIZED: tl.constexpr, SMOOTHING: tl.constexpr,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -172,7 +172,7 @@ def measure(
         loss = tl.where(loss < 0, 0.0, loss)  # rounding error
         fill_value = tl.where(not_ignored, float('nan'), 0.0)
         tl.store(nll + pixel, tl.where(valid, loss, fill_value), mask=pixel_mask)
-        tl.store(log2_sums + pixel, log2_sum_exp, mask=pixel_mask)
+        tl.store(log_sums + pixel, log2_sum_exp, mask=pixel_mask)
         tl.store(correct + pixel, valid & (argmax == label) & (log2_sum_exp == log2_sum_exp), mask=pixel_mask)
         if SMOOTHING:
             loss = (log2_sum_exp * tl.load(smoothing_sum) - mean) * _LN_2
@@ -183,7 +183,7 @@ def measure(
 def measure_finely(
     logits, target, smoothing_weight, smoothing_sum,
     row_fraction_float64, row_start, column_cell, column_fraction_float64,
-    nll, smooth, correct, origins, log2_sums,
+    nll, smooth, correct, origins, log_sums,
     channels, height, width, H, W, stride_n, stride_c, stride_h, stride_w,
     SMOOTHING: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -217,19 +217,19 @@ def measure_finely(
             tl.store(nll + pixel, tl.where(loss < 0, 0.0, loss), mask=needs_float64)
             tl.store(correct + pixel, (argmax == label) & (log2_sum_exp == log2_sum_exp), mask=needs_float64)
             tl.store(origins + pixel, origin, mask=needs_float64)
-            tl.store(log2_sums + pixel, log2_sum_exp, mask=needs_float64)
+            tl.store(log_sums + pixel, log2_sum_exp, mask=needs_float64)
             if SMOOTHING:
                 tl.store(smooth + pixel, (log2_sum_exp * tl.load(smoothing_sum) - mean) * _LN_2, mask=needs_float64)
 
 
 @triton.jit
 def _load_pixels(
-    grad_nll, grad_smooth, target, log2_sums, pixel, pixel_mask, ignore_index, channels, SMOOTHING: tl.constexpr
+    grad_nll, grad_smooth, target, log_sums, pixel, pixel_mask, ignore_index, channels, SMOOTHING: tl.constexpr
 ):
     """Load labels, log2_sum_exp and upstream gradients of some pixels; zeros at labels that are not valid."""
     label = tl.load(target + pixel, mask=pixel_mask, other=ignore_index)
     valid = pixel_mask & (label != ignore_index) & (label >= 0) & (label < channels)
-    log2_sum_exp = tl.load(log2_sums + pixel, mask=valid, other=0.0)
+    log2_sum_exp = tl.load(log_sums + pixel, mask=valid, other=0.0)
     upstream_nll = tl.load(grad_nll + pixel, mask=valid, other=0.0)
     upstream_smooth = upstream_nll * 0.0
     if SMOOTHING:
@@ -273,7 +273,7 @@ def _to_input_columns(pixels, weight, has_nonfinite, PRECISION: tl.constexpr, IN
 
 @triton.jit
 def differentiate_resized(
-    grad_nll, grad_smooth, logits, max_logit, target, origins, log2_sums, smoothing_weight, smoothing_sum,
+    grad_nll, grad_smooth, logits, max_logit, target, origins, log_sums, smoothing_weight, smoothing_sum,
     row_fraction, row_start, column_cell, column_fraction, column_start, gradient,
     lowest_origin, row_fraction_float64, column_fraction_float64,
     ignore_index, channels, height, width, H, W, owned_columns, input_rows, stride_n, stride_c, stride_h, stride_w,
@@ -325,7 +325,7 @@ def differentiate_resized(
                 y_fraction = tl.load(row_fraction + y)
                 pixel = (n * H + y) * W + x
                 label, valid, log2_sum_exp, upstream_nll, upstream_smooth = _load_pixels(
-                    grad_nll, grad_smooth, target, log2_sums, pixel, column_mask, ignore_index, channels, SMOOTHING
+                    grad_nll, grad_smooth, target, log_sums, pixel, column_mask, ignore_index, channels, SMOOTHING
                 )
                 nonfinite += (log2_sum_exp + upstream_nll + upstream_smooth) * 0.0
                 z = lerp(top, bottom, y_fraction)
@@ -362,7 +362,7 @@ def differentiate_resized(
 
 @triton.jit
 def differentiate_same_size(
-    grad_nll, grad_smooth, logits, max_logit, target, log2_sums, smoothing_weight, smoothing_sum, gradient,
+    grad_nll, grad_smooth, logits, max_logit, target, log_sums, smoothing_weight, smoothing_sum, gradient,
     ignore_index, channels, W, stride_n, stride_c, stride_w,
     SMOOTHING: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -372,7 +372,7 @@ def differentiate_same_size(
     pixel_mask = x < W
     column = tl.where(pixel_mask, x, 0)
     label, valid, log2_sum_exp, upstream_nll, upstream_smooth = _load_pixels(
-        grad_nll, grad_smooth, target, log2_sums, n * W + x, pixel_mask, ignore_index, channels, SMOOTHING
+        grad_nll, grad_smooth, target, log_sums, n * W + x, pixel_mask, ignore_index, channels, SMOOTHING
     )
     pixel_max = tl.load(max_logit + n * W + column)[None, :]
     for c in range(0, channels, CHANNELS):
