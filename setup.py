@@ -8,8 +8,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # they write the project's own pages, run its tests, or make its environment
-OF_A_CHECKOUT = ('semantics_table.py', 'try_stack.py', 'faults.py', 'install_torch.sh')
-OF_A_CHECKOUT += ('docs_hooks.py', 'docs_pages.py')
+CHECKOUT_ONLY = ('semantics_table.py', 'try_stack.py', 'faults.py', 'install_torch.sh')
+CHECKOUT_ONLY += ('docs_hooks.py', 'docs_pages.py')
 
 
 class BuildWithMim(build_py):
@@ -21,7 +21,7 @@ class BuildWithMim(build_py):
             for folder in ('configs', 'tools'):
                 into = Path(self.build_lib, 'mmseg_wce', '.mim', folder)
                 shutil.rmtree(into, ignore_errors=True)
-                shutil.copytree(ROOT / folder, into, ignore=shutil.ignore_patterns('.*', '__pycache__', *OF_A_CHECKOUT))
+                shutil.copytree(ROOT / folder, into, ignore=shutil.ignore_patterns('.*', '__pycache__', *CHECKOUT_ONLY))
             shutil.copy(ROOT / 'model-index.yml', into.parent)
 
 

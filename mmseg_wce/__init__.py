@@ -13,6 +13,7 @@ from mmseg_wce.version import __version__
 
 __all__ = ['WeightedCrossEntropyLoss', '__version__', 'functional', 'kernels', 'losses', 'why_not_registered']
 
+__getattr__ = deprecated.old_module
 deprecated.install()
 why_not_registered: str | None = 'mmseg is not installed'
 if importlib.util.find_spec('mmseg') is not None:

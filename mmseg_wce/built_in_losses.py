@@ -148,10 +148,13 @@ def built_in_class_weight(
 
 
 def _state_of(class_weight: Any) -> Any:
-    """Return a value that changes whenever the class weights change; never waits for the device of a tensor."""
-    if isinstance(class_weight, Tensor):
-        return id(class_weight), class_weight._version
-    return class_weight.tolist() if isinstance(class_weight, np.ndarray) else copy.copy(class_weight)
+    """Return a value that changes whenever the class weights change.
+
+    Reading a tensor on an accelerator would wait for the device: there its version counts, which ``.data`` bypasses.
+    """
+    if isinstance(class_weight, Tensor) and class_weight.device.type != 'cpu':
+        return object() if class_weight.is_inference() else (id(class_weight), class_weight._version)
+    return class_weight.tolist() if isinstance(class_weight, Tensor | np.ndarray) else copy.copy(class_weight)
 
 
 def built_in_normalizer(loss: CrossEntropyLoss) -> Normalizer:

@@ -11,13 +11,13 @@ from mmseg.registry import MODELS
 
 __all__ = [
     'class_of',
+    'classes_string_advice',
     'classifies_masks',
     'has_one_channel',
     'heads_of',
     'leaf_datasets',
     'main_head',
     'nodes',
-    'one_string',
     'preprocessor_of_others',
     'type_name',
 ]
@@ -85,7 +85,7 @@ def type_name(node: Mapping[str, Any]) -> str:
     return path.split('.')[-1] if path and scope in ('mmseg', 'mmcv', 'mmengine', 'mmseg_wce') else str(kind)
 
 
-def one_string(classes: str, dataset: str) -> str:
+def classes_string_advice(classes: str, dataset: str) -> str:
     """Return the error message for ``classes`` that is one string.
 
     Args:

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ['install', 'renamed_attribute']
+__all__ = ['install', 'old_module', 'renamed_attribute']
 
 _MODULES = {
     'mmseg_wce.fusion': 'mmseg_wce.fused_heads',
@@ -36,14 +36,20 @@ _NAMES = {
     'of_config': 'from_config',
     'of_dataset': 'from_dataset',
 }
-_ATTRIBUTES = {'Convention': 'LabelEncoding'}
+_ATTRIBUTES = {
+    'Convention': 'LabelEncoding',
+    # in pickles of fused heads
+    'standard': 'base_loss_by_feat',
+    'of_pid_head': 'pid_loss_by_feat',
+    'of_ddr_head': 'ddr_loss_by_feat',
+}
 
 
 class _Alias(ModuleType):
     """A module under its old name; names inside it are looked up in the module that took its place."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__'):
+        if name.startswith('__') and name != '__all__':
             raise AttributeError(name)
         return getattr(import_module(_MODULES[self.__name__]), _NAMES.get(name, name))
 
@@ -67,6 +73,20 @@ def install() -> None:
     """Make the old names importable."""
     if not any(isinstance(finder, _AliasFinder) for finder in sys.meta_path):
         sys.meta_path.append(_AliasFinder())
+
+
+def old_module(name: str) -> ModuleType:
+    """Import a module of the package under its old name, for ``mmseg_wce.NAME`` after ``import mmseg_wce``.
+
+    Args:
+        name: the attribute that the package lacks.
+
+    Raises:
+        AttributeError: the name is not that of an old module.
+    """
+    if f'mmseg_wce.{name}' not in _MODULES:
+        raise AttributeError(f"module 'mmseg_wce' has no attribute {name!r}")
+    return import_module(f'mmseg_wce.{name}')
 
 
 def renamed_attribute(module: str, name: str) -> Any:

@@ -26,14 +26,14 @@ class LabelEvidence:
     ignore_index: int
     reduce_zero_label: bool | None = None
 
-    def is_legal(self, value: float) -> bool:
+    def is_valid(self, value: float) -> bool:
         """Return True for a value that is a class or ignored."""
         return 0 <= value < self.num_classes or value == self.ignore_index
 
     @cached_property
     def bad(self) -> list[float]:
         """Values that are neither a class nor ignored, in order."""
-        return sorted(value for value in self.counts if not self.is_legal(value))
+        return sorted(value for value in self.counts if not self.is_valid(value))
 
     @cached_property
     def labels(self) -> list[float]:

@@ -1,9 +1,10 @@
-"""Validation of label values, which every loss runs before it computes, and error messages for invalid labels.
+"""Check label values, and explain invalid labels.
 
 A label outside [0, C) that is not ``ignore_index`` would make the loss read out of bounds (on CUDA a device-side assert
 that ends the process). :func:`valid_pixels` checks labels before they are used as indices. On CPU it raises at once. On
 CUDA, reading the result would synchronize in every iteration, so the result is copied to pinned memory and a later call
-raises the error. Until then invalid pixels are ignored.
+raises the error. Until then invalid pixels are ignored. The back end 'cpu' never uses invalid labels as indices and
+counts them in its sweep: losses call :func:`valid_pixels` after it only if there are some.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class LabelFindings:
     @property
     def bad_counts(self) -> dict[float, int]:
         """Pixels of each invalid value."""
-        is_legal = self.evidence.is_legal
-        return {value: number for value, number in sorted(self.counts.items()) if not is_legal(value)}
+        is_valid = self.evidence.is_valid
+        return {value: number for value, number in sorted(self.counts.items()) if not is_valid(value)}
 
     @property
     def num_bad(self) -> int:

@@ -137,7 +137,7 @@ class BinaryCase(Case):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a :class:`Case` is made of, in numbers that print and shrink."""
+    """The numbers that a :class:`Case` is made from, which Hypothesis prints and shrinks."""
 
     seed: int = 0
     batch: int = 1

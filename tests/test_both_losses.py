@@ -205,7 +205,7 @@ def test_non_finite_logits_of_valid_pixels_are_not_hidden(loss, channels, poison
         (weighted_binary_cross_entropy, 5, dict(reduction='none'), 'aot_eager'),
     ],
 )
-def test_compiles_whole(loss, channels, options, backend):
+def test_compiles_without_graph_breaks(loss, channels, options, backend):
     torch.manual_seed(0)
     target, weight = torch.randint(0, max(channels, 2), (2, 9, 9)), torch.rand(max(channels, 2))
     target[:, :3] = 255
@@ -275,7 +275,7 @@ def test_no_gradient_flows_to_class_weights(loss, options):
         (dict(avg_factor=torch.ones(2)), ValueError, ['avg_factor', '(2,)']),
     ],
 )
-def test_bad_arguments(loss, change, error, words):
+def test_invalid_arguments_raise_and_name_the_value(loss, change, error, words):
     with pytest.raises(error) as caught:
         loss(**{**GOOD, **change})
 

@@ -55,7 +55,7 @@ def load(root, tmp_path, monkeypatch):
 
 
 def listed(value) -> list:
-    """What mmseg keeps alone, in a list or not at all."""
+    """Return a list of what mmseg writes as one value, a list or None."""
     return [] if value is None else list(value) if isinstance(value, list | torch.nn.ModuleList) else [value]
 
 
@@ -172,7 +172,7 @@ def pytorchs(loss, logits, label):
 
 @pytest.fixture
 def seen(monkeypatch) -> list:
-    """What every loss of ours is called with."""
+    """Record the arguments of every call of our losses."""
     calls, forward = [], WeightedCrossEntropyLoss.forward
 
     def recording(self, logits, label, **options):

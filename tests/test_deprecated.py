@@ -33,6 +33,16 @@ IMPORTS = [
         'assert fuse_decode_heads is mmseg_wce.fused_heads.fuse_decode_heads',
         'mmseg_wce.fusion is now mmseg_wce.fused_heads',
     ),
+    (
+        'from mmseg_wce.binary import *',
+        'assert weighted_binary_cross_entropy is mmseg_wce.functional.weighted_binary_cross_entropy',
+        'mmseg_wce.binary is now mmseg_wce.functional',
+    ),
+    (
+        'mmseg_wce.resuming',
+        'assert mmseg_wce.resuming.check_can_go_on is mmseg_wce.training.resuming.check_can_go_on',
+        'mmseg_wce.resuming is now mmseg_wce.training.resuming',
+    ),
     ('from mmseg_wce import labels', 'assert labels.explain is mmseg_wce.targets.explain', ''),  # warned already
     (
         'import mmseg_wce.label_files.listing',
@@ -48,11 +58,6 @@ IMPORTS = [
         'from mmseg_wce.preflight import load_config',
         'assert load_config is mmseg_wce.training.preflight.load_config',
         'mmseg_wce.preflight is now mmseg_wce.training.preflight',
-    ),
-    (
-        'from mmseg_wce.binary import weighted_binary_cross_entropy',
-        'assert weighted_binary_cross_entropy is mmseg_wce.functional.weighted_binary_cross_entropy',
-        'mmseg_wce.binary is now mmseg_wce.functional',
     ),
     (
         'from mmseg_wce.class_weights.statistics import Convention',

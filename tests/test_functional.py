@@ -171,7 +171,7 @@ GOOD = dict(logits=torch.randn(2, 3, 4, 4), target=torch.zeros(2, 4, 4, dtype=to
         (dict(avg_factor=math.nan), ValueError, ['avg_factor', 'nan']),
     ],
 )
-def test_bad_arguments(change, error, words):
+def test_invalid_arguments_raise_and_name_the_value(change, error, words):
     with pytest.raises(error) as caught:
         weighted_cross_entropy(**{**GOOD, **change})
 

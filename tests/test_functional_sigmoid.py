@@ -118,7 +118,7 @@ def test_normalisers_and_pixel_weights(case: BinaryCase, with_pixels, reduction)
 
 
 @pytest.mark.parametrize('reduction', ['mean', 'none'])
-def test_a_class_that_is_masked_and_nobodys_label(reduction):
+def test_a_masked_class_that_is_never_the_label(reduction):
     """PyTorch: NaN, of 0 * -inf."""
     logits, target = torch.randn(1, 3, 2, 2), torch.zeros(1, 8, 8, dtype=torch.long)
     logits[:, 1] = -math.inf
@@ -171,7 +171,7 @@ ONE = dict(logits=torch.randn(2, 1, 4, 4), normalize_by='class_weight')
         (dict(pixel_weight=torch.ones(2, 3, 4)), ValueError, ['pixel_weight', '(2, 3, 4)']),
     ],
 )
-def test_bad_arguments(change, error, words):
+def test_invalid_arguments_raise_and_name_the_value(change, error, words):
     with pytest.raises(error) as caught:
         weighted_binary_cross_entropy(**{**GOOD, **change})
 

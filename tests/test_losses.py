@@ -307,7 +307,7 @@ def test_class_weights_under_half_and_autocast_are_not_rounded():
 
 
 def test_class_weights_cast_behind_its_back_are_not_used():
-    """As wrappers do that shard a model: they replace the data of its buffers."""
+    """Wrappers that shard a model replace the data of its buffers."""
     logits, label = batch(ignored=True, dtype=torch.float32)
     loss = WeightedCrossEntropyLoss(class_weight=WEIGHTS)
     expected = loss(logits, label)

@@ -65,7 +65,7 @@ def batches(empty: bool = False) -> list[list[tuple[Tensor, Tensor]]]:
 
 
 def share(step: list[tuple[Tensor, Tensor]], rank: int, world: int) -> tuple[Tensor, Tensor]:
-    """What a rank has of a batch: the first of two ranks has what the first two of four have."""
+    """Return the part of a batch on a rank: the first of two ranks has that of the first two of four."""
     each = len(step) // world
     images, labels = zip(*step[rank * each : (rank + 1) * each], strict=True)
     return torch.cat(images), torch.cat(labels)
@@ -138,7 +138,7 @@ def bad_calls() -> list[tuple[dict, Tensor, Tensor, type[Exception], str]]:
 
 
 def special_calls(normalize: bool, use_sigmoid: bool = False) -> Tensor:
-    """What must not depend on the other ranks, and what must be finite though nothing counts anywhere."""
+    """Return values that must not depend on other ranks, or be finite although all pixels are ignored."""
     torch.manual_seed(0)
     logits, label = torch.randn(1, 4, 2, 2, requires_grad=True), torch.randint(0, 4, (1, 2, 2))
     weight = torch.rand(1, 2, 2)

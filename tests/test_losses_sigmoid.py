@@ -79,7 +79,7 @@ def every_combination():
 
 
 def has_a_meant_value(logits, arguments, label, ignore_index) -> bool:
-    """Whether the built-in computes what it says: its class weights are ``pos_weight`` along the last dimension."""
+    """Return True if the built-in is well defined: its class weights are ``pos_weight`` along the last dimension."""
     number = len(arguments['class_weight']) if isinstance(arguments['class_weight'], list) else 1
     weighted_along_channels = number == 1 or (logits.dim() == 2 and logits.shape[1] == number)
     all_ignored = bool((label == ignore_index).all())

@@ -59,6 +59,6 @@ def tiny_segmentor(
 
 
 def tiny_batch(images: Tensor, labels: Tensor) -> dict:
-    """As a data loader of mmseg hands it to ``train_step``: images (N, 3, H, W), labels (N, H, W)."""
+    """Return a batch as mmseg's data loader does: images (N, 3, H, W), labels (N, H, W)."""
     samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None])) for label in labels]
     return dict(inputs=images, data_samples=samples)

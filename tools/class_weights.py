@@ -22,7 +22,7 @@ from label_arguments import Parser, check_output, labels_in_folder, print_failur
 from mmengine.fileio import dump
 from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics, save_statistics
 from mmseg_wce.class_weights.schemes import NORMALIZATIONS, check_options
-from mmseg_wce.class_weights.statistics_file import SHIPPED
+from mmseg_wce.class_weights.statistics_file import BUNDLED
 from mmseg_wce.dataset_checks import LabelFiles, Severity, check_joined_classes, from_config, sum_statistics
 from mmseg_wce.training.preflight import PreflightError, check_data, load_config
 
@@ -32,7 +32,7 @@ SUFFIXES = ('.npy', '.json', '.yaml', '.yml', '.pkl')
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments; exit with a usage error if some contradict each other."""
     parser = Parser(
-        __doc__.split('\n', 1)[0], f'config file; or statistics: {", ".join(SHIPPED)}, or a file that this tool wrote'
+        __doc__.split('\n', 1)[0], f'config file; or statistics: {", ".join(BUNDLED)}, or a file that this tool wrote'
     )
     parser.add_argument('--scheme', choices=SCHEMES, default='sqrt_inverse_frequency', help='[%(default)s]')
     parser.add_argument('--out', type=Path, help='file for the weights: .npy, .json, .yaml or .pkl')
@@ -66,7 +66,7 @@ def scheme_options(args: argparse.Namespace) -> dict:
 
 def has_statistics(args: argparse.Namespace) -> bool:
     """Return True if the source is statistics, so that no labels are scanned."""
-    return args.labels is None and (args.source in SHIPPED or args.source.endswith('.json'))
+    return args.labels is None and (args.source in BUNDLED or args.source.endswith('.json'))
 
 
 def check_outputs(args: argparse.Namespace, statistics_file: Path, picture: Path) -> None:
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     """Compute, print and write the weights; return the exit status."""
     options = scheme_options(args)
     check_options(**options)
-    is_shipped = args.source in SHIPPED
+    is_shipped = args.source in BUNDLED
     statistics_file = Path(args.source) if has_statistics(args) and not is_shipped else args.statistics
     default_name = args.source if is_shipped else source_name(args)
     statistics_file = statistics_file or Path('work_dirs/class_weights', f'{default_name}.json')

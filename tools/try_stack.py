@@ -29,6 +29,7 @@ from mmseg.registry import MODELS
 from mmseg_wce.config_walk import nodes
 from mmseg_wce.datasets.demo_scenes import generate_demo_scenes
 from mmseg_wce.fused_heads import fuse_decode_heads
+from mmseg_wce.model_walk import main_head
 from mmseg_wce.training.preflight import load_config
 from rich.console import Console
 from rich.progress import track
@@ -134,8 +135,7 @@ def train_step(config: Config, size: int, fuse: bool = False) -> None:
         torch.nn.init.normal_(parameter, std=0.02)  # some are uninitialized without pretrained weights
     if fuse:
         fuse_decode_heads(model)
-    head = model.decode_head[-1] if isinstance(model.decode_head, torch.nn.ModuleList) else model.decode_head
-    label = torch.randint(0, head.num_classes, (2, 1, size, size))
+    label = torch.randint(0, main_head(model).num_classes, (2, 1, size, size))
     label[..., : size // 4] = 255
     data = training_data(model, label)
     loss, _ = model.parse_losses(model.loss(data['inputs'], data['data_samples']))

@@ -14,9 +14,9 @@ from mmseg_wce.class_weights.statistics import LabelEncoding, LabelStatistics, T
 from mmseg_wce.safe_io.files import read_file
 from mmseg_wce.safe_io.json_files import write_json
 
-__all__ = ['SHIPPED', 'from_json', 'load_statistics', 'save_statistics', 'to_json']
+__all__ = ['BUNDLED', 'from_json', 'load_statistics', 'save_statistics', 'to_json']
 
-SHIPPED: dict[str, Path] = {'ade20k': Path(__file__).with_name('ade20k.json')}
+BUNDLED: dict[str, Path] = {'ade20k': Path(__file__).with_name('ade20k.json')}
 """Files of the shipped statistics, by name."""
 
 _FORMAT = 'mmseg_wce label statistics 1'
@@ -83,7 +83,7 @@ def load_statistics(source: str | os.PathLike) -> LabelStatistics:
     """Load statistics by name ('ade20k') or from a file of :func:`save_statistics` or ``tools/class_weights.py``.
 
     Args:
-        source: a key of ``SHIPPED``, or a path (any file backend of mmengine).
+        source: a key of ``BUNDLED``, or a path (any file backend of mmengine).
 
     Raises:
         ValueError: the file is missing, is not a statistics file, or was changed after it was written.
@@ -94,12 +94,12 @@ def load_statistics(source: str | os.PathLike) -> LabelStatistics:
         >>> len(statistics.classes), statistics.num_images
         (150, 22210)
     """
-    path = os.fspath(SHIPPED.get(os.fspath(source), source))
+    path = os.fspath(BUNDLED.get(os.fspath(source), source))
     try:
         content = json.loads(read_file(path, _MAX_FILE_SIZE))
     except (OSError, ImportError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
-            f'statistics {path!r} cannot be read from {os.getcwd()!r}: {error}. Give one of {", ".join(SHIPPED)}, or a '
+            f'statistics {path!r} cannot be read from {os.getcwd()!r}: {error}. Give one of {", ".join(BUNDLED)}, or a '
             'file written by tools/class_weights.py'
         ) from error
     if not isinstance(content, dict) or content.get('format') != _FORMAT:

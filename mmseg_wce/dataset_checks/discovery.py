@@ -19,7 +19,7 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations, LoadBiomedicalAnnotation
 from mmseg_wce.class_weights import LabelEncoding
-from mmseg_wce.config_walk import has_one_channel, main_head, one_string
+from mmseg_wce.config_walk import classes_string_advice, has_one_channel, main_head
 from mmseg_wce.dataset_checks.building import build_dataset
 from mmseg_wce.dataset_checks.isolation import copy_of_dataset, isolated_random_state
 from mmseg_wce.dataset_checks.known_transforms import reads_as_load_annotations
@@ -224,7 +224,7 @@ def _settings(
     """Return what LabelFiles says of the classes and the encoding of the labels, whatever reads them."""
     names = dataset.metainfo.get('classes') or ()
     if isinstance(names, str):
-        raise LabelConflict(one_string(names, type(dataset).__name__))
+        raise LabelConflict(classes_string_advice(names, type(dataset).__name__))
     name, named_classes = type(leaf.dataset).__name__, tuple(map(str, names))
     if one_channel and len(named_classes) == 1:
         classes: tuple[str, ...] = ('background', *named_classes)

@@ -24,6 +24,7 @@ from mmseg_wce.arguments import (
     resolve_ignore_index,
 )
 from mmseg_wce.built_in_losses import built_in_class_weight, built_in_value, is_hard, needs_full_size
+from mmseg_wce.deprecated import renamed_attribute
 from mmseg_wce.kernels.binary import sweep_sigmoid
 from mmseg_wce.kernels.inputs import Inputs
 from mmseg_wce.kernels.op import PixelMaps, sweep_softmax
@@ -33,6 +34,10 @@ from mmseg_wce.pixel_batch import SigmoidBatch, SigmoidMaps, SoftmaxBatch, smoot
 from torch import Tensor, nn
 
 _EPSILON = torch.finfo(torch.float32).eps  # mmseg adds it to the accuracy
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(__name__, name)
 
 
 def base_loss_by_feat(
@@ -143,7 +148,8 @@ class _SharedMaps:
     def value(self, loss: Any, label_override: Tensor | None = None, **options: Any) -> Tensor:
         """Compute a loss as the head would call it; ``label_override``, (N, H, W), may only ignore more pixels."""
         label = self.label if label_override is None else label_override.long()
-        if needs_full_size(loss, self.channels, self.built_in):
+        takes_no_options = isinstance(loss, OhemCrossEntropy) and options  # raises, as it does in mmseg
+        if takes_no_options or needs_full_size(loss, self.channels, self.built_in):
             return loss(self.full_size, label, **options)
         weight, override = options.get('weight'), options.get('reduction_override')
         ignore_index = _ignore_index(loss, options.get('ignore_index'), self.channels)

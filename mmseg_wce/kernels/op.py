@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 __all__ = ['PixelMaps', 'PixelSums', 'check_shapes', 'check_target_dtype', 'pixel_maps', 'pixel_nll']
 
 # Smaller images are merged into one if nothing is resized, even if that copies the logits.
-_MIN_PIXELS_PER_IMAGE = dict(cpu=64, slabs=4096, triton=4096)
+_MIN_PIXELS_PER_IMAGE, _MIN_PIXELS_PER_IMAGE_ON_CPU = 4096, 64
 
 
 @torch.library.custom_op(
@@ -328,7 +328,7 @@ def refuse_forward_mode(logits: Tensor, name: str, instead: str) -> None:
 
 def _as_images(logits: Tensor, target: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Reshape to (N, C, h, w) and (N, h, w), nothing being resized; small images are merged into one."""
-    if target.shape[1:].numel() < _MIN_PIXELS_PER_IMAGE[backend]:
+    if target.shape[1:].numel() < (_MIN_PIXELS_PER_IMAGE_ON_CPU if backend == 'cpu' else _MIN_PIXELS_PER_IMAGE):
         return logits.transpose(0, 1).flatten(1)[None, :, None], target.reshape(1, 1, -1)
     if backend == 'cpu':
         return logits, target  # this back end takes any dimensions and strides

@@ -1,4 +1,7 @@
-"""Find the newest intact checkpoint of a training."""
+"""Find the newest intact checkpoint of a training.
+
+mmengine's ``find_latest_checkpoint`` returns the path in ``last_checkpoint``, whatever became of that file.
+"""
 
 from __future__ import annotations
 

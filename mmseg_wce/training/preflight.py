@@ -19,12 +19,12 @@ from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from mmseg_wce.class_weights import load_class_weight
 from mmseg_wce.config_walk import (
     class_of,
+    classes_string_advice,
     classifies_masks,
     has_one_channel,
     heads_of,
     leaf_datasets,
     nodes,
-    one_string,
     type_name,
 )
 from mmseg_wce.dataset_checks import Severity, check_heads
@@ -245,7 +245,7 @@ def _check_dataset(
 ) -> None:
     classes = (dataset.get('metainfo') or {}).get('classes')
     if isinstance(classes, str) and not osp.isfile(classes):  # mmengine reads the names from a file
-        raise PreflightError(f'{loader}: {one_string(classes, cls.__name__)}')
+        raise PreflightError(f'{loader}: {classes_string_advice(classes, cls.__name__)}')
     is_local = _is_local(dataset)
     if is_local and cls.load_data_list is BaseSegDataset.load_data_list:
         _check_folders(dataset, loader, same_root)

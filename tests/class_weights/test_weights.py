@@ -31,7 +31,7 @@ def test_lists_arrays_and_tensors(form):
 
 
 @pytest.mark.parametrize('suffix', ['npy', 'json', 'yaml', 'yml', 'pkl', 'array.pkl'])
-def test_files(tmp_path, suffix):
+def test_weights_are_read_from_files_of_each_format(tmp_path, suffix):
     path = tmp_path / f'weights.{suffix}'
     if suffix == 'npy':
         np.save(path, WEIGHTS)

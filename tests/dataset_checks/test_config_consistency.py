@@ -124,7 +124,7 @@ class IgnoresNine(ThreeClasses):
         super().__init__(ignore_index=ignore_index, **options)
 
 
-def test_what_writes_no_label_may_say_anything(config):
+def test_transforms_that_write_no_labels_may_have_any_fill_value(config):
     """A crop that takes any region, a pad before labels are loaded, and what a data set ignores by itself."""
     config.train_dataloader.dataset.dataset.pipeline.insert(1, dict(type='Pad', size=(9, 9)))
     ignore_9(config)

@@ -19,7 +19,7 @@ def config_of(dataset, **head) -> Config:
     return Config(dict(train_dataloader=dict(dataset=dataset), model=dict(decode_head=head)))
 
 
-def test_config(data):
+def test_files_classes_and_encoding_are_those_of_the_config(data):
     (part,) = from_config(config_of(dataset_config(data), num_classes=3, ignore_index=7))
 
     assert [f.rsplit('/', 1)[1] for f in part.files] == [f'{i:02d}.png' for i in range(6)]
@@ -135,7 +135,7 @@ def test_config_without_the_loader(data):
         from_config(config_of(dataset_config(data)), 'val')
 
 
-def test_folder(data):
+def test_files_of_a_folder_are_paired_with_its_images(data):
     (data / 'annotations/training/deeper').mkdir()
     (data / 'annotations/training/03.png').rename(data / 'annotations/training/deeper/03.png')
 

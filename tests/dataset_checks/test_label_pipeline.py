@@ -36,7 +36,7 @@ def labels_of(part) -> list[np.ndarray]:
 
 
 def labels_in_training(data, *pipeline, **changes) -> list[np.ndarray]:
-    """What the whole pipeline gives, which must not move anything."""
+    """Return the label of the whole pipeline, which must not move anything."""
     dataset = dataset_of(data, *pipeline, **changes)
     samples = [dataset[i] for i in range(len(dataset))]
     return [s['gt_seg_map'] if 'gt_seg_map' in s else s['data_samples'].gt_sem_seg.data[0].numpy() for s in samples]

@@ -53,7 +53,7 @@ def test_builds_from_a_config(tmp_path):
     ('mapping', 'other'),
     [({}, None), ([1, 2], None), ({'a': 1}, None), ({1: 0.5}, None), ({True: 1}, None), ({1: 1}, 'x'), ({1: 1}, 0.0)],
 )
-def test_bad_arguments(mapping, other):
+def test_invalid_mappings_raise_when_the_transform_is_built(mapping, other):
     with pytest.raises(TypeError, match='MapLabels'):
         MapLabels(mapping, other)
 

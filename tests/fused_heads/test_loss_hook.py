@@ -18,7 +18,7 @@ from mmseg.registry import HOOKS, MODELS
 from mmseg.structures import SegDataSample
 from mmseg.structures.sampler import OHEMPixelSampler
 from mmseg_wce import built_in_losses
-from mmseg_wce.fused_heads import FusedLossHook, fuse_decode_heads
+from mmseg_wce.fused_heads import FusedLossHook, fuse_decode_heads, head_losses
 from mmseg_wce.kernels import op
 from mmseg_wce.losses import WeightedCrossEntropyLoss
 from stacks import FORK
@@ -121,7 +121,7 @@ def test_autocast_gives_a_float32_loss_near_that_of_mmseg(loss):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_accuracy_in_half_precision(dtype):
-    """Of the logits as they are, in float32. mmseg compares logits that were rounded again after the upsampling."""
+    """The logits are compared in float32. mmseg compares logits that were rounded again after the upsampling."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 150, 64, 64, generator=generator)
     best = torch.nn.functional.interpolate(logits, size=(256, 256), mode='bilinear').argmax(1)
@@ -230,7 +230,7 @@ def test_pid_head_whose_last_loss_ignores_another_label(last):
 @pytest.mark.parametrize('avg_non_ignore', [False, True])
 @pytest.mark.parametrize('weights', [None, WEIGHTS])
 def test_built_in_loss_that_ignores_a_class(weights, avg_non_ignore):
-    """Where mmseg's weighted mean is defined for ignored pixels: upstream counts them unless told otherwise."""
+    """Class 4 is ignored, so that mmseg's weighted mean is defined: upstream counts ignored pixels by default."""
     plain = head(dict(BUILT_IN, class_weight=weights, avg_non_ignore=avg_non_ignore), ignore_index=4)
     fused, _ = fused_copy(plain)
     data = samples()
@@ -300,7 +300,7 @@ def test_no_hard_pixel_is_zero_where_mmsegs_is_nan():
 
 
 def test_whole_models_of_mmseg():
-    """Which heads of the real-time models and of a cascade are fused, built from mmseg's own configs."""
+    """Build real-time models and a cascade from mmseg's own configs."""
     init_default_scope('mmseg')
     lines = {}
     for name in (
@@ -331,7 +331,7 @@ def test_softmax_losses_of_one_channel_are_left_alone():
         assert 'without use_sigmoid=True, and a softmax needs two channels' in line
 
 
-def test_somebody_elses_method_is_left_alone():
+def test_a_replaced_loss_by_feat_is_left_alone():
     changed = head(OURS)
     changed.loss_by_feat = theirs = lambda *_: {}
 
@@ -363,6 +363,45 @@ def test_fused_heads_can_be_pickled():
 
     torch.testing.assert_close(sweep(again, samples()), sweep(fused, samples()))
     assert again.loss_by_feat.args[0] is again
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [('standard', 'base_loss_by_feat'), ('of_pid_head', 'pid_loss_by_feat'), ('of_ddr_head', 'ddr_loss_by_feat')],
+)
+def test_functions_in_old_pickles_of_fused_heads_are_found(old, new):
+    with pytest.warns(DeprecationWarning, match=f'{old} is now .*{new}'):
+        assert getattr(head_losses, old) is getattr(head_losses, new)
+
+
+def edit_data(class_weight):
+    class_weight.data[1] = 9
+
+
+def edit_numpy(class_weight):
+    class_weight.numpy()[1] = 9
+
+
+@pytest.mark.parametrize('edit', [edit_data, edit_numpy])
+def test_class_weights_of_the_built_in_loss_that_change_are_read_again(edit):
+    plain = head(BUILT_IN)
+    plain.loss_decode.class_weight = torch.tensor(WEIGHTS)
+    fused, _ = fused_copy(plain)
+    before, _ = sweep(fused, samples())
+
+    edit(fused.loss_decode.class_weight)
+
+    assert sweep(fused, samples())[0]['loss_ce'] != before['loss_ce']
+
+
+@pytest.mark.parametrize('sampler', [None, dict(type='OHEMPixelSampler', min_kept=10)])
+def test_ohem_in_a_head_that_passes_it_pixel_weights_raises_as_in_mmseg(sampler):
+    plain = head(OHEM, sampler=sampler)
+    fused, _ = fused_copy(plain)
+
+    for each in (plain, fused):
+        with pytest.raises(TypeError, match='unexpected keyword argument'):
+            sweep(each, samples())
 
 
 def test_heads_with_unknown_samplers_are_left_alone():

@@ -348,7 +348,7 @@ class HeadAroundTheLoss(FCNHead):
     'loss', [dict(type='FocalLoss'), dict(type='DiceLoss', use_sigmoid=True), dict(type='LovaszLoss', per_image=True)]
 )
 def test_other_losses_with_samplers(kind, channels, thresh, loss):
-    """What mmseg raises is said before, and the advice works."""
+    """The hook raises before mmseg would, and its advice works."""
     sampler = dict(type='OHEMPixelSampler', min_kept=100)
     options = dict(num_classes=max(channels, 2), out_channels=channels)
     built = head(loss, kind, sampler=dict(sampler, thresh=thresh), **options)

@@ -101,7 +101,7 @@ def test_registration(layout, pixels, channels):
 
 
 def test_logits_are_left_as_they_are():
-    """Of float32 logits that are not resized the sweeps get the user's own memory."""
+    """The sweeps get the user's own memory if float32 logits are not resized."""
     logits, target = problem(3, pixels=(6, 7), dtype=torch.float32)
     before = logits.clone()
 
@@ -139,7 +139,7 @@ def test_second_derivatives_inside_torch_func():
 
 
 @pytest.mark.parametrize(('channels', 'pixels'), [(1, (20, 25)), (5, (6, 7))])
-def test_compiles_whole(channels, pixels):
+def test_compiles_without_graph_breaks(channels, pixels):
     logits, target = problem(channels, pixels=pixels, dtype=torch.float32)
 
     def loss(z):
@@ -286,7 +286,7 @@ def test_a_target_that_is_not_int64():
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize(('nodes', 'pixels'), [((6, 7), (24, 28)), ((6, 7), (5, 20)), ((1, 1), (4, 4))])
 def test_transposed_interpolation_by_matrices(nodes, pixels, align_corners):
-    """Where CUDA's kernel is refused for want of determinism; here on CPU."""
+    """Run on CPU the code for CUDA with deterministic algorithms."""
     gradient, shape = torch.randn(2, 3, *pixels, dtype=torch.float64), torch.Size((2, 3, *nodes))
     z = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(

@@ -94,7 +94,7 @@ def test_pytorchs_loss_is_refused_with_deterministic_algorithms(determinism):
 
 
 def hashes() -> dict[str, str]:
-    """Of what every back end computes, in this process."""
+    """Return a digest of the results of every back end in this process."""
     ways = [Way('cpu', 'cpu'), Way('slabs', 'cpu'), Way('reference', 'cpu')]
     if _HAS_TRITON:
         ways.append(Way('triton', 'cuda' if CUDA else 'cpu'))

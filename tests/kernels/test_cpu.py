@@ -6,7 +6,7 @@ from ways import NUMBA, assert_equal_to_pytorch, maps_and_gradient
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
-def test_more_bands_than_one(align_corners):
+def test_bands_that_share_rows_of_the_gradient(align_corners):
     """Large enough that the image is cut into bands, and that bands share rows of the gradient."""
     logits, target, weight = NUMBA.problem(classes=150, nodes=(70, 40), pixels=(280, 160), images=2)
 

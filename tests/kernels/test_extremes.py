@@ -179,7 +179,7 @@ def test_a_masked_neighbour_whose_fraction_rounds_to_zero_does_not_count(way):
 
 
 def assert_sees_its_node_alone(way, pixels, step, align_corners):
-    """Of pixels that lie on a node. F.interpolate gives NaN there."""
+    """These pixels lie on an input pixel, where F.interpolate gives NaN."""
     start = 0 if align_corners else 1
     logits = torch.randn(1, 3, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
     logits[0, 1, 1, 2] = -math.inf

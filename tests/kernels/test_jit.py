@@ -216,7 +216,7 @@ print(*answers)
 
 
 def test_without_numba_plain_pytorch_takes_over(tmp_path):
-    """Where it is not installed, switched off, there, switched off after its import, and broken."""
+    """Numba is missing, switched off, installed, switched off after its import, and broken."""
     assert answer(run(tmp_path, WITHOUT_NUMBA)) == 'slabs slabs cpu slabs slabs'
 
 

@@ -117,7 +117,7 @@ def test_second_derivatives_of_the_reference_and_inside_torch_func():
 
 @fused
 @pytest.mark.parametrize(('smoothing', 'pixels'), [(True, (20, 25)), (False, (6, 7))])
-def test_compiles_whole(way, smoothing, pixels):
+def test_compiles_without_graph_breaks(way, smoothing, pixels):
     logits, target, weight = way.problem(pixels=pixels, dtype=torch.float32)
 
     def loss(z):
@@ -163,7 +163,7 @@ def test_choice_of_the_back_end(monkeypatch):
         chosen(backend='fast')
 
 
-def test_strips_still_works_and_warns():
+def test_the_old_name_strips_works_and_warns():
     logits, target, _ = NUMBA.problem()
 
     with pytest.warns(DeprecationWarning, match="backend='strips' is now called 'cpu'"):

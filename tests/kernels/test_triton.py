@@ -62,7 +62,7 @@ def test_choice_of_tiles(nodes, pixels, align_corners, rows, owned):
 
 @pytest.mark.parametrize('capability', [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_kernels_compile_for_gpus(capability):
-    """What the interpreter does not check: types, layouts, and how many registers are spilled to memory."""
+    """Check what the interpreter does not: types, layouts, and registers spilled to memory."""
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     script = Path(__file__).parent / 'compile_triton.py'
     found = subprocess.run(

@@ -17,7 +17,7 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner import Runner, checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmseg_wce.class_weights import load_class_weight, load_statistics, statistics_file
-from mmseg_wce.class_weights.statistics_file import SHIPPED
+from mmseg_wce.class_weights.statistics_file import BUNDLED
 from mmseg_wce.training.checkpoints import checkpoints_in
 from mmseg_wce.training.preflight import PreflightError, check_checkpoint
 
@@ -140,7 +140,7 @@ def test_pipes_and_sparse_files(tmp_path, load):
 
 @pytest.mark.parametrize('change', [dict(unexpected=[]), dict(pixels=[2**70] * 150)])
 def test_statistics_of_the_wrong_kind(tmp_path, change):
-    content = json.loads(SHIPPED['ade20k'].read_text())
+    content = json.loads(BUNDLED['ade20k'].read_text())
     content.pop('checksum')
     content |= change
     (tmp_path / 'mine.json').write_text(json.dumps({**content, 'checksum': statistics_file._checksum(content)}))
@@ -161,7 +161,7 @@ def test_statistics(tmp_path, marker, kind):
 
 
 @pytest.mark.parametrize('kind', ['pth', 'old pth', 'pkl'])
-def test_checkpoints(tmp_path, marker, kind):
+def test_code_in_checkpoints_is_not_executed(tmp_path, marker, kind):
     path = str(tmp_path / 'iter_1.pth')
     write(tmp_path / 'iter_1.pth', kind, marker)
 
@@ -175,7 +175,7 @@ def test_checkpoints(tmp_path, marker, kind):
 
 
 class Resuming:
-    """As much of a Runner as its ``resume`` asks for before it reads what a checkpoint says of itself."""
+    """The part of a Runner that ``resume`` needs until it has read the checkpoint."""
 
     def __init__(self, load) -> None:
         self.load, self.train_loop = load, SimpleNamespace()
@@ -199,7 +199,7 @@ def test_a_config_in_a_checkpoint(tmp_path, marker):
 
 @pytest.fixture
 def address(tmp_path, monkeypatch):
-    """Of the folder, on a server."""
+    """Return the URL of the folder on a local server."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'downloads'))
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
     threading.Thread(target=server.serve_forever, daemon=True).start()

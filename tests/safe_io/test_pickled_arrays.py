@@ -11,7 +11,7 @@ from mmseg_wce.safe_io.pickled_arrays import SAFE_GLOBALS
 
 @pytest.fixture(autouse=True)
 def allowed():
-    """What compat allows, also where mmengine looks after its checkpoints itself."""
+    """The classes that compat allows, also if mmengine restricts checkpoints itself."""
     with torch.serialization.safe_globals([x for x in SAFE_GLOBALS if x not in torch.serialization.get_safe_globals()]):
         yield
 

@@ -58,7 +58,7 @@ def read_config(file: Path) -> Config:
 
 @pytest.fixture
 def a_run(tool, root):
-    """Of the same comparison, as the tool would make it."""
+    """Make trainings of one comparison as the tool does."""
 
     def run(loss: str, seed: int, name: str = CONFIG, options=OPTIONS):
         from compare.runs import Comparison, Run
@@ -155,7 +155,7 @@ def test_only_the_losses_on_pixels_change(a_run, loss):
 
 
 def write(run, confusion, classes=('sky', 'road', 'flag'), **changes) -> None:
-    """What the tool keeps of a training."""
+    """Write the result file of a training."""
     content = dict(
         run=run.identity(),
         environment=dict(device='CPU', torch='2', date='2026-01-01'),
@@ -292,7 +292,7 @@ def test_curves_have_the_steps_that_every_seed_has(a_run):
 
 @pytest.mark.parametrize('names', [('<script>alert(1)</script>', '$a$', r'$\x$'), ('a', 'b', 'ein & zwei')])
 def test_class_names_are_escaped_in_page_and_pictures(a_run, compare, demo_folder, names):
-    """Nor in pictures; a loss that is not finite or was never logged spoils none either."""
+    """A loss that is not finite, or was never logged, does not spoil a picture."""
     odd = dict(training=dict(step=[1], loss=[float('nan')]), validation=dict(step=[], mIoU=[], mAcc=[], aAcc=[]))
     losses, seeds = ('built_in', 'unweighted', 'enet'), ('0', '1', '2')
     runs = [a_run(loss, int(seed)) for loss in losses for seed in seeds]

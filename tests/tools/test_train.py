@@ -228,7 +228,7 @@ def test_option_without_a_value_is_a_usage_error(root, demo_folder, import_tool,
 
 @pytest.fixture
 def resumed(root, demo_folder, import_tool, monkeypatch):
-    """What --resume makes of a folder, and what it says."""
+    """Return the checkpoint that --resume finds in a folder, and its message."""
     train, said = import_tool('train'), []
     monkeypatch.setattr(train, 'print_log', lambda message, *_: said.append(message))
 

@@ -20,7 +20,7 @@ def test_the_page_has_the_recorded_tables(tool, import_tool):
 
 @pytest.fixture
 def recorded(tool):
-    """What the page says of this stack."""
+    """The recorded outcomes of this stack."""
     return json.loads(tool.RESULTS.read_text())[tool.stack_name()]
 
 
