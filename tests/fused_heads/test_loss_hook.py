@@ -482,7 +482,7 @@ def test_training_with_the_hook_gives_the_same_curve(root, shared_data, tmp_path
     monkeypatch.setenv('MMSEG_WCE_DATA', str(shared_data))
 
     def train(name: str, hooks: list, resume: bool = False) -> tuple[dict[int, float], list[torch.Tensor]]:
-        """Loss of every iteration, and the weights of the last layer before and after all of them."""
+        """Loss of every iteration, and the weights of the last layer before the first and after each."""
         config = Config.fromfile(root / 'configs/camvid/fast_scnn_1xb8-wce-4k_camvid-352x480.py')
         heads = ['decode_head', 'auxiliary_head.0', 'auxiliary_head.1']
         config.merge_from_dict(
@@ -501,7 +501,7 @@ def test_training_with_the_hook_gives_the_same_curve(root, shared_data, tmp_path
                 'train_dataloader.num_workers': 0,
                 'train_dataloader.persistent_workers': False,
                 'default_hooks.checkpoint.interval': 3,
-                'optim_wrapper.optimizer.lr': 1e-3,
+                'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=1e-3),
                 'param_scheduler': None,
                 **{f'model.{head}.dropout_ratio': 0 for head in heads},
             }
@@ -519,10 +519,9 @@ def test_training_with_the_hook_gives_the_same_curve(root, shared_data, tmp_path
             def before_train(self, runner):
                 weights.append(runner.model.decode_head.conv_seg.weight.detach().clone())
 
-            after_train = before_train
-
             def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
                 losses[runner.iter + 1] = outputs['loss'].item()
+                self.before_train(runner)
 
         runner.register_hook(Recorder())
         runner.train()
@@ -530,16 +529,17 @@ def test_training_with_the_hook_gives_the_same_curve(root, shared_data, tmp_path
         return losses, weights
 
     hook = dict(type='FusedLossHook')
-    (plain, (start, expected)), (fused, (fused_start, found)) = train('plain', []), train('fused', [hook])
+    (plain, expected), (fused, found) = train('plain', []), train('fused', [hook])
 
     assert list(fused) == list(range(1, 6))
     assert fused == pytest.approx(plain, rel=0.02 if autocast else 0.01)  # rounding grows with every step
     assert fused[1] == pytest.approx(plain[1], rel=2e-3 if autocast else 1e-6)
-    assert torch.equal(fused_start, start)
-    assert (found - expected).norm() < (0.3 if autocast else 0.03) * (expected - start).norm()
+    assert torch.equal(found[0], expected[0])
+    steps, bound = (1, 0.01) if autocast else (3, 1e-4)  # the batch norm of one pixel an image soon amplifies rounding
+    assert (found[steps] - expected[steps]).norm() < bound * (expected[steps] - expected[0]).norm()
     if not autocast:
         (tmp_path / 'fused/last_checkpoint').write_text(str(tmp_path / 'fused/iter_3.pth'))
-        resumed, (start, _) = train('fused', [hook], resume=True)
+        resumed, (start, *_) = train('fused', [hook], resume=True)
         assert list(resumed) == [4, 5]
         saved = torch.load(tmp_path / 'fused/iter_3.pth', weights_only=False)
         assert torch.equal(start, saved['state_dict']['decode_head.conv_seg.weight'])

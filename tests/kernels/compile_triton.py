@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 FLOAT32 = 'max_logit lowest smoothing_weight smoothing_sum row_fraction column_fraction nll smooth grad_nll grad_smooth'
-TYPES = dict.fromkeys([*FLOAT32.split(), 'origins', 'log2_sums', 'lowest_origin'], '*fp32')
+TYPES = dict.fromkeys([*FLOAT32.split(), 'origins', 'log_sums', 'lowest_origin'], '*fp32')
 TYPES |= dict.fromkeys(('row_fraction_float64', 'column_fraction_float64'), '*fp64')
 TYPES |= dict(target='*i64', correct='*i1', row_start='*i32', column_cell='*i32', column_start='*i32')
 OF_SMOOTHING = ('smooth', 'grad_smooth', 'smoothing_weight', 'smoothing_sum')
