@@ -535,8 +535,8 @@ def test_training_with_the_hook_gives_the_same_curve(root, shared_data, tmp_path
     assert fused == pytest.approx(plain, rel=0.02 if autocast else 0.01)  # rounding grows with every step
     assert fused[1] == pytest.approx(plain[1], rel=2e-3 if autocast else 1e-6)
     assert torch.equal(found[0], expected[0])
-    steps, bound = (1, 0.01) if autocast else (3, 1e-4)  # the batch norm of one pixel an image soon amplifies rounding
-    assert (found[steps] - expected[steps]).norm() < bound * (expected[steps] - expected[0]).norm()
+    # of the first step, since the batch norm of one pixel an image amplifies rounding in the next
+    assert (found[1] - expected[1]).norm() < (1e-2 if autocast else 1e-4) * (expected[1] - expected[0]).norm()
     if not autocast:
         (tmp_path / 'fused/last_checkpoint').write_text(str(tmp_path / 'fused/iter_3.pth'))
         resumed, (start, *_) = train('fused', [hook], resume=True)
