@@ -37,11 +37,12 @@ _NAMES = {
     'of_dataset': 'from_dataset',
 }
 _ATTRIBUTES = {
-    'Convention': 'LabelEncoding',
+    'mmseg_wce.class_weights.Convention': 'LabelEncoding',
+    'mmseg_wce.class_weights.statistics.Convention': 'LabelEncoding',
     # in pickles of fused heads
-    'standard': 'base_loss_by_feat',
-    'of_pid_head': 'pid_loss_by_feat',
-    'of_ddr_head': 'ddr_loss_by_feat',
+    'mmseg_wce.fused_heads.head_losses.standard': 'base_loss_by_feat',
+    'mmseg_wce.fused_heads.head_losses.of_pid_head': 'pid_loss_by_feat',
+    'mmseg_wce.fused_heads.head_losses.of_ddr_head': 'ddr_loss_by_feat',
 }
 
 
@@ -102,8 +103,8 @@ def renamed_attribute(module: str, name: str) -> Any:
     Raises:
         AttributeError: the name is not a renamed one.
     """
-    if name not in _ATTRIBUTES:
+    new = _ATTRIBUTES.get(f'{module}.{name}')
+    if new is None:
         raise AttributeError(f'module {module!r} has no attribute {name!r}')
-    new = _ATTRIBUTES[name]
     warnings.warn(f'{module}.{name} is now {module}.{new}', DeprecationWarning, stacklevel=3)
     return getattr(import_module(module), new)

@@ -1,4 +1,4 @@
-"""What the softmax loss and the sigmoid loss have in common."""
+"""Properties that the softmax loss and the sigmoid loss share."""
 
 import math
 

@@ -148,17 +148,19 @@ class _SharedMaps:
     def value(self, loss: Any, label_override: Tensor | None = None, **options: Any) -> Tensor:
         """Compute a loss as the head would call it; ``label_override``, (N, H, W), may only ignore more pixels."""
         label = self.label if label_override is None else label_override.long()
-        takes_no_options = isinstance(loss, OhemCrossEntropy) and options  # raises, as it does in mmseg
-        if takes_no_options or needs_full_size(loss, self.channels, self.built_in):
+        rejects_options = isinstance(loss, OhemCrossEntropy) and options  # raises TypeError, as in mmseg
+        if rejects_options or needs_full_size(loss, self.channels, self.built_in):
             return loss(self.full_size, label, **options)
         weight, override = options.get('weight'), options.get('reduction_override')
         ignore_index = _ignore_index(loss, options.get('ignore_index'), self.channels)
-        batch, reduction = self._make_batch(loss, label, ignore_index), override or getattr(loss, 'reduction', None)
-        is_ours = isinstance(loss, WeightedCrossEntropyLoss)
-        if is_ours:
-            loss.start_normalizer(batch, reduction)
+        batch = self._make_batch(loss, label, ignore_index)
+        if not isinstance(loss, WeightedCrossEntropyLoss):
+            batch.computed_maps = self._maps_for(loss, batch)
+            return built_in_value(loss, batch, weight, override)
+        reduction = override or loss.reduction
+        loss.start_normalizer(batch, reduction)
         batch.computed_maps = self._maps_for(loss, batch)
-        return loss.reduce(batch, reduction, weight) if is_ours else built_in_value(loss, batch, weight, override)
+        return loss.reduce(batch, reduction, weight)
 
     def _make_batch(self, loss: Any, label: Tensor, ignore_index: int) -> SoftmaxBatch | SigmoidBatch:
         align_corners = self.head.align_corners

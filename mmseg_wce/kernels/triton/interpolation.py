@@ -7,7 +7,7 @@ from mmseg_wce.kernels import units
 INF, LOG2_E = tl.constexpr(float('inf')), tl.constexpr(units.LOG2_E)
 _MASKED = tl.constexpr(units.MASKED)
 _MASKED_IN_FLOAT64 = tl.constexpr(-1e300)  # below every logit that float32 can hold
-# From here on, neighbouring float32 numbers differ by at least 64: logits tie exactly or are far apart.
+# Above it, neighbouring float32 numbers differ by at least 64: logits tie exactly or are far apart.
 _LARGE = tl.constexpr(2.0**29)
 
 
