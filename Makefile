@@ -27,7 +27,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	if $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then \
 	echo $$p; break; fi; done)
 
-.PHONY: help install demo test test-plain coverage test-slow fuzz faults soak bench docs lint format clean
+.PHONY: help install demo test test-plain coverage test-slow fuzz faults soak bench gpu-check docs lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -73,6 +73,9 @@ soak: $(STAMP)  ## train for 2,000 iterations and report whether memory stays fl
 
 bench: $(STAMP)  ## time and memory of loss steps and predictions against the built-in ones; some 20 minutes
 	$(BIN)/python tools/benchmark.py $(ARGS)
+
+gpu-check: $(STAMP)  ## check the loss on a GPU within nine minutes: correctness, CUDA graphs, tests, benchmark
+	$(BIN)/python tools/gpu_check.py $(ARGS)
 
 docs: $(DOCS_VENV)/.complete  ## build the documentation site: site/index.html, which needs no server
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict

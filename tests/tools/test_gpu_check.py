@@ -298,12 +298,15 @@ def test_files_of_tests_are_run_side_by_side(programs, check_run, tmp_path, monk
     for name, code in TESTS.items():
         (tmp_path / f'test_{name}.py').write_text(code)
         files.append(programs.TestFile(str(tmp_path / f'test_{name}.py'), 'not on_the_cpu'))
+    files.append(programs.TestFile(str(tmp_path / 'test_none.py'), 'no_such_test'))
+    (tmp_path / 'test_none.py').write_text(TESTS['mixed'])
     files.append(programs.TestFile('tests/far.py', missing='needs more memory'))
 
     rows = check_run(programs.suite, files, seconds=20)
 
     found = {row.check.rpartition('/')[2]: row for row in rows}
     assert (found['far.py'].verdict, found['far.py'].found) == ('skipped', 'needs more memory')
+    assert (found['test_none.py'].verdict, found['test_none.py'].found) == ('skipped', 'no test for the device')
     assert {name for name, row in found.items() if row.verdict == 'FAILED'} == {f'test_{name}.py' for name in TESTS}
     assert found['test_mixed.py'].found == '1 passed, 1 failed; first: test_two'
     assert found['test_mixed.py'].raw['reasons'][0].endswith('test_two - assert 1 == 2')

@@ -89,7 +89,7 @@ class _Process:
     def __init__(self, check: Check, device: str, folder: Path, seconds: float) -> None:
         name = re.sub(r'\W+', '_', check.name)
         self.check, self.seconds, self.timed_out = check, seconds, False
-        self._rows, self._log = folder / f'{name}.jsonl', folder / f'{name}.log'
+        self._rows, self._log = (folder.resolve() / f'{name}.{suffix}' for suffix in ('jsonl', 'log'))
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
         environment = {**os.environ, 'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1', **check.environment}
         options = ['--run', check.name, '--rows', str(self._rows), '--device', device, '--seconds', str(seconds)]
