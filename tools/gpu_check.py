@@ -9,6 +9,7 @@ import argparse
 import faulthandler
 import importlib
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
-from gpu_checks.results import CheckRun, Row, exit_status, summarize, table
+from gpu_checks.results import FAILED, CheckRun, Row, exit_status, summarize, table
 from gpu_checks.runner import Check, run_stage
 
 DETERMINISTIC = {'CUBLAS_WORKSPACE_CONFIG': ':4096:8'}  # PyTorch wants it for its own matrix products
@@ -60,6 +61,7 @@ CHECKS = {check.name: check for check in [*[check for stage in STAGES for check 
 def run_one(args: argparse.Namespace) -> int:
     """Run a check in this process, which was started for it."""
     faulthandler.dump_traceback_later(max(args.seconds - 3, 1))  # where it hangs, before it is killed
+    signal.alarm(int(args.seconds) + 10)  # ends it if nobody is left to kill it
     check = CHECKS[args.run]
     module, _, function = check.function.partition('.')
     if module != 'programs':
@@ -86,6 +88,9 @@ def run_all(args: argparse.Namespace) -> list[Row]:
         rows.extend(found)
         seconds = time.monotonic() - begin
         print(f'{seconds:5.0f} s  {check.name}: {summarize(found)}', flush=True)
+        for row in found:
+            if row.verdict == FAILED:
+                print(f'         {row.check}: {row.found}', flush=True)
         results = dict(started=started, device=args.device, seconds=seconds, rows=[asdict(row) for row in rows])
         args.json.write_text(json.dumps(results, indent=1))
 
@@ -122,4 +127,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the checks end as well
     sys.exit(main())

@@ -3,8 +3,12 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -90,6 +94,18 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def wait_for(condition):
+    for _ in range(400):
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    return condition()
+
+
 def test_a_crash_or_an_error_ends_no_other_check(run_stage):
     found = run_stage('crash', 'error', 'silent', 'fine')
 
@@ -109,11 +125,7 @@ def test_a_check_that_hangs_is_stopped_with_what_it_started(run_stage, tmp_path)
     assert found['hang'][1].found == 'stopped after 3 s, 1 results before'
     assert [row.verdict for row in found['fine']] == ['ok']
     pid = int((tmp_path / 'program.py.pid').read_text())
-    for _ in range(200):
-        if not is_running(pid):
-            break
-        time.sleep(0.05)
-    assert not is_running(pid)
+    assert wait_for(lambda: not is_running(pid))
 
 
 def test_checks_for_which_no_time_is_left_are_listed(run_stage, results):
@@ -419,3 +431,98 @@ def test_nvidia_smi(tool, check_run, tmp_path, monkeypatch):
 
     assert row.found == 'driver 580.159, SM 345 MHz of 1980 MHz, memory 3201 MHz, 75.0 W'
     assert row.raw['persistence_mode'] == 'Enabled'
+
+
+def test_a_tool_that_is_stopped_stops_its_checks(tool, tmp_path):
+    json_file = tmp_path / 'found.json'
+    command = [sys.executable, tool.__file__, '--device', 'cpu', '--json', str(json_file), '--jobs', '1']
+    # the first check ends, and writes the file, before the second does, which takes seconds
+    process = subprocess.Popen([*command, '--only', 'back end', 'slabs'], stdout=subprocess.PIPE, text=True)
+    assert 'back end: 4 ok' in process.stdout.readline()
+    (child,) = wait_for(lambda: children(process.pid))
+
+    process.terminate()
+
+    assert process.wait(60) == 143
+    assert wait_for(lambda: not is_running(child))
+    assert len(json.loads(json_file.read_text())['rows']) == 4
+
+
+class FakeCuda:
+    """Stands in for torch.cuda on the CPU: a graph whose replay computes nothing new, a clock that stands still."""
+
+    def __init__(self, monkeypatch):
+        self.modes = []
+        nothing = SimpleNamespace(wait_stream=lambda _: None, replay=lambda: None, record=lambda: None)
+        nothing.elapsed_time = lambda _: 2.0
+        for name in ('synchronize', 'Stream', 'current_stream', 'CUDAGraph', 'Event'):
+            monkeypatch.setattr(torch.cuda, name, lambda **_: nothing)
+        for name in ('graph', 'stream'):
+            monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', self.modes.append)
+        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda: (4096, 8192))
+        monkeypatch.setattr(torch, 'ones', partial(self.on_cpu, torch.ones))
+        properties = dict(name='a GPU', total_memory=2**34, major=6, minor=1, multi_processor_count=28)
+        monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda _: SimpleNamespace(**properties))
+
+    @staticmethod
+    def on_cpu(function, *args, device=None, **options):
+        return function(*args, **options)
+
+
+@pytest.fixture
+def behaviour(tool):
+    return importlib.import_module('gpu_checks.behaviour')
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return FakeCuda(monkeypatch)
+
+
+@pytest.mark.parametrize('before', ['nothing', 'other shapes', 'warm-up'])
+def test_a_graph_that_ignores_new_inputs_is_found(cuda, behaviour, check_run, before):
+    (row,) = check_run(behaviour.graph, before)
+
+    assert (row.check, row.verdict) == (f'CUDA graph, {before} before', 'FAILED')
+    assert row.found.startswith('another loss and gradient')
+    assert ('before the capture' in row.advice) == (before != 'warm-up')
+
+
+def test_synchronization_is_forbidden_in_loss_steps_only(cuda, behaviour, check_run):
+    rows = check_run(behaviour.no_synchronization)
+
+    assert [row.verdict for row in rows] == ['ok'] * 3
+    assert cuda.modes == ['error', 'default'] * 3
+
+
+def test_device_and_bandwidth(cuda, tool, check_run, monkeypatch):
+    machine = importlib.import_module('gpu_checks.machine')
+    monkeypatch.setattr(machine.shutil, 'which', lambda _: None)
+
+    rows = {row.check: row for row in check_run(machine.device)}
+
+    assert rows['device'].found == 'a GPU, 16.0 GiB'
+    assert rows['compute capability'].verdict == 'FAILED'  # too old for the Triton kernels
+    assert rows['bandwidth of a copy'].raw['bytes_per_second'] == 2 * 1024 / 2e-3
+    assert rows['nvidia-smi, idle'].found == 'not found'
+
+
+def test_kernels_are_counted(behaviour, check_run, monkeypatch):
+    def event(name, on_device=True):
+        kind = torch.autograd.DeviceType.CUDA if on_device else torch.autograd.DeviceType.CPU
+        return SimpleNamespace(name=name, device_type=kind)
+
+    events = [event('a'), event('a'), event('Memset (Device)'), event('cuLaunchKernelEx', False), event('aten::sum', 0)]
+    profiler = SimpleNamespace(events=lambda: events)
+    monkeypatch.setattr(torch.profiler, 'profile', lambda **_: nullcontext(profiler))
+    monkeypatch.setattr(behaviour, 'MOST_LAUNCHES', 1)
+
+    row, *_ = check_run(behaviour.launches)
+
+    assert (row.found, row.expected, row.verdict) == ('2', '<= 1', 'FAILED')
+    assert row.raw['kernels'] == dict(a=2)
+    assert row.raw['launch_calls'] == dict(cuLaunchKernelEx=1)
+    events.clear()
+    row, *_ = check_run(behaviour.launches)
+    assert (row.found, row.verdict) == ('the profiler saw no kernel', 'info')

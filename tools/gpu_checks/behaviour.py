@@ -206,16 +206,18 @@ def launches(run: CheckRun) -> None:
 def profiled_events(problem: Problem) -> dict[str, dict[str, int]]:
     """Return how often a step runs each kernel, each copy or fill, and each function that launches kernels."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    wait = torch.cuda.synchronize if problem[0].is_cuda else lambda: None
+    wait()  # or kernels from before would count
     with torch.profiler.profile(activities=activities) as profiler:
         training_step(*problem)
-        if problem[0].is_cuda:
-            torch.cuda.synchronize()
+        wait()
     on_device = torch.autograd.DeviceType.CUDA
     names = [event.name for event in profiler.events() if event.device_type == on_device]
     calls = [event.name for event in profiler.events() if 'LaunchKernel' in event.name]
     other = [name for name in names if name.startswith(('Memcpy', 'Memset'))]
     kernels = [name for name in names if name not in other]
-    return dict(kernels=Counter(kernels), copies_and_fills=Counter(other), launch_calls=Counter(calls))
+    counted = dict(kernels=kernels, copies_and_fills=other, launch_calls=calls)
+    return {name: dict(Counter(found)) for name, found in counted.items()}  # asdict() cannot copy a Counter
 
 
 def small_step(run: CheckRun) -> None:

@@ -157,6 +157,8 @@ def options_and_values(run: CheckRun, prefix: str = '') -> None:
     check('same size, label smoothing', make_problem(device, 19, large, large), label_smoothing=0.1)
     for classes in (2, 150):
         check(f'{classes} classes', make_problem(device, classes, small, large))
+    if device == 'cuda':
+        check('150 classes, 128 to 512', make_problem(device, 150, (128, 128), (512, 512)), label_smoothing=0.1)
     check('channels_last', (logits.to(memory_format=torch.channels_last), target, weight))
     check('one image ignored', (logits, torch.cat([torch.full_like(target[:1], IGNORED), target[1:]]), weight))
     if chosen_backend(None, logits.device, logits.dtype, 19 * target.numel()) != 'reference':

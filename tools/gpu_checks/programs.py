@@ -28,6 +28,7 @@ _ENOUGH_MEMORY = 60 * 2**30  # bytes, for tests with more than 2^31 logits
 _VERDICT = re.compile(r'^(\S+\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b', re.MULTILINE)
 _REASON = re.compile(r'^(?:FAILED|ERROR) (\S+\.py.*)$', re.MULTILINE)
 _NO_TESTS = 5  # exit status of pytest
+_STOPPED = 124  # exit status of a program whose time was up
 _MARGIN = 4.0  # seconds that a check keeps for itself before its time is up
 
 
@@ -165,6 +166,8 @@ def sanitizer(run: CheckRun, tool: str) -> None:
     if process.returncode in (0, 99):
         passed = process.returncode == 0 and [row.verdict for row in rows] == [OK] * 2  # the step itself ran
         run.add(name, '0 errors', found, passed, advice, **raw)
+    elif process.returncode == _STOPPED:
+        run.add(name, '0 errors', 'stopped, no time left', False, advice, **raw)
     else:
         run.skip(name, f'could not run: {error_line(process.stdout)}', **raw)
 
@@ -172,7 +175,7 @@ def sanitizer(run: CheckRun, tool: str) -> None:
 def run_program(
     command: list[str], seconds: float, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:
-    """Run a command with a time limit; its exit status is 124 if it was stopped.
+    """Run a command with a time limit; its exit status is ``_STOPPED`` if it was stopped.
 
     Args:
         command: the program and its arguments.
@@ -188,7 +191,7 @@ def run_program(
                 status = process.wait(max(seconds, 1))
             except subprocess.TimeoutExpired:
                 process.kill()
-                status = 124
+                status = _STOPPED
         log.seek(0)
         return subprocess.CompletedProcess(command, status, stdout=log.read())
 
@@ -209,12 +212,12 @@ def benchmark(run: CheckRun) -> None:
     for case in results.get('cases', []):
         steps = {name: way['both']['median'] for name, way in case.get('ways', {}).items() if way.get('both')}
         times = ', '.join(f'{name} {1e3 * seconds:.2f} ms' for name, seconds in steps.items())
-        run.add(f'benchmark, {case["case"]}', '', times or 'no times', None, **case)
+        run.add(f'benchmark, {case["case"]}', '', times or 'no times', None, result=case)
     if process.returncode == 0:
         if not results.get('cases'):
             run.add('benchmark', 'times', 'no benchmark.json with cases', False, output=process.stdout[-4000:])
         return
-    found = 'no time left' if process.returncode == 124 else error_line(process.stdout)
+    found = 'no time left' if process.returncode == _STOPPED else error_line(process.stdout)
     if 'No module named' in found:
         run.skip('benchmark', found, output=process.stdout[-4000:])
     else:
