@@ -37,3 +37,28 @@ def import_tool(root, monkeypatch):
         return module
 
     return load
+
+
+@pytest.fixture
+def gpu_check(import_tool):
+    """The tool gpu_check.py."""
+    return import_tool('gpu_check')
+
+
+@pytest.fixture
+def gpu_results(gpu_check):
+    """The results of its checks."""
+    return importlib.import_module('gpu_checks.results')
+
+
+@pytest.fixture
+def check_run(gpu_results, tmp_path):
+    """Run a function of gpu_checks as a check of this process; return its rows."""
+
+    def run(function, *arguments, device='cpu', seconds=60.0):
+        path = tmp_path / 'rows.jsonl'
+        path.unlink(missing_ok=True)
+        function(gpu_results.CheckRun(path, device, seconds), *arguments)
+        return gpu_results.read_rows(path)
+
+    return run
