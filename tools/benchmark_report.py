@@ -14,7 +14,6 @@ COLORS = {
     'built-in': '#9aa5b1',
     'compiled': '#c8b88a',
     'checkpointed': '#8fb7a3',
-    'liger': '#7b8fc9',
     'mmseg_wce': '#d9480f',
     'mmseg_wce, weighted': '#f08c5a',
 }

@@ -1,7 +1,6 @@
 """Time of a loss step's exponentials alone: a lower bound for every implementation of softmax and its gradient."""
 
 import numpy as np
-import torch
 from mmseg_wce.kernels.cpu.input_rows import aligned_empty
 from mmseg_wce.kernels.cpu.jit import Kernel, fast_function
 from mmseg_wce.kernels.cpu.scalars import EXP2, exp2
@@ -36,13 +35,3 @@ def seconds_on_cpu(number: int, rounds: int) -> float:
         run(lambda first, last: kernel(first, last, pieces, EXP2, out), -(-number // _PIECE_SIZE), number)
 
     return median_seconds(once, rounds)
-
-
-def per_second_on_gpu() -> float | None:
-    """Return the GPU's exponentials per second; None if its clock rate is unknown.
-
-    16 per clock and multiprocessor (CUDA C++ Programming Guide, arithmetic instructions).
-    """
-    properties = torch.cuda.get_device_properties()
-    kilohertz = getattr(properties, 'clock_rate', None)
-    return kilohertz and 16e3 * properties.multi_processor_count * kilohertz

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmark_implementations import Case, Step, TrainingStep
+from benchmark_cases import Case
+from benchmark_implementations import Step
 from benchmark_predictions import Photo, Prediction
+from benchmark_training import TrainingStep
+from cuda_timing import peak_megabytes
 
 HAS_HIGH_WATER_MARK = Path('/proc/self/clear_refs').exists()
 
@@ -20,7 +23,8 @@ def extra_megabytes(implementation: str, case: Case | Photo | str, device: str, 
     None on CPU where the system cannot reset the peak (all but Linux).
     """
     if device == 'cuda':
-        return _peak_on_cuda(_build_step(implementation, case, device, crop))
+        step = _build_step(implementation, case, device, crop)
+        return peak_megabytes(step.run, step.clear)
     if not HAS_HIGH_WATER_MARK:
         return None
     request = pickle.dumps((implementation, case, crop, torch.get_num_threads()))
@@ -34,16 +38,6 @@ def _build_step(implementation: str, case: Case | Photo | str, device: str, crop
     if isinstance(case, str):
         return TrainingStep(case, implementation, device, crop)
     return Step(implementation, case, device)
-
-
-def _peak_on_cuda(step: Step | Prediction) -> float:
-    step.run()
-    step.clear()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step.run()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def resident(key: str) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from benchmark_implementations import TrainingStep
+from benchmark_training import TrainingStep
 from mmengine.visualization import LocalVisBackend
 from mmseg_wce.fused_heads import fuse_decode_heads
 from mmseg_wce.hooks import LossMonitorHook

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Hashable
 
 import torch
-from rich.progress import track
 
 
 def seconds(function: Callable[[], object], device: str = 'cpu') -> float:
@@ -28,6 +27,8 @@ def interleaved(
     functions: dict[Hashable, Callable[[], object]], rounds: int, title: str, device: str = 'cpu'
 ) -> dict[Hashable, list[float]]:
     """Return the seconds of each function, which run in turn, after one round to warm up."""
+    from rich.progress import track  # not needed by the benchmark on CUDA
+
     times = {name: [] for name in functions}
     for _ in track(range(rounds + 1), title, transient=True):
         for name, function in functions.items():

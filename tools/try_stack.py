@@ -19,7 +19,7 @@ import mmseg
 import mmseg_wce  # noqa: F401  (makes the stack work on today's PyTorch)
 import torch
 from base_configs import MMSEG_CONFIGS
-from benchmark_implementations import training_data
+from benchmark_training import training_data
 from convert_config import convert
 from marked_tables import Table, markdown, record
 from mmengine.config import Config
