@@ -17,9 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     args, others = parser.parse_known_args(arguments)
     if {'-h', '--help'} & set(others):
-        print(
-            f'{__doc__}\n--device cpu (default) and --device cuda have options of their own. Those of {args.device}:\n'
-        )
+        print(__doc__)
+        print(f'--device cpu (default) and --device cuda have options of their own. Those of {args.device}:\n')
     elif args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('error: --device cuda needs a CUDA device, and this machine shows none')
     import_module('benchmark_wall_time' if args.device == 'cpu' else 'benchmark_cuda').main(others)

@@ -147,9 +147,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--cases', **cases, help=f'{", ".join(CUDA_CASES)} [all, in this order]')
     ways = dict(nargs='+', choices=list(IMPLEMENTATIONS), metavar='WAY')
     parser.add_argument('--ways', **ways, help=f'implementations: {"; ".join(IMPLEMENTATIONS)} [all]')
-    parser.add_argument(
-        '--json', type=Path, default=Path('work_dirs/benchmark/benchmark_cuda.json'), help='results [%(default)s]'
-    )
+    out = Path('work_dirs/benchmark/benchmark_cuda.json')
+    parser.add_argument('--json', type=Path, default=out, metavar='FILE', help='results [%(default)s]')
     parser.add_argument('--models', nargs='+', default=[], help='wall time of whole models, as on the CPU [none]')
     parser.add_argument('--photos', nargs='+', default=[], help='wall time of predictions, as on the CPU [none]')
     parser.add_argument('--crop', type=int, default=512, help='size of training crops of --models [%(default)s]')

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 NAME_WIDTH = 64
-HEADER = ('implementation', 'device ms', 'range', 'from', 'wall ms', 'kernels ms', 'launches', 'over floor', 'of eager')
-HEADER += ('memory MB', 'loss')
+HEADER = ('implementation', 'device ms', 'range', 'from', 'wall ms', 'kernels ms', 'launches', 'time / floor')
+HEADER += ('time / eager', 'memory MB', 'loss')
 
 
 def case_tables(result: dict) -> str:
@@ -84,7 +84,7 @@ def overview(cases: list[dict]) -> str:
         others = [ways.get(name, {}).get('device') for name in names]
         ratios = ['not measured' if other is None else f'{other["median"] / ours["median"]:.1f} x' for other in others]
         rows.append([case['case'], *times, *ratios])
-    return '\n'.join(text_table(['case', 'mmseg_wce ms', 'floor ms', 'over floor', *names], rows))
+    return '\n'.join(text_table(['case', 'mmseg_wce ms', 'floor ms', 'time / floor', *names], rows))
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

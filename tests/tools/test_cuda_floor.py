@@ -27,7 +27,7 @@ def test_exponentials_are_computed_as_often_as_they_are_counted(tool, monkeypatc
 def test_rates_are_what_was_computed_over_its_time(tool, monkeypatch):
     fake_cuda.install(monkeypatch.setattr)
     monkeypatch.setattr(tool, 'repeat_exp2', lambda out: None)
-    seconds = iter([0.5, 0.25])
+    seconds = iter([0.5, 0.75, 0.25])  # of a copy, of a kernel that moves as much, of exponentials
 
     def timer(function):
         value = next(seconds)

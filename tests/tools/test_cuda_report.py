@@ -77,7 +77,7 @@ def test_the_overview_compares_with_ours(report):
 
     header, _, first, second = map(cells, report.overview([result(), skipped]).splitlines())
 
-    assert header == ['case', 'mmseg_wce ms', 'floor ms', 'over floor', 'eager', 'liger']
+    assert header == ['case', 'mmseg_wce ms', 'floor ms', 'time / floor', 'eager', 'liger']
     assert first == ['a case', '0.500', '0.200', '2.5 x', '10.0 x', 'not measured']
     assert second == ['another', *['not measured'] * 3]
     assert report.case_tables(skipped) == '== another: large\nnot measured: out of memory\n'
