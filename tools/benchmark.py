@@ -7,8 +7,7 @@ On the CPU (benchmark_wall_time.py): time and memory of steps, of whole models a
 import argparse
 import sys
 from importlib import import_module
-
-import torch
+from importlib.util import find_spec
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,8 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
     if {'-h', '--help'} & set(others):
         print(__doc__)
         print(f'--device cpu (default) and --device cuda have options of their own. Those of {args.device}:\n')
-    elif args.device == 'cuda' and not torch.cuda.is_available():
-        sys.exit('error: --device cuda needs a CUDA device, and this machine shows none')
+    if args.device == 'cuda' and find_spec('triton') is None:
+        sys.exit('error: --device cuda needs Triton, and it is not installed')
     import_module('benchmark_wall_time' if args.device == 'cpu' else 'benchmark_cuda').main(others)
 
 

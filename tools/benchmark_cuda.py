@@ -155,6 +155,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if (args.models or args.photos) and mmseg_wce.why_not_registered is not None:
         parser.error(f'--models and --photos need mmseg: {mmseg_wce.why_not_registered}')
+    if not torch.cuda.is_available():
+        sys.exit('error: --device cuda needs a CUDA device, and this machine shows none')
     names = [name for name in IMPLEMENTATIONS if args.ways is None or name in args.ways]
 
     args.json.parent.mkdir(parents=True, exist_ok=True)

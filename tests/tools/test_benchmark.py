@@ -129,4 +129,23 @@ def test_cuda_without_a_device_is_an_error(import_tool, tmp_path):
         pytest.skip('this machine has a CUDA device')
 
     with pytest.raises(SystemExit, match='error: --device cuda needs a CUDA device'):
-        import_tool('benchmark').main(['--device', 'cuda', '--out', str(tmp_path)])
+        import_tool('benchmark').main(['--device', 'cuda', '--json', str(tmp_path / 'results.json')])
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('device', 'option'), [('cpu', '--largest-built-in-crop'), ('cuda', '--seconds')])
+def test_help_is_that_of_the_device(import_tool, device, option, capsys):
+    with pytest.raises(SystemExit, match='0'):
+        import_tool('benchmark').main(['--device', device, '--help'])
+
+    output = capsys.readouterr().out
+    assert f'Those of {device}:' in output
+    assert option in output
+
+
+def test_cuda_without_triton_is_an_error(import_tool, monkeypatch):
+    tool = import_tool('benchmark')
+    monkeypatch.setattr(tool, 'find_spec', lambda name: None)
+
+    with pytest.raises(SystemExit, match='error: --device cuda needs Triton'):
+        tool.main(['--device', 'cuda'])
