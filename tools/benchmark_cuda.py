@@ -86,6 +86,7 @@ def measure_case(case: Case, names: list[str], rounds: int, rates: Rates, budget
     budget.say(f'{case.title}: timing {", ".join(steps)}')
     for name, times in sample_in_turn(steps, rounds, fail).items():
         ways[name].update(times)
+    budget.say(f'{case.title}: looking at the kernels')
     for name, step in steps.items():
         step.timer = None  # with its graph
         release_memory()

@@ -1,7 +1,9 @@
+import importlib
 import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +112,22 @@ def test_a_case_that_fails_leaves_the_others(tool, tmp_path, monkeypatch):
 
     (case,) = json.loads((tmp_path / 'results.json').read_text())['cases']
     assert case['not_measured'] == 'ZeroDivisionError: division by zero'
+
+
+def test_predictions_are_measured_when_asked(import_tool, monkeypatch, capsys):
+    tool = import_tool('benchmark_cuda')
+    monkeypatch.setattr(tool, 'DEVICE', 'cpu')
+    wall = importlib.import_module('benchmark_wall_time')
+    monkeypatch.setitem(wall.PHOTOS, 'photo', wall.Photo('a photo', (8, 8), (32, 32), (48, 40)))
+    monkeypatch.setattr(wall, 'implementations_for', lambda photo: ['built-in', 'mmseg_wce'])
+    monkeypatch.setattr(wall, 'extra_megabytes', lambda *arguments: 5.0)  # of a process of its own
+
+    found = tool.measure_whole_models(Namespace(models=[], photos=['photo'], rounds=1))
+
+    (photo,) = found['predictions']
+    assert photo['case'] == 'a photo'
+    assert photo['ways']['mmseg_wce']['median'] > 0
+    assert 'Prediction after the network: a photo' in capsys.readouterr().out
 
 
 def test_an_implementation_that_would_take_too_long_is_left_out(tool):
