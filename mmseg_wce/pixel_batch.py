@@ -17,7 +17,7 @@ from mmseg_wce.kernels.binary import element_loss, positive_elements, sweep_sigm
 from mmseg_wce.kernels.inputs import Inputs
 from mmseg_wce.kernels.op import PixelMaps, PixelSums, sweep_softmax
 from mmseg_wce.kernels.reference import resized
-from mmseg_wce.targets import valid_pixels
+from mmseg_wce.targets import report_invalid, valid_pixels
 from torch import Tensor
 
 __all__ = ['PixelBatch', 'SigmoidBatch', 'SigmoidMaps', 'SoftmaxBatch', 'smoothing_weight']
@@ -225,8 +225,7 @@ class SoftmaxBatch(PixelBatch[PixelMaps]):
         sums = self._computed_sums()
         if sums is None or pixel_weight is not None:
             return super()._sum(pixel_weight)
-        if sums.invalid > 0:
-            _ = self.valid  # raises
+        report_invalid(self.target, self.num_labels, self.ignore_index, sums.invalid)
         return self._mix_smoothing(sums.loss, sums.smooth)
 
     def pixel_losses(self, each_channel: bool = False) -> Tensor:

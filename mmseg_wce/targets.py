@@ -3,26 +3,29 @@
 A label outside [0, C) that is not ``ignore_index`` would make the loss read out of bounds (on CUDA a device-side assert
 that ends the process). :func:`valid_pixels` checks labels before they are used as indices. On CPU it raises at once. On
 CUDA, reading the result would synchronize in every iteration, so the result is copied to pinned memory and a later call
-raises the error. Until then invalid pixels are ignored. The back end 'cpu' never uses invalid labels as indices and
-counts them in its sweep: losses call :func:`valid_pixels` after it only if there are some.
+raises the error. Until then invalid pixels are ignored. The back ends 'cpu' and 'triton' never use invalid labels as
+indices and count them in their sweep: losses call :func:`report_invalid` after it.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 import torch
+from mmseg_wce.kernels.backends import can_use_triton
 from mmseg_wce.kernels.op import is_transformed
 from mmseg_wce.label_causes import likely_causes
 from mmseg_wce.label_evidence import LabelEvidence
 from torch import Tensor
 
-__all__ = ['LabelFindings', 'explain', 'name_sources', 'raise_pending', 'valid_pixels']
+__all__ = ['LabelFindings', 'explain', 'name_sources', 'raise_pending', 'report_invalid', 'valid_pixels']
 
 # Bins: values below 0, each value 0..255 of a mask file, larger values that are not a class, larger ones that are.
 _NUM_BINS = 259
@@ -97,20 +100,59 @@ def _find_valid(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
         return valid
     bad = valid != not_ignored
     if target.is_cuda:
-        if not torch.cuda.is_current_stream_capturing():  # querying an event would end the capture
-            raise_pending(wait=False)
-            _pending.append(
-                _InFlight.send(_measure(target, bad, ignore_index), target.shape, num_classes, ignore_index)
-            )
+        if not torch.cuda.is_current_stream_capturing():
+            _report_later(target, num_classes, ignore_index, bad)
     elif bad.any():
-        values, counts = target.unique(return_counts=True)
-        first = int(bad.flatten().to(torch.uint8).argmax())
-        by_value = dict(zip(values.tolist(), counts.tolist(), strict=True))
-        first_value = int(target.flatten()[first])
-        raise ValueError(
-            explain(_findings(by_value, first_value, first, target.shape, num_classes, ignore_index, _sources.get()))
-        )
+        _raise_now(target, num_classes, ignore_index, bad)
     return valid
+
+
+def _raise_now(target: Tensor, num_classes: int, ignore_index: int, bad: Tensor) -> None:
+    values, counts = target.unique(return_counts=True)
+    first = int(bad.flatten().to(torch.uint8).argmax())
+    by_value = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    first_value = int(target.flatten()[first])
+    raise ValueError(
+        explain(_findings(by_value, first_value, first, target.shape, num_classes, ignore_index, _sources.get()))
+    )
+
+
+def _report_later(
+    target: Tensor, num_classes: int, ignore_index: int, bad: Tensor | None = None, num_bad: Tensor | None = None
+) -> None:
+    """Raise the errors of earlier calls that have arrived, and send what describes this target, if it is invalid.
+
+    Either the mask of invalid pixels is given, or their number.
+    """
+    raise_pending(wait=False)
+    if can_use_triton(target.device.index):
+        num_bad = bad.count_nonzero() if num_bad is None else num_bad
+        kernels = import_module('mmseg_wce.kernels.triton')
+        measured = kernels.describe_invalid_labels(target.contiguous(), num_bad, num_classes, ignore_index)
+    else:
+        measured = _measure(target, bad, ignore_index)
+    in_flight = _InFlight.send(measured, target.shape, num_classes, ignore_index)
+    with _lock:
+        _pending.append(in_flight)
+
+
+def report_invalid(target: Tensor, num_classes: int, ignore_index: int, num_invalid: Tensor) -> None:
+    """Report the invalid labels of a target that were counted elsewhere, as :func:`valid_pixels` does.
+
+    Args:
+        target: int64, any shape.
+        num_classes: C.
+        ignore_index: the label that the loss ignores.
+        num_invalid: (), number of labels that are neither a class nor ignored.
+
+    Raises:
+        ValueError: as :func:`valid_pixels`: at once on the CPU, on CUDA in a later call.
+    """
+    if not target.is_cuda:
+        if num_invalid > 0:
+            valid_pixels(target, num_classes, ignore_index)
+    elif target.numel() > 0 and not torch.cuda.is_current_stream_capturing():  # querying an event would end the capture
+        _report_later(target, num_classes, ignore_index, num_bad=num_invalid)
 
 
 _valid_pixels = torch.library.custom_op(
@@ -197,6 +239,15 @@ class _InFlight:
 
 
 _pending: deque[_InFlight] = deque()
+_lock = threading.Lock()
+
+
+def _next_arrived(wait: bool) -> _InFlight | None:
+    """Take the oldest measurement, if there is one and it has arrived or is waited for."""
+    with _lock:
+        if not _pending or not (wait or _pending[0].arrived.query()):
+            return None
+        return _pending.popleft()
 
 
 def raise_pending(wait: bool = True) -> None:
@@ -212,13 +263,9 @@ def raise_pending(wait: bool = True) -> None:
         >>> from mmseg_wce.targets import raise_pending
         >>> raise_pending()  # at the end of a custom training loop
     """
-    while _pending:
-        oldest = _pending[0]
+    while (oldest := _next_arrived(wait)) is not None:
         if wait:
             oldest.arrived.synchronize()
-        elif not oldest.arrived.query():
-            return
-        _pending.popleft()
         findings = _read(oldest.measured, oldest.shape, oldest.num_classes, oldest.ignore_index, oldest.sources)
         if findings is not None:
             _pending.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from functools import lru_cache
@@ -10,13 +11,14 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'chosen_backend']
+__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'can_use_triton', 'chosen_backend', 'has_triton']
 
 BACKENDS = ('cpu', 'slabs', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
 _VARIABLE_AT_IMPORT = os.environ.get(ENVIRONMENT_VARIABLE)  # old versions of torch.compile cannot trace os.environ
 _COMPILED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Numba and Triton
 _OLDEST_TRITON = (3, 3)
+_OLDEST_CAPABILITY = (8, 0)  # of NVIDIA's GPUs: older ones have no bfloat16, and the kernels were not tried there
 _MAX_REFERENCE_LOGITS = 1 << 20  # up to here the reference is faster than slabs, each of which takes twenty operations
 
 
@@ -24,7 +26,8 @@ def _interpreted() -> bool:
     return os.environ.get('TRITON_INTERPRET') == '1'
 
 
-def _has_triton() -> bool:
+@lru_cache
+def has_triton() -> bool:
     """Look for a Triton version that compiles the kernels; not imported if this build of PyTorch cannot use it."""
     if not (torch.version.cuda or torch.version.hip or _interpreted()):
         return False
@@ -53,7 +56,31 @@ def _numba_works() -> bool:
         return False
 
 
-_HAS_TRITON = _has_triton()
+@lru_cache
+def _triton_works(device: int) -> bool:
+    """Compile and run the smallest kernel on a CUDA device; say once in the log why another back end is taken."""
+    try:
+        if not torch.version.hip and torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
+            raise RuntimeError(f'compute capability is below {".".join(map(str, _OLDEST_CAPABILITY))}')
+        import_module('mmseg_wce.kernels.triton').run_smallest_kernel(torch.device('cuda', device))
+    except Exception as error:
+        logging.getLogger(__name__).warning(
+            'The loss uses a slower back end on cuda:%d, because Triton cannot be used there: %s', device, error
+        )
+        return False
+    return True
+
+
+@torch.compiler.assume_constant_result
+def can_use_triton(index: int | None) -> bool:
+    """Return whether Triton works on a CUDA device; torch.compile asks while it traces."""
+    if not has_triton():
+        return False
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return True  # nothing can be tried now: kernels run before they are captured
+    return _triton_works(torch.cuda.current_device() if index is None else index)
+
+
 _HAS_NUMBA = _has_numba()
 
 
@@ -101,7 +128,7 @@ def _can_use_numba(dtype: torch.dtype) -> bool:
 def _default_backend(device: torch.device, dtype: torch.dtype, numbers: int) -> str:
     if device.type == 'meta':
         return 'reference'
-    if device.type == 'cuda' and dtype in _COMPILED_DTYPES and _HAS_TRITON:
+    if device.type == 'cuda' and dtype in _COMPILED_DTYPES and can_use_triton(device.index):
         return 'triton'
     if device.type == 'cpu' and _can_use_numba(dtype):
         return 'cpu'
@@ -111,7 +138,7 @@ def _default_backend(device: torch.device, dtype: torch.dtype, numbers: int) -> 
 def _check_triton(origin: str, device: torch.device, dtype: torch.dtype) -> None:
     if device.type != 'cuda' and not _interpreted():
         raise ValueError(f"{origin}='triton' needs logits on a CUDA device, got {device}: use 'slabs'")
-    if not _HAS_TRITON:
+    if not has_triton():
         raise ValueError(f"{origin}='triton' needs the package triton, 3.3 or later: pip install triton")
     if dtype not in _COMPILED_DTYPES:
         raise ValueError(f"{origin}='triton' takes float32, float16 and bfloat16 logits, got {dtype}: use 'slabs'")

@@ -21,6 +21,7 @@ __all__ = ['PixelMaps', 'PixelSums', 'check_shapes', 'check_target_dtype', 'pixe
 
 # Smaller images are merged into one if nothing is resized, even if that copies the logits.
 _MIN_PIXELS_PER_IMAGE, _MIN_PIXELS_PER_IMAGE_ON_CPU = 4096, 64
+_WITH_SUMS = ('cpu', 'triton')  # back ends that add up their maps
 
 
 @torch.library.custom_op(
@@ -51,13 +52,13 @@ def _empty_outputs(*arguments: Any) -> tuple[Tensor, ...]:
     nll = logits.new_empty(shape, dtype=dtype)
     softmax_stats = torch.empty_like(nll)
     if backend == 'triton':
-        softmax_stats = nll.new_empty(2 if inputs.is_resized else 1, *shape)
+        softmax_stats = nll.new_empty(_sweeps(backend).softmax_stats_size(inputs))
     elif backend == 'cpu' and not inputs.is_resized:
         softmax_stats = nll.new_empty(shape[0], 2, *shape[1:])
     smooth = logits.new_empty(0 if inputs.smoothing_weight is None else shape, dtype=dtype)
     correct = logits.new_empty(shape, dtype=torch.bool)
     counts = nll.new_empty(0)
-    if backend == 'cpu':  # float32 counts exactly up to 16 million only
+    if backend in _WITH_SUMS:  # float32 counts exactly up to 16 million only
         counts = nll.new_empty(4, dtype=torch.float64)
     return nll, smooth, correct, softmax_stats, nll.new_empty(()), nll.new_empty(()), counts
 
@@ -74,17 +75,19 @@ def _empty_outputs(*arguments: Any) -> tuple[Tensor, ...]:
 def _backward(*arguments: Any) -> Tensor:
     grad_nll, grad_smooth, *grad_sums, logits, target, softmax_stats = arguments[:7]
     inputs, backend = Inputs(logits, target, *arguments[7:-1]), arguments[-1]
-    grad_sums = [0.0 if g is None else g.item() for g in grad_sums] if backend == 'cpu' else []
-    has_gradient = grad_sums or grad_nll is not None or grad_smooth is not None
-    if target.numel() == 0 or not has_gradient:
-        return logits.new_zeros(logits.shape)
+    if target.numel() == 0 or all(g is None for g in (grad_nll, grad_smooth, *grad_sums)):
+        return _empty_gradient(*arguments).zero_()
+    if backend == 'cpu':
+        grad_sums = [0.0 if g is None else g.item() for g in grad_sums]
+    if backend not in _WITH_SUMS:
+        grad_sums = []
     return _sweeps(backend).backward(inputs, softmax_stats, grad_nll, grad_smooth, *grad_sums)
 
 
 @_backward.register_fake
-def _(*arguments: Any) -> Tensor:
-    logits = arguments[4]
-    return logits.new_empty(logits.shape)
+def _empty_gradient(*arguments: Any) -> Tensor:
+    logits, backend = arguments[4], arguments[-1]
+    return torch.empty_like(logits) if backend == 'triton' else logits.new_empty(logits.shape)
 
 
 def _sweeps(backend: str) -> Any:
@@ -133,7 +136,7 @@ class PixelSums(NamedTuple):
 
 
 class PixelMaps(NamedTuple):
-    """The maps of :func:`pixel_nll` and, from the back end 'cpu', their sums.
+    """The maps of :func:`pixel_nll` and, from the back ends 'cpu' and 'triton', their sums.
 
     Attributes:
         nll, smooth, correct: as :func:`pixel_nll` returns them.
@@ -231,7 +234,7 @@ def pixel_maps(
     align_corners: bool = False,
     backend: str | None = None,
 ) -> PixelMaps:
-    """Compute the maps of :func:`pixel_nll` and, with the back end 'cpu', the sums for their mean in the same sweep.
+    """Compute the maps of :func:`pixel_nll` and, with the back ends 'cpu' and 'triton', the sums for their mean.
 
     Args:
         logits: as in :func:`pixel_nll`.
@@ -274,13 +277,13 @@ def sweep_softmax(inputs: Inputs, backend: str | None = None) -> PixelMaps:
         logits, target = _as_images(logits, target, backend)
     if smoothing_weight is not None:
         smoothing_weight = smoothing_weight.detach().to(dtype)
-    weight = class_weight.detach().to(dtype) if class_weight is not None and backend == 'cpu' else None
+    weight = class_weight.detach().to(dtype) if class_weight is not None and backend in _WITH_SUMS else None
     nll, smooth, correct, _, loss_sum, smooth_sum, counts = _forward(
         logits, target, ignore_index, smoothing_weight, weight, align_corners, backend
     )
     smooth = nll.new_zeros(()).expand(shape) if smoothing_weight is None else smooth.reshape(shape)
     sums = None
-    if backend == 'cpu':
+    if backend in _WITH_SUMS:
         sums = PixelSums(loss_sum, smooth_sum, counts[0].to(dtype), *counts[1:].long().unbind())
     return PixelMaps(nll.reshape(shape), smooth, correct.reshape(shape), sums, class_weight)
 

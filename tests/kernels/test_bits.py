@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from fresh_process import WITHOUT_MMSEG
 from mmseg_wce.functional import weighted_cross_entropy
-from mmseg_wce.kernels.backends import _HAS_TRITON
+from mmseg_wce.kernels.backends import has_triton
 from ways import CUDA, Way, every_way, fused, resize
 
 # Classes, nodes, pixels: resized and not; then to less, and with two classes.
@@ -96,7 +96,7 @@ def test_pytorchs_loss_is_refused_with_deterministic_algorithms(determinism):
 def hashes() -> dict[str, str]:
     """Return a digest of the results of every back end in this process."""
     ways = [Way('cpu', 'cpu'), Way('slabs', 'cpu'), Way('reference', 'cpu')]
-    if _HAS_TRITON:
+    if has_triton():
         ways.append(Way('triton', 'cuda' if CUDA else 'cpu'))
     return {
         f'{way.backend} {problem} {name}': hashlib.sha256(result.cpu().numpy().tobytes()).hexdigest()
@@ -116,5 +116,5 @@ def test_same_bits_in_another_process(tmp_path):
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(answer)], env=environment, check=True)
 
     elsewhere = json.loads(answer.read_text())
-    assert len(elsewhere) == 5 * (12 + 2 * _HAS_TRITON)
+    assert len(elsewhere) == 5 * (12 + 2 * has_triton())
     assert elsewhere == hashes()

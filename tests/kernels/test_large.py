@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmseg_wce.kernels.backends import _HAS_TRITON
+from mmseg_wce.kernels.backends import has_triton
 from ways import CUDA, NUMBA, Way, resize
 
 pytestmark = pytest.mark.slow
@@ -15,7 +15,7 @@ on_cpu_and_gpu = pytest.mark.parametrize(
         pytest.param(
             Way('triton', 'cuda'),
             id='triton-cuda',
-            marks=pytest.mark.skipif(not (CUDA and _HAS_TRITON), reason='needs a GPU and the package triton'),
+            marks=pytest.mark.skipif(not (CUDA and has_triton()), reason='needs a GPU and the package triton'),
         ),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from cases import value_and_gradient
 from mmseg_wce.functional import weighted_cross_entropy
 from mmseg_wce.kernels import pixel_maps, pixel_nll
-from mmseg_wce.kernels.backends import ENVIRONMENT_VARIABLE, _has_triton, chosen_backend
+from mmseg_wce.kernels.backends import ENVIRONMENT_VARIABLE, chosen_backend, has_triton
 from torch.autograd import forward_ad
 from ways import NUMBA, SLABS, every_way, fused, fused_or_slowly, layouts
 
@@ -250,7 +250,7 @@ def test_pixels_are_counted_exactly_beyond_what_float32_counts():
 
 
 @pytest.mark.parametrize(
-    ('device', 'dtype', 'has_triton', 'expected'),
+    ('device', 'dtype', 'works', 'expected'),
     [
         ('cpu', torch.float32, True, 'cpu'),
         ('cuda', torch.float32, True, 'triton'),
@@ -261,8 +261,8 @@ def test_pixels_are_counted_exactly_beyond_what_float32_counts():
         ('meta', torch.float32, True, 'reference'),
     ],
 )
-def test_back_end_of_a_device_and_dtype(device, dtype, has_triton, expected, monkeypatch):
-    monkeypatch.setattr('mmseg_wce.kernels.backends._HAS_TRITON', has_triton)
+def test_back_end_of_a_device_and_dtype(device, dtype, works, expected, monkeypatch):
+    monkeypatch.setattr('mmseg_wce.kernels.backends.can_use_triton', lambda index: works)
 
     assert chosen_backend(None, torch.device(device), dtype) == expected
 
@@ -272,13 +272,13 @@ def test_triton_says_what_it_cannot_take(monkeypatch):
         return chosen_backend('triton', torch.device(device), dtype)
 
     monkeypatch.setenv('TRITON_INTERPRET', '0')
-    monkeypatch.setattr('mmseg_wce.kernels.backends._HAS_TRITON', True)
+    monkeypatch.setattr('mmseg_wce.kernels.backends.has_triton', lambda: True)
     assert choose() == 'triton'
     with pytest.raises(ValueError, match=r"backend='triton' takes float32, float16 and bfloat16.*got torch.float64"):
         choose(torch.float64)
     with pytest.raises(ValueError, match=r"backend='triton' needs logits on a CUDA device, got cpu: use 'slabs'"):
         choose(device='cpu')
-    monkeypatch.setattr('mmseg_wce.kernels.backends._HAS_TRITON', False)
+    monkeypatch.setattr('mmseg_wce.kernels.backends.has_triton', lambda: False)
     with pytest.raises(ValueError, match='pip install triton'):
         choose()
 
@@ -287,10 +287,10 @@ def test_triton_says_what_it_cannot_take(monkeypatch):
 def test_a_triton_that_is_old_or_broken_is_none(version, expected, monkeypatch):
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     monkeypatch.setitem(sys.modules, 'triton', SimpleNamespace(__version__=version))
-    assert _has_triton() is expected
+    assert has_triton.__wrapped__() is expected
 
     monkeypatch.setitem(sys.modules, 'triton', None)  # its import fails
-    assert not _has_triton()
+    assert not has_triton.__wrapped__()
 
 
 @every_way

@@ -6,17 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmseg_wce.kernels import pixel_nll
-from mmseg_wce.kernels.backends import _HAS_TRITON
+from mmseg_wce.kernels.backends import has_triton
 
 CUDA = torch.cuda.is_available()
-if _HAS_TRITON and not CUDA:
+if has_triton() and not CUDA:
     import triton.language as tl
     from mmseg_wce.kernels import triton
     from triton.runtime import interpreter
 
     # The interpreter is slow per program and operation; an operation on some thousand numbers costs as much as on one.
-    triton.TILES = triton.Tiles(lanes=256, forward_columns=64, fine_rows=8, channels=256)
-    if isinstance(triton.measure, interpreter.InterpretedFunction):
+    triton.TILES = triton.Tiles(lanes=256, backward_lanes=64, programs=1)
+    if isinstance(triton.add_up, interpreter.InterpretedFunction):
         # Half of its time is spent on patching triton.language at every call from a kernel: once is enough.
         interpreter._patch_lang(tl.zeros.fn)
         interpreter.InterpretedFunction.__call__ = lambda self, *args, **options: self.rewrite()(*args, **options)
@@ -53,7 +53,7 @@ class Way:
 def _ways(*names, slow_without_gpu=()):
     found = [(name, 'cuda' if CUDA and name == 'triton' else 'cpu') for name in names]
     found += [(name, 'cuda') for name in names if CUDA and name not in ('cpu', 'triton')]
-    without = pytest.mark.skipif(not _HAS_TRITON, reason='the package triton is not installed')
+    without = pytest.mark.skipif(not has_triton(), reason='the package triton is not installed')
 
     def marks(way: tuple[str, str]) -> list:
         slow = [pytest.mark.slow] if way[0] in slow_without_gpu and not CUDA else []

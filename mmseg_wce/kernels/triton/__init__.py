@@ -1,162 +1,281 @@
-"""The op on CUDA: launches the kernels of :mod:`mmseg_wce.kernels.triton.kernels`.
+"""The op on CUDA, in Triton: deterministic, without atomics and without full-size logits.
 
-Tile sizes depend on shapes alone, without tuning at run time, so the results have the same bits in every process.
+:mod:`.tiles` cuts the work into programs, :mod:`.forward`, :mod:`.backward` and :mod:`.sums` are the kernels, and
+:mod:`.blocks`, :mod:`.interpolation` and :mod:`.coordinates` what they share.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
-from mmseg_wce.kernels.bilinear import Axis, axis
 from mmseg_wce.kernels.inputs import Inputs
-from mmseg_wce.kernels.triton.kernels import differentiate_resized, differentiate_same_size, measure, measure_finely
+from mmseg_wce.kernels.triton.backward import differentiate_blocks, differentiate_cells, differentiate_same_size
+from mmseg_wce.kernels.triton.forward import (
+    find_maxima,
+    measure_blocks,
+    measure_finely,
+    measure_resized,
+    measure_same_size,
+)
+from mmseg_wce.kernels.triton.sums import add_up, describe_labels, finish_sums
+from mmseg_wce.kernels.triton.tiles import (
+    TILES,
+    Axis,
+    Tiles,
+    axis_numbers,
+    band_rows,
+    block_shape,
+    classes_at_once,
+    extent,
+    is_wide,
+    launch_options,
+    pixels_per_cell,
+    rows_at_once,
+)
 from torch import Tensor
 
+__all__ = ['TILES', 'Tiles', 'backward', 'describe_invalid_labels', 'forward', 'softmax_stats_size']
 
-class Tiles(NamedTuple):
-    """Tile sizes of a program: powers of two unless stated, and at least 16 in the backward for ``tl.dot``."""
-
-    lanes: int = 8  # forward: classes times output rows; one thread holds them all and adds them up alone
-    forward_columns: int = 128
-    fine_rows: int = 1  # output rows of ``measure_finely``
-    channels: int = 32  # backward, like the following
-    columns: int = 64
-    input_columns: int = 16  # input pixels in a row
-    input_rows: int = 16  # not necessarily a power of two
+_HAS_FAST_LOG2 = isinstance(add_up, triton.JITFunction) and not torch.version.hip  # not in the interpreter
+NUM_LABEL_BINS = 259  # values below 0, each value 0..255 of a mask file, larger invalid values, larger classes
 
 
-TILES = Tiles()
-_MAX_ROWS_AT_ONCE = 8
-_CORNERS = 2  # cost of loading the corners of a cell, in output rows
-_REGISTERS = 128  # per thread: inner loops fit, and 16 warps per multiprocessor hide each other's latency
+class _SoftmaxStats(NamedTuple):
+    """What the backward needs of the forward: views of one float32 vector. If nothing is resized, without the ends."""
+
+    log_sums: Tensor  # (N * H * W,), log2 of the sum of 2^z
+    max_logit: Tensor  # (N * h * w,)
+    origins: Tensor  # (N * H * W,): see forward.py
+    flag: Tensor  # (1,), not zero if there are origins that are not infinite
+
+    @classmethod
+    def view(cls, buffer: Tensor, pixels: int, input_pixels: int, is_resized: bool) -> _SoftmaxStats:
+        sizes = (pixels, input_pixels, *((pixels, 1) if is_resized else (0, 0)))
+        return cls(*buffer.split(sizes))
+
+
+def softmax_stats_size(inputs: Inputs) -> int:
+    """Return how many numbers the backward needs of the forward."""
+    pixels, input_pixels = inputs.target.numel(), inputs.logits.numel() // inputs.logits.shape[1]
+    return pixels + input_pixels + (pixels + 1) * inputs.is_resized
 
 
 class _Problem(NamedTuple):
     """The inputs of a sweep in the form that kernels take. If nothing is resized, images are single rows."""
 
-    axes: tuple[Axis, Axis] | None  # rows, columns; None if nothing is resized
-    tables: tuple[Tensor | None, ...]  # of both axes
     logits: Tensor  # (N, C, h, w)
-    max_logit: Tensor  # (N, h, w), float32
     target: Tensor  # (N, H, W), contiguous
-    weights: tuple[Tensor | None, Tensor | None]  # smoothing_weight (C,) and its sum (), float32
+    block: tuple[int, int, int] | None  # scale, columns and rows of a block; None for the kernels for any scale
+    axes: tuple[Axis, Axis]  # rows, columns
+    smoothing: tuple[Tensor | None, Tensor | None]  # smoothing_weight (C,) and its sum (), float32
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """h, w, H, W."""
+        return *self.logits.shape[2:], *self.target.shape[1:]
+
+    @property
+    def is_wide(self) -> bool:
+        """True if positions inside an image do not fit into 32 bits."""
+        (h, w, H, W), (rows, columns) = self.sizes, self.axes
+        return is_wide(
+            extent(self.logits, 2),
+            4 * h * w,
+            H * W,
+            *(2 * (n + 1) * axis.denominator for n, axis in ((h, rows), (w, columns))),
+        )
 
 
 def _prepare(inputs: Inputs) -> _Problem:
     logits, target, _, smoothing_weight, _, align_corners = inputs
-    axes = None
-    tables: tuple[Tensor | None, ...] = (None,) * 4
-    if inputs.is_resized:
-        rows = axis(logits.shape[2], target.shape[1], align_corners, logits.device)
-        columns = axis(logits.shape[3], target.shape[2], align_corners, logits.device)
-        axes, tables = (rows, columns), (rows.fraction, rows.start, columns.cell, columns.fraction)
-    else:
+    if not inputs.is_resized:
         logits, target = logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)
+    (h, w), (H, W) = logits.shape[2:], target.shape[1:]
+    block = block_shape(h, w, H, W, align_corners)
+    axes = axis_numbers(h, H, align_corners), axis_numbers(w, W, align_corners)
     weight = None if smoothing_weight is None else smoothing_weight.contiguous()
-    weights = weight, None if weight is None else weight.sum()
-    return _Problem(axes, tables, logits, logits.amax(1).float(), target.contiguous(), weights)
+    return _Problem(logits, target.contiguous(), block, axes, (weight, None if weight is None else weight.sum()))
 
 
-def forward(inputs: Inputs) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Compute :func:`mmseg_wce.kernels.slabs.forward` for float32, float16 and bfloat16 logits."""
-    tiles, (axes, tables, z, max_logit, target, weights) = TILES, _prepare(inputs)
-    nll = torch.empty(inputs.target.shape, dtype=torch.float32, device=target.device)
-    # origins if resized, then log2_sum_exp
-    softmax_stats = nll.new_empty(2 if inputs.is_resized else 1, *nll.shape)
-    smooth = None if inputs.smoothing_weight is None else torch.empty_like(nll)
+def forward(inputs: Inputs) -> tuple[Tensor | None, ...]:
+    """Return nll, smooth, correct, statistics for the backward, and sums: see ``mmseg_wce::pixel_nll``.
+
+    Logits are float32, float16 or bfloat16.
+    """
+    problem, is_smoothed, is_resized = _prepare(inputs), inputs.smoothing_weight is not None, inputs.is_resized
+    z, target = problem.logits, problem.target
+    (images, channels), (h, w, H, W) = z.shape[:2], problem.sizes
+    nll = torch.empty(inputs.target.shape, dtype=torch.float32, device=z.device)
+    smooth = torch.empty_like(nll) if is_smoothed else None
     correct = torch.empty_like(nll, dtype=torch.bool)
-    (height, width), (H, W), rows_at_once = z.shape[2:], target.shape[1:], 1
-    if inputs.is_resized:
-        rows_at_once = _rows_at_once(height, H, inputs.align_corners, min(tiles.lanes, _MAX_ROWS_AT_ONCE))
-    programs = z.shape[0] * (height + 1 if inputs.is_resized else 1) * triton.cdiv(W, tiles.forward_columns)
-    sizes = z.shape[1], height, width, H, W, *z.stride()
+    buffer = nll.new_empty(softmax_stats_size(inputs))
+    stats = _SoftmaxStats.view(buffer, target.numel(), images * h * w, is_resized)
+    arguments = z, stats.max_logit, target, *problem.smoothing, nll, smooth, correct
+    flags: dict[str, Any] = dict(
+        SMOOTHING=is_smoothed, LANES=TILES.lanes, **launch_options(TILES.lanes, TILES.registers)
+    )
     with torch.cuda.device_of(z):
-        measure[(programs,)](
-            z, max_logit, target, *weights, *tables,
-            nll, smooth, correct, softmax_stats[0], softmax_stats[-1], inputs.ignore_index, *sizes,
-            RESIZED=inputs.is_resized, SMOOTHING=smooth is not None,
-            CHANNELS=tiles.lanes // rows_at_once, ROWS=rows_at_once, COLUMNS=tiles.forward_columns,
-            **launch_options(warps=4),
-        )  # fmt: skip
-        if axes is not None:
-            rows, columns = axes
-            measure_finely[(programs,)](
-                z, target, *weights, rows.fraction_float64, rows.start, columns.cell, columns.fraction_float64,
-                nll, smooth, correct, *softmax_stats, *sizes,
-                SMOOTHING=smooth is not None, CHANNELS=min(tiles.lanes, triton.next_power_of_2(z.shape[1])),
-                ROWS=tiles.fine_rows, COLUMNS=tiles.forward_columns, **launch_options(warps=4),
-            )  # fmt: skip
-    return nll, smooth, correct, softmax_stats
-
-
-def backward(inputs: Inputs, softmax_stats: Tensor, grad_nll: Tensor | None, grad_smooth: Tensor | None) -> Tensor:
-    """Compute :func:`mmseg_wce.kernels.slabs.backward`."""
-    tiles, (axes, tables, z, max_logit, target, weights) = TILES, _prepare(inputs)
-    gradient = torch.empty(inputs.logits.shape, dtype=z.dtype, device=z.device)
-    grad_nll = torch.zeros_like(softmax_stats[0]) if grad_nll is None else grad_nll.contiguous()
-    grad_smooth = None if grad_smooth is None else grad_smooth.contiguous()
-    (images, channels, height, width), (H, W) = z.shape, target.shape[1:]
-    maps, is_smoothed = (grad_nll, grad_smooth, z, max_logit, target), grad_smooth is not None
-    with torch.cuda.device_of(z):
-        if axes is None:
-            differentiate_same_size[(images * triton.cdiv(W, tiles.forward_columns),)](
-                *maps, softmax_stats[0], *weights, gradient, inputs.ignore_index, channels, W,
-                z.stride(0), z.stride(1), z.stride(3), SMOOTHING=is_smoothed, CHANNELS=tiles.lanes,
-                COLUMNS=tiles.forward_columns, **launch_options(warps=4),
+        if not is_resized:
+            tiles = triton.cdiv(W, TILES.lanes)
+            measure_same_size[(images * tiles,)](
+                *arguments, stats.log_sums, inputs.ignore_index, channels, W, tiles,
+                z.stride(0), z.stride(1), z.stride(3), CLASSES=TILES.loads, **flags,
             )  # fmt: skip
         else:
-            channels_at_once = min(tiles.channels, max(16, triton.next_power_of_2(channels)))
-            owned_columns = _owned_columns(width, W, inputs.align_corners, tiles.input_columns, tiles.columns)
-            programs = triton.cdiv(channels, channels_at_once) * triton.cdiv(width, owned_columns)
-            programs *= triton.cdiv(height, tiles.input_rows) * images
-            # TF32 suffices for a bfloat16 gradient, but few AMD GPUs have it
-            precision = 'tf32' if z.dtype == torch.bfloat16 and not torch.version.hip else 'ieee'
-            lowest_origin, (rows, columns) = softmax_stats[0].amin(-1), axes
-            for in_float64 in (False, True):
-                differentiate_resized[(programs,)](
-                    *maps, *softmax_stats, *weights, *tables, columns.start,
-                    gradient, lowest_origin, rows.fraction_float64, columns.fraction_float64,
-                    inputs.ignore_index, channels, height, width, H, W, owned_columns, tiles.input_rows, *z.stride(),
-                    SMOOTHING=is_smoothed, FINE=in_float64, PRECISION=precision,
-                    CHANNELS=channels_at_once, COLUMNS=tiles.columns, INPUT_COLUMNS=tiles.input_columns,
-                    **launch_options(backward_warps(channels_at_once, tiles.columns)),
-                )  # fmt: skip
-    return gradient
+            _measure(problem, inputs.ignore_index, arguments, stats, flags)
+        return nll, smooth, correct, buffer, *_add_up(nll, smooth, correct, target, inputs)
 
 
-def backward_warps(channels: int, columns: int) -> int:
-    """Return the number of warps of the backward: eight numbers of a tile per thread."""
-    return channels * columns // 256
+def _measure(problem: _Problem, ignore_index: int, arguments: tuple, stats: _SoftmaxStats, flags: dict) -> None:
+    """Fill the maps and statistics of resized logits."""
+    (z, max_logit, target, *_), (h, w, H, W) = arguments, problem.sizes
+    images, channels = z.shape[:2]
+    maps = *arguments, stats.origins, stats.log_sums, stats.flag
+    tiles, wide = triton.cdiv(h * w, TILES.lanes), problem.is_wide
+    find_maxima[(images * tiles,)](
+        z, max_logit, stats.flag, channels, h, w, *z.stride(),
+        CLASSES=TILES.loads, LANES=TILES.lanes, **launch_options(TILES.lanes),
+    )  # fmt: skip
+    if problem.block is not None:
+        scale, block_w, block_h = problem.block
+        tiles = triton.cdiv((h + 1) * (w + 1) * scale**2, block_w * block_h * TILES.lanes)
+        measure_blocks[(images * tiles,)](
+            *maps, ignore_index, channels, h, w, tiles, *z.stride(),
+            SCALE=scale, BLOCK_W=block_w, BLOCK_H=block_h, APPROXIMATE=_HAS_FAST_LOG2, WIDE=wide, **flags,
+        )  # fmt: skip
+    else:
+        tiles = triton.cdiv(W, TILES.lanes)
+        measure_resized[(images * (h + 1) * tiles,)](
+            *maps, ignore_index, channels, h, w, H, W, tiles, *z.stride(), *problem.axes[0], *problem.axes[1],
+            ROWS=rows_at_once(pixels_per_cell(problem.axes[0]), TILES.rows),
+            APPROXIMATE=_HAS_FAST_LOG2, WIDE=wide, **flags,
+        )  # fmt: skip
+    z, _, *maps = maps
+    tiles = triton.cdiv(H * W, TILES.pixels)
+    measure_finely[(images * tiles,)](
+        z, *maps, channels, h, w, H, W, tiles, *z.stride(), *problem.axes[0], *problem.axes[1],
+        WIDE=wide, PIXELS=TILES.pixels, **flags,
+    )  # fmt: skip
 
 
-def launch_options(warps: int) -> dict[str, int]:
-    """Return the keyword arguments of a launch that concern the compiler."""
-    options = dict(num_warps=warps, enable_fp_fusion=True)
-    return options if torch.version.hip else dict(options, maxnreg=_REGISTERS)  # only NVIDIA's compiler takes a limit
+def _add_up(nll: Tensor, smooth: Tensor | None, correct: Tensor, target: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return the sums of loss and smoothing term, and the weights, valid, correct and invalid pixels, in float64."""
+    programs = triton.cdiv(target.numel(), TILES.pixels)
+    partial_sums = nll.new_empty(6, programs, dtype=torch.float64)
+    loss_sum, smooth_sum, counts = nll.new_empty(()), nll.new_empty(()), partial_sums.new_empty(4)
+    weight = None if inputs.class_weight is None else inputs.class_weight.contiguous()
+    add_up[(programs,)](
+        nll, smooth, correct, target, weight, partial_sums, inputs.ignore_index, inputs.logits.shape[1],
+        target.numel(), programs, SMOOTHING=smooth is not None, LANES=TILES.pixels, **launch_options(TILES.lanes),
+    )  # fmt: skip
+    finish_sums[(6,)](partial_sums, loss_sum, smooth_sum, counts, programs, LANES=1024, **launch_options(TILES.lanes))
+    return loss_sum, smooth_sum, counts
 
 
-@lru_cache(maxsize=64)
-def _rows_at_once(inputs: int, outputs: int, align_corners: bool, max_rows: int) -> int:
-    """Return how many output rows share the corners of their cell, so that few computed rows lie beyond the cell."""
-    heights = axis(inputs, outputs, align_corners, torch.device('cpu')).start.diff()
+def backward(
+    inputs: Inputs,
+    softmax_stats: Tensor,
+    grad_nll: Tensor | None,
+    grad_smooth: Tensor | None,
+    grad_loss_sum: Tensor | None,
+    grad_smooth_sum: Tensor | None,
+) -> Tensor:
+    """Return the gradient of the logits, with their strides where they are dense.
 
-    def cost(rows: int) -> int:
-        return int((-(-heights // rows)).sum()) * (rows + _CORNERS)
+    Args:
+        inputs: those of :func:`forward`.
+        softmax_stats: statistics returned by :func:`forward`.
+        grad_nll: gradient of the map, any strides, or None for zeros.
+        grad_smooth: gradient of the map, any strides, or None for zeros.
+        grad_loss_sum: (), gradient of the sum of weighted losses, or None for zero.
+        grad_smooth_sum: (), gradient of the sum of smoothing terms, or None for zero.
 
-    return min((2**i for i in range(max_rows.bit_length())), key=cost)
+    Returns:
+        (N, C, ...), of the shape and dtype of the logits.
+    """
+    problem, is_smoothed = _prepare(inputs), inputs.smoothing_weight is not None
+    z, target, is_resized = problem.logits, problem.target, inputs.is_resized
+    (images, channels), (h, w, H, W) = z.shape[:2], problem.sizes
+    stats = _SoftmaxStats.view(softmax_stats, target.numel(), images * h * w, is_resized)
+    result = torch.empty_like(inputs.logits)
+    gradient = result if is_resized else result.flatten(2).unsqueeze(2)
+    maps = (None if g is None else g.contiguous() for g in (grad_nll, grad_smooth))
+    weight = None if inputs.class_weight is None else inputs.class_weight.contiguous()
+    upstream = *maps, grad_loss_sum, grad_smooth_sum, weight
+    flags: dict[str, Any] = dict(SMOOTHING=is_smoothed)
+    with torch.cuda.device_of(z):
+        if not is_resized:
+            tiles = triton.cdiv(W, TILES.lanes)
+            differentiate_same_size[(images * tiles,)](
+                *upstream, z, stats.max_logit, target, stats.log_sums, *problem.smoothing, gradient,
+                channels, W, tiles, *(x.stride(i) for x in (z, gradient) for i in (0, 1, 3)),
+                CLASSES=TILES.loads, LANES=TILES.lanes, **flags, **launch_options(TILES.lanes),
+            )  # fmt: skip
+            return result
+        classes, lanes = classes_at_once(channels, TILES.classes), TILES.backward_lanes
+        chunks = triton.cdiv(channels, classes)
+        flags |= dict(
+            CLASSES=classes,
+            LANES=lanes,
+            WIDE=problem.is_wide or is_wide(extent(gradient, 2)),
+            **launch_options(lanes, TILES.backward_registers),
+        )
+
+        def programs(columns_per_cell: int) -> tuple[int, ...]:
+            """Number of programs, and chunks of classes, strips of columns, bands, and input rows of a band."""
+            columns, owned = (w + 1) * columns_per_cell, lanes - columns_per_cell
+            rows = band_rows(h, triton.cdiv(images * chunks * columns, owned), TILES.programs)
+            bands = triton.cdiv(h, rows)
+            strips = triton.cdiv(bands * columns, owned)
+            return images * chunks * strips, chunks, strips, bands, rows
+
+        if problem.block is not None:
+            scale, block_w, block_h = problem.block
+            number, *cut = programs(scale // block_w)
+            differentiate_blocks[(number,)](
+                *upstream, z, stats.max_logit, target, stats.log_sums, *problem.smoothing, gradient,
+                channels, h, w, *cut, *z.stride(), *gradient.stride(),
+                SCALE=scale, BLOCK_W=block_w, BLOCK_H=block_h, **flags,
+            )  # fmt: skip
+        number, *cut = programs(1)
+        for fine in (False, True) if problem.block is None else (True,):
+            differentiate_cells[(number,)](
+                *upstream, z, stats.max_logit, target, stats.origins, stats.log_sums, stats.flag, *problem.smoothing,
+                gradient, channels, h, w, H, W, *map(pixels_per_cell, problem.axes), *cut,
+                *z.stride(), *gradient.stride(), *problem.axes[0], *problem.axes[1], FINE=fine, **flags,
+            )  # fmt: skip
+    return result
 
 
-@lru_cache(maxsize=64)
-def _owned_columns(inputs: int, outputs: int, align_corners: bool, max_owned: int, columns: int) -> int:
-    """Return how many input columns a program owns, for the fewest blocks of output columns, halos included."""
-    start = axis(inputs, outputs, align_corners, torch.device('cpu')).start
+def run_smallest_kernel(device: torch.device) -> None:
+    """Compile and run a kernel, which fails where Triton cannot be used."""
+    logits, results = torch.zeros(1, 1, 1, 1, device=device), torch.empty(2, device=device)
+    with torch.cuda.device_of(logits):
+        find_maxima[(1,)](
+            logits, results, results[1:], 1, 1, 1, *logits.stride(), CLASSES=TILES.loads, LANES=TILES.lanes,
+            **launch_options(TILES.lanes),
+        )  # fmt: skip
 
-    def blocks(owned: int) -> int:
-        first = torch.arange(0, inputs, owned, device='cpu')
-        spans = start[(first + owned).clamp(max=inputs) + 1] - start[first]
-        return int((-(-spans // columns)).sum())
 
-    return min(range(max_owned, 0, -1), key=blocks)
+def describe_invalid_labels(target: Tensor, num_invalid: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Return what an error message needs of a target, if it has invalid labels, without synchronization.
+
+    Args:
+        target: int64, contiguous, not empty.
+        num_invalid: (), number of invalid labels, float64.
+        num_classes: C.
+        ignore_index: the label that the loss ignores.
+
+    Returns:
+        (NUM_LABEL_BINS + 3,), int64: pixels per bin, ignored pixels, first invalid flat index (the number of pixels if
+        there is none: the other numbers mean nothing then) and its value.
+    """
+    report = target.new_empty(NUM_LABEL_BINS + 3)
+    with torch.cuda.device_of(target):
+        describe_labels[(NUM_LABEL_BINS + 2,)](
+            target, num_invalid, report, ignore_index, num_classes, target.numel(),
+            BINS=NUM_LABEL_BINS, LANES=TILES.pixels, **launch_options(TILES.lanes),
+        )  # fmt: skip
+    return report

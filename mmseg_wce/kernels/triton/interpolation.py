@@ -4,18 +4,52 @@ import triton
 import triton.language as tl
 from mmseg_wce.kernels import units
 
-INF, LOG2_E = tl.constexpr(float('inf')), tl.constexpr(units.LOG2_E)
-_MASKED = tl.constexpr(units.MASKED)
+INF, LOG2_E, LN_2 = tl.constexpr(float('inf')), tl.constexpr(units.LOG2_E), tl.constexpr(units.LN_2)
+MASKED = tl.constexpr(units.MASKED)
 _MASKED_IN_FLOAT64 = tl.constexpr(-1e300)  # below every logit that float32 can hold
 # Above it, neighbouring float32 numbers differ by at least 64: logits tie exactly or are far apart.
 _LARGE = tl.constexpr(2.0**29)
 
 
 @triton.jit
-def subtract_max(logit, max_logit):
-    """Return a logit relative to the largest of its input pixel, in units of log 2. NaN stays NaN."""
-    z = (logit.to(tl.float32) - max_logit) * LOG2_E
-    return tl.where(z < _MASKED, _MASKED, z)
+def load_maxima(max_logit, corners):
+    """Load the largest logit at the four corners of cells, in units of log 2."""
+    above_left, above_right, below_left, below_right = corners
+    return (
+        tl.load(max_logit + above_left) * LOG2_E,
+        tl.load(max_logit + above_right) * LOG2_E,
+        tl.load(max_logit + below_left) * LOG2_E,
+        tl.load(max_logit + below_right) * LOG2_E,
+    )
+
+
+@triton.jit
+def _load_corner(logits, offset, maximum):
+    # One rounding. That of the maximum is the same for all classes, so it does not matter.
+    z = tl.load(logits + offset).to(tl.float32) * LOG2_E - maximum
+    return tl.maximum(z, MASKED)  # also of NaN: its maximum is NaN, so every class is masked, and the sum is too small
+
+
+@triton.jit
+def load_corners(logits, offsets, maxima):
+    """Load the logits of a class at the four corners of cells, relative to their maxima, in units of log 2."""
+    above_left, above_right, below_left, below_right = offsets
+    max_above_left, max_above_right, max_below_left, max_below_right = maxima
+    return (
+        _load_corner(logits, above_left, max_above_left),
+        _load_corner(logits, above_right, max_above_right),
+        _load_corner(logits, below_left, max_below_left),
+        _load_corner(logits, below_right, max_below_right),
+    )
+
+
+@triton.jit
+def corner_offsets(above, below, left, right, stride_h, stride_w, WIDE: tl.constexpr):
+    """Return the offsets of the four corners of cells inside an image, in 64 bits if WIDE."""
+    if WIDE:
+        above, below, left, right = above.to(tl.int64), below.to(tl.int64), left.to(tl.int64), right.to(tl.int64)
+    above, below, left, right = above * stride_h, below * stride_h, left * stride_w, right * stride_w
+    return above + left, above + right, below + left, below + right
 
 
 @triton.jit
@@ -25,19 +59,10 @@ def lerp(a, b, fraction):
 
 
 @triton.jit
-def interpolate_row(left_ptr, right_ptr, mask, max_left, max_right, x_fraction):
-    """Interpolate a row of input pixels to output columns: (channels, columns)."""
-    left = subtract_max(tl.load(left_ptr, mask=mask, other=-INF), max_left[None, :])
-    right = subtract_max(tl.load(right_ptr, mask=mask, other=-INF), max_right[None, :])
-    return lerp(left, right, x_fraction[None, :])
-
-
-@triton.jit
-def load_row(row_ptr, max_ptr, left, right, stride_w, mask, x_fraction):
-    """Load the input pixels left and right of output columns from one row, and interpolate: (channels, columns)."""
-    left_ptr = row_ptr + (left.to(tl.int64) * stride_w)[None, :]
-    right_ptr = row_ptr + (right.to(tl.int64) * stride_w)[None, :]
-    return interpolate_row(left_ptr, right_ptr, mask, tl.load(max_ptr + left), tl.load(max_ptr + right), x_fraction)
+def bilinear(corners, x_fraction, y_fraction):
+    """Interpolate between four corners."""
+    top = lerp(corners[0], corners[1], x_fraction)
+    return lerp(top, lerp(corners[2], corners[3], x_fraction), y_fraction)
 
 
 @triton.jit
@@ -47,14 +72,13 @@ def _load_float64(pointer, mask):
 
 
 @triton.jit
-def interpolate_float64(pointer, above, below, left, right, mask, x_fraction, y_fraction):
-    """Interpolate from offsets of rows and columns, in units of log 2; a masked class is very low or, rounded, -inf.
+def bilinear_float64(logits, offsets, mask, x_fraction, y_fraction):
+    """Load and interpolate in float64, in units of log 2; a masked class is very low or, rounded, -inf.
 
     Large results are rounded to float32, in which the origin is stored: 2^(z - origin) then neither overflows nor
     vanishes for the largest z.
     """
-    above, below = pointer + above, pointer + below
-    top = lerp(_load_float64(above + left, mask), _load_float64(above + right, mask), x_fraction)
-    bottom = lerp(_load_float64(below + left, mask), _load_float64(below + right, mask), x_fraction)
+    top = lerp(_load_float64(logits + offsets[0], mask), _load_float64(logits + offsets[1], mask), x_fraction)
+    bottom = lerp(_load_float64(logits + offsets[2], mask), _load_float64(logits + offsets[3], mask), x_fraction)
     z = lerp(top, bottom, y_fraction) * LOG2_E
     return tl.where(tl.abs(z) > _LARGE, z.to(tl.float32).to(tl.float64), z)

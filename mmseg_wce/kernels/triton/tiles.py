@@ -1,0 +1,130 @@
+"""How kernels cut an image into programs, and the numbers they are launched with.
+
+Everything depends on shapes alone, without tuning at run time: the results have the same bits in every process.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import torch
+
+__all__ = [
+    'TILES',
+    'Tiles',
+    'axis_numbers',
+    'band_rows',
+    'block_shape',
+    'classes_at_once',
+    'launch_options',
+    'rows_at_once',
+]
+
+
+class Tiles(NamedTuple):
+    """Sizes of programs. Lanes are powers of two; on a GPU, a thread has one.
+
+    Attributes:
+        lanes: of the forward. Four warps share the instructions they fetch; larger programs pad more.
+        backward_lanes: one warp, so that columns are exchanged by shuffles, without shared memory and barriers.
+        classes: of the backward's inner loop, at most: their unfinished rows and the pixels of a block fit into
+            registers, and what is loaded per pixel is loaded for many classes.
+        loads: classes that are loaded at once by kernels that only read, to hide the latency of memory.
+        rows: of pixels that share the corners of a cell in the forward for any scale, at most.
+        pixels: of a program that adds up maps.
+        programs: of the backward, at least, if bands of 8 rows or more give as many: 132 multiprocessors hold 12 to 16
+            warps with 128 to 168 registers per thread.
+        registers: per thread of the forward, at most, so that 16 warps fit on a multiprocessor.
+        backward_registers: of the backward, so that 12 warps fit.
+    """
+
+    lanes: int = 128
+    backward_lanes: int = 32
+    classes: int = 10
+    loads: int = 8
+    rows: int = 8
+    pixels: int = 2048
+    programs: int = 2048
+    registers: int = 128
+    backward_registers: int = 168
+
+
+class Axis(NamedTuple):
+    """Integers by which kernels place the output pixels of an axis between its input pixels."""
+
+    step: int
+    shift: int
+    denominator: int
+    inverse: int  # the bits of 1 / denominator in float32: all arguments of kernels are integers and addresses
+
+
+TILES = Tiles()
+_MAX_BLOCK = 16  # pixels; more do not fit into registers with their sums, largest powers and classes
+_MIN_BAND = 8  # rows; one more is computed twice
+_CORNERS = 2  # cost of loading the corners of a cell, in output rows
+_WARP = 32
+
+
+def launch_options(lanes: int, registers: int | None = None) -> dict[str, int]:
+    """Return the keyword arguments of a launch that concern the compiler."""
+    options = dict(num_warps=min(max(lanes // _WARP, 1), 4))
+    if registers is not None and not torch.version.hip:  # only NVIDIA's compiler takes a limit
+        options['maxnreg'] = registers
+    return options
+
+
+def block_shape(height: int, width: int, H: int, W: int, align_corners: bool) -> tuple[int, int, int] | None:
+    """Return the scale, and the columns and rows of a block of progressions; None if kernels for any scale are needed.
+
+    The scale must be an integer, the same for both axes. A block divides a cell, into one, two or four columns.
+    """
+    scale = H // height
+    if align_corners or (H, W) != (scale * height, scale * width) or scale < 2:
+        return None
+    divisors = [n for n in range(1, scale + 1) if scale % n == 0]
+    shapes = [(w, h) for w in divisors for h in divisors if w * h <= _MAX_BLOCK and scale // w in (1, 2, 4)]
+    if not shapes:
+        return None
+    return (scale, *max(shapes, key=lambda shape: (shape[0] * shape[1], -abs(shape[0] - shape[1]))))
+
+
+def axis_numbers(inputs: int, outputs: int, align_corners: bool) -> Axis:
+    """Return the numbers of :mod:`mmseg_wce.kernels.triton.coordinates` for a resize along one axis."""
+    step, shift, denominator = 2 * inputs, inputs + outputs, 2 * outputs
+    if align_corners:
+        step, denominator = (inputs - 1, max(outputs - 1, 1)) if inputs > 1 else (1, outputs + 1)
+        shift = denominator
+    (bits,) = struct.unpack('<i', struct.pack('<f', 1 / denominator))
+    return Axis(step, shift, denominator, bits)
+
+
+def pixels_per_cell(axis: Axis) -> int:
+    """Return how many output pixels a cell has at most."""
+    return -(-axis.denominator // axis.step)
+
+
+def rows_at_once(pixels: int, most: int) -> int:
+    """Return how many output rows share the corners of their cell of ``pixels`` rows, for the least work."""
+    return min((2**i for i in range(most.bit_length())), key=lambda rows: -(-pixels // rows) * (rows + _CORNERS))
+
+
+def classes_at_once(channels: int, most: int) -> int:
+    """Return how many classes a program of the backward takes, so that few computed ones do not exist."""
+    return min(range(min(channels, most), 0, -1), key=lambda n: -(-channels // n) * (n + 1))
+
+
+def band_rows(height: int, programs_per_band: int, least: int) -> int:
+    """Return the input rows of a band, so that there are enough programs to fill a GPU."""
+    bands = min(-(-least // programs_per_band), max(height // _MIN_BAND, 1))
+    return -(-height // bands)
+
+
+def is_wide(*numbers: int) -> bool:
+    """Return whether 32 bits are too few for one of these numbers."""
+    return any(n >= 2**31 for n in numbers)
+
+
+def extent(x: Any, first_dimension: int) -> int:
+    """Return the distance between the first and the last element of a tensor's dimensions from the given one on."""
+    return sum((n - 1) * s for n, s in zip(x.shape[first_dimension:], x.stride()[first_dimension:], strict=True))
