@@ -101,7 +101,11 @@ def _find_valid(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     bad = valid != not_ignored
     if target.is_cuda:
         if not torch.cuda.is_current_stream_capturing():
-            _report_later(target, num_classes, ignore_index, bad)
+            if can_use_triton(target.device.index):
+                measured = _describe(target, num_classes, ignore_index, bad.count_nonzero())
+            else:
+                measured = _measure(target, bad, ignore_index)
+            _report_later(target, num_classes, ignore_index, measured)
     elif bad.any():
         _raise_now(target, num_classes, ignore_index, bad)
     return valid
@@ -117,23 +121,18 @@ def _raise_now(target: Tensor, num_classes: int, ignore_index: int, bad: Tensor)
     )
 
 
-def _report_later(
-    target: Tensor, num_classes: int, ignore_index: int, bad: Tensor | None = None, num_bad: Tensor | None = None
-) -> None:
-    """Raise the errors of earlier calls that have arrived, and send what describes this target, if it is invalid.
-
-    Either the mask of invalid pixels is given, or their number.
-    """
+def _report_later(target: Tensor, num_classes: int, ignore_index: int, measured: Tensor) -> None:
+    """Raise the errors of earlier calls that have arrived, and send what describes this target."""
     raise_pending(wait=False)
-    if can_use_triton(target.device.index):
-        num_bad = bad.count_nonzero() if num_bad is None else num_bad
-        kernels = import_module('mmseg_wce.kernels.triton')
-        measured = kernels.describe_invalid_labels(target.contiguous(), num_bad, num_classes, ignore_index)
-    else:
-        measured = _measure(target, bad, ignore_index)
     in_flight = _InFlight.send(measured, target.shape, num_classes, ignore_index)
     with _lock:
         _pending.append(in_flight)
+
+
+def _describe(target: Tensor, num_classes: int, ignore_index: int, num_invalid: Tensor) -> Tensor:
+    """Compute :func:`_measure` in one kernel, which returns at once where no label is invalid."""
+    kernels = import_module('mmseg_wce.kernels.triton')
+    return kernels.describe_invalid_labels(target.contiguous(), num_invalid, num_classes, ignore_index)
 
 
 def report_invalid(target: Tensor, num_classes: int, ignore_index: int, num_invalid: Tensor) -> None:
@@ -151,8 +150,9 @@ def report_invalid(target: Tensor, num_classes: int, ignore_index: int, num_inva
     if not target.is_cuda:
         if num_invalid > 0:
             valid_pixels(target, num_classes, ignore_index)
-    elif target.numel() > 0 and not torch.cuda.is_current_stream_capturing():  # querying an event would end the capture
-        _report_later(target, num_classes, ignore_index, num_bad=num_invalid)
+    elif not torch.cuda.is_current_stream_capturing():  # querying an event would end the capture
+        measured = _describe(target, num_classes, ignore_index, num_invalid)
+        _report_later(target, num_classes, ignore_index, measured)
 
 
 _valid_pixels = torch.library.custom_op(

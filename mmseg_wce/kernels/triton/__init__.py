@@ -105,8 +105,8 @@ def forward(inputs: Inputs) -> tuple[Tensor | None, ...]:
     Logits are float32, float16 or bfloat16.
     """
     problem, is_smoothed, is_resized = _prepare(inputs), inputs.smoothing_weight is not None, inputs.is_resized
-    z, target = problem.logits, problem.target
-    (images, channels), (h, w, H, W) = z.shape[:2], problem.sizes
+    z, target, (h, w, _, W) = problem.logits, problem.target, problem.sizes
+    images, channels = z.shape[:2]
     nll = torch.empty(inputs.target.shape, dtype=torch.float32, device=z.device)
     smooth = torch.empty_like(nll) if is_smoothed else None
     correct = torch.empty_like(nll, dtype=torch.bool)
@@ -130,7 +130,7 @@ def forward(inputs: Inputs) -> tuple[Tensor | None, ...]:
 
 def _measure(problem: _Problem, ignore_index: int, arguments: tuple, stats: _SoftmaxStats, flags: dict) -> None:
     """Fill the maps and statistics of resized logits."""
-    (z, max_logit, target, *_), (h, w, H, W) = arguments, problem.sizes
+    (z, max_logit, *_), (h, w, H, W) = arguments, problem.sizes
     images, channels = z.shape[:2]
     maps = *arguments, stats.origins, stats.log_sums, stats.flag
     tiles, wide = triton.cdiv(h * w, TILES.lanes), problem.is_wide
@@ -152,10 +152,9 @@ def _measure(problem: _Problem, ignore_index: int, arguments: tuple, stats: _Sof
             ROWS=rows_at_once(pixels_per_cell(problem.axes[0]), TILES.rows),
             APPROXIMATE=_HAS_FAST_LOG2, WIDE=wide, **flags,
         )  # fmt: skip
-    z, _, *maps = maps
     tiles = triton.cdiv(H * W, TILES.pixels)
     measure_finely[(images * tiles,)](
-        z, *maps, channels, h, w, H, W, tiles, *z.stride(), *problem.axes[0], *problem.axes[1],
+        z, *maps[2:], channels, h, w, H, W, tiles, *z.stride(), *problem.axes[0], *problem.axes[1],
         WIDE=wide, PIXELS=TILES.pixels, **flags,
     )  # fmt: skip
 
@@ -224,7 +223,7 @@ def backward(
         )
 
         def programs(columns_per_cell: int) -> tuple[int, ...]:
-            """Number of programs, and chunks of classes, strips of columns, bands, and input rows of a band."""
+            """Return the number of programs, chunks of classes, strips of columns, bands, and input rows of a band."""
             columns, owned = (w + 1) * columns_per_cell, lanes - columns_per_cell
             rows = band_rows(h, triton.cdiv(images * chunks * columns, owned), TILES.programs)
             bands = triton.cdiv(h, rows)
@@ -263,7 +262,7 @@ def describe_invalid_labels(target: Tensor, num_invalid: Tensor, num_classes: in
     """Return what an error message needs of a target, if it has invalid labels, without synchronization.
 
     Args:
-        target: int64, contiguous, not empty.
+        target: int64, contiguous.
         num_invalid: (), number of invalid labels, float64.
         num_classes: C.
         ignore_index: the label that the loss ignores.
@@ -272,6 +271,8 @@ def describe_invalid_labels(target: Tensor, num_invalid: Tensor, num_classes: in
         (NUM_LABEL_BINS + 3,), int64: pixels per bin, ignored pixels, first invalid flat index (the number of pixels if
         there is none: the other numbers mean nothing then) and its value.
     """
+    if target.numel() == 0:
+        return target.new_zeros(NUM_LABEL_BINS + 3)
     report = target.new_empty(NUM_LABEL_BINS + 3)
     with torch.cuda.device_of(target):
         describe_labels[(NUM_LABEL_BINS + 2,)](

@@ -1,9 +1,8 @@
-"""Triton kernels of the backward: the gradient of the logits, in one launch, without atomics and partial sums in memory.
+"""Triton kernels of the backward: the gradient of the logits, without atomics and without partial sums in memory.
 
-A program owns some columns of a band of input rows, for a few classes, and is one warp. A thread goes down a column of
-cells (see :mod:`mmseg_wce.kernels.bilinear`), computes the softmax of their pixels again and adds up what they give to
-the four input pixels around them; the lower two it keeps in registers for the next cell. Neighbouring threads exchange
-their left and right halves. The cells beside and between programs are computed by both.
+A thread goes down a column of cells (see :mod:`mmseg_wce.kernels.bilinear` and :mod:`.strips`), computes the softmax of
+their pixels again and adds up what they give to the four input pixels around them; the lower two it keeps in registers
+for the next cell. Neighbouring threads exchange their left and right halves.
 """
 
 import triton
@@ -28,99 +27,8 @@ from mmseg_wce.kernels.triton.interpolation import (
     load_corners,
     load_maxima,
 )
-
-
-@triton.jit
-def _in_image(grad_nll, grad_smooth, target, log_sums, image):
-    """Move pointers of maps to an image, so that what is added to them later fits into 32 bits."""
-    if grad_nll is not None:
-        grad_nll += image
-    if grad_smooth is not None:
-        grad_smooth += image
-    return grad_nll, grad_smooth, target + image, log_sums + image
-
-
-@triton.jit
-def _load_pixels(
-    grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, target, log_sums, pixel, mask,
-    SMOOTHING: tl.constexpr,
-):  # fmt: skip
-    """Load labels, log2_sum_exp and upstream gradients of some pixels, and whether they count.
-
-    Of other pixels, log2_sum_exp is infinite, upstream gradients are zero, and labels mean nothing.
-    """
-    log2_sum_exp = tl.load(log_sums + pixel, mask=mask, other=INF)
-    valid = log2_sum_exp != INF
-    label = tl.load(target + pixel, mask=mask, other=0).to(tl.int32)
-    upstream_nll, upstream_smooth = tl.zeros_like(log2_sum_exp), tl.zeros_like(log2_sum_exp)
-    if grad_loss_sum is not None:
-        upstream_nll += tl.load(grad_loss_sum)
-        if class_weight is not None:
-            upstream_nll *= tl.load(class_weight + label, mask=valid, other=0.0)
-    if grad_nll is not None:
-        upstream_nll += tl.load(grad_nll + pixel, mask=valid, other=0.0)
-    if SMOOTHING:
-        if grad_smooth_sum is not None:
-            upstream_smooth += tl.load(grad_smooth_sum)
-        if grad_smooth is not None:
-            upstream_smooth += tl.load(grad_smooth + pixel, mask=valid, other=0.0)
-    # where(), because what comes from above may be infinite
-    return label, valid, log2_sum_exp, tl.where(valid, upstream_nll, 0.0), tl.where(valid, upstream_smooth, 0.0)
-
-
-@triton.jit
-def _zeros(NUMBER: tl.constexpr, LANES: tl.constexpr):
-    zeros = ()
-    for _ in tl.static_range(NUMBER):
-        zeros = zeros + (tl.zeros([LANES], tl.float32),)
-    return zeros
-
-
-@triton.jit
-def _locate_lane(program, chunks, strips, columns, bands, COLUMNS_PER_CELL: tl.constexpr, LANES: tl.constexpr):
-    """Return chunk of classes, image, band and column of the lanes of a program, and which of them own input pixels.
-
-    The columns of all bands of an image are numbered one after another. The last lanes of a program, one column of
-    cells, are the first of the next.
-    """
-    lane, owned = tl.arange(0, LANES), LANES - COLUMNS_PER_CELL
-    index = program // chunks % strips * owned + lane
-    exists = index < bands * columns
-    index = tl.minimum(index, bands * columns - 1)
-    n = (program // chunks // strips).to(tl.int64)
-    return program % chunks, n, index // columns, index % columns, exists & (lane < owned)
-
-
-@triton.jit
-def _edge_fraction(fraction, cell, size):
-    """Return the weight of the second input pixel; at the edges of the image, both are its only one."""
-    return tl.where(cell == 0, 1.0, tl.where(cell == size, 0.0, fraction))
-
-
-@triton.jit
-def _store_row(
-    gradient, sums, above_row, first_class, channels, row, mask, stride_c, stride_h,
-    COLUMNS_PER_CELL: tl.constexpr, CLASSES: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """Write a finished row of input pixels, and return what cells give to the next one.
-
-    Four sums per class: those of the upper left, upper right, lower left and lower right input pixel of the lane's
-    cell. ``above_row`` holds the lower two of the cell above.
-    """
-    lane, kept = tl.arange(0, LANES), ()
-    next_cell = tl.minimum(lane + COLUMNS_PER_CELL, LANES - 1)
-    for i in tl.static_range(CLASSES):
-        left, right = sums[4 * i] + above_row[2 * i], sums[4 * i + 1] + above_row[2 * i + 1]
-        value = right + tl.gather(left, next_cell, 0)
-        if COLUMNS_PER_CELL > 1:
-            value += tl.gather(value, lane ^ 1, 0)
-        if COLUMNS_PER_CELL > 2:
-            value += tl.gather(value, lane ^ 2, 0)
-        k = first_class + i
-        pointer = gradient + tl.minimum(k, channels - 1).to(tl.int64) * stride_c + row * stride_h
-        tl.store(pointer, value.to(gradient.dtype.element_ty), mask=mask & (k < channels))
-        kept = kept + (sums[4 * i + 2], sums[4 * i + 3])
-    return kept
+from mmseg_wce.kernels.triton.pixels import in_image, load_pixels, zeros
+from mmseg_wce.kernels.triton.strips import edge_fraction, locate_lane, store_row
 
 
 @triton.jit
@@ -144,6 +52,35 @@ def _to_corners(values, x_fractions, y_fractions, BLOCK_W: tl.constexpr, BLOCK_H
     return all_columns - right - lower_left, upper_right, lower_left, lower_right
 
 
+@triton.jit
+def _load_block(
+    grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, target, log_sums, smoothing_sum,
+    x_begin, y_begin, W, H, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr, SMOOTHING: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Load what the pixels of a block need, whatever the class.
+
+    Returns:
+        Labels; factors that turn 2^z into gradients; what a gradient gets for its label, and smoothing gradients, both
+        times UPSCALE.
+    """
+    labels, scales, negatives, smooths = (), (), (), ()
+    for i in tl.static_range(BLOCK_W * BLOCK_H):
+        x, y = x_begin + i % BLOCK_W, y_begin + i // BLOCK_W
+        mask = is_within(x, W) & is_within(y, H)
+        if WIDE:
+            y = y.to(tl.int64)
+        label, _, log2_sum_exp, upstream_nll, upstream_smooth = load_pixels(
+            grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, target, log_sums, y * W + x, mask,
+            SMOOTHING,
+        )  # fmt: skip
+        labels, negatives = labels + (label,), negatives + (upstream_nll * -UPSCALE,)
+        if SMOOTHING:
+            upstream_nll += upstream_smooth * tl.load(smoothing_sum)
+            smooths = smooths + (upstream_smooth * UPSCALE,)
+        scales = scales + (upstream_nll * tl.exp2(-log2_sum_exp),)
+    return labels, scales, negatives, smooths
+
+
 @kernel
 def differentiate_blocks(
     grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, logits, max_logit, target, log_sums,
@@ -159,7 +96,7 @@ def differentiate_blocks(
     COLUMNS: tl.constexpr = SCALE // BLOCK_W  # of blocks in a cell
     ROWS: tl.constexpr = SCALE // BLOCK_H
     PIXELS: tl.constexpr = BLOCK_W * BLOCK_H
-    chunk, n, band, column, is_owner = _locate_lane(
+    chunk, n, band, column, is_owner = locate_lane(
         tl.program_id(0), chunks, strips, (width + 1) * COLUMNS, bands, COLUMNS, LANES
     )
     first_class, cell_x = chunk * CLASSES, column // COLUMNS
@@ -171,41 +108,30 @@ def differentiate_blocks(
     gradient += owned_column * grad_stride_w
     store_mask = is_owner & (cell_x < width) & (column % COLUMNS == 0)
     image = n * height * width * SCALE * SCALE
-    grad_nll, grad_smooth, target, log_sums = _in_image(grad_nll, grad_smooth, target, log_sums, image)
+    grad_nll, grad_smooth, target, log_sums = in_image(grad_nll, grad_smooth, target, log_sums, image)
     x_begin = column * BLOCK_W - (SCALE + 1) // 2
     x_first = first_in_cell(x_begin, cell_x, SCALE, BLOCK_W)
     x_fractions = ()
     for i in tl.static_range(BLOCK_W):
-        x_fractions = x_fractions + (_edge_fraction((x_first + i) * (1.0 / SCALE), cell_x, width),)
+        x_fractions = x_fractions + (edge_fraction((x_first + i) * (1.0 / SCALE), cell_x, width),)
 
-    above_row = _zeros(2 * CLASSES, LANES)
-    for step in range(0, band_rows + 1):
+    above_row = zeros(2 * CLASSES, LANES)
+    for step in range(band_rows + 1):
         cell_y = band * band_rows + step
         above, below = neighbours(tl.minimum(cell_y, height), height)
         offsets = corner_offsets(above, below, left, right, stride_h, stride_w, WIDE)
         maxima = load_maxima(max_logit, corner_offsets(above, below, left, right, width, 1, WIDE))
-        sums = _zeros(4 * CLASSES, LANES)
-        for block_row in range(0, ROWS):
+        sums = zeros(4 * CLASSES, LANES)
+        for block_row in range(ROWS):
             y_begin = cell_y * SCALE + block_row * BLOCK_H - (SCALE + 1) // 2
             y_first = first_in_cell(y_begin, cell_y, SCALE, BLOCK_H)
             y_fractions = ()
             for i in tl.static_range(BLOCK_H):
-                y_fractions = y_fractions + (_edge_fraction((y_first + i) * (1.0 / SCALE), cell_y, height),)
-            labels, scales, negatives, smooths = (), (), (), ()
-            for i in tl.static_range(PIXELS):
-                x, y = x_begin + i % BLOCK_W, y_begin + i // BLOCK_W
-                mask = is_within(x, SCALE * width) & is_within(y, SCALE * height)
-                if WIDE:
-                    y = y.to(tl.int64)
-                label, _, log2_sum_exp, upstream_nll, upstream_smooth = _load_pixels(
-                    grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, target, log_sums,
-                    y * (width * SCALE) + x, mask, SMOOTHING,
-                )  # fmt: skip
-                labels, negatives = labels + (label,), negatives + (upstream_nll * -UPSCALE,)
-                if SMOOTHING:
-                    upstream_nll += upstream_smooth * tl.load(smoothing_sum)
-                    smooths = smooths + (upstream_smooth * UPSCALE,)
-                scales = scales + (upstream_nll * tl.exp2(-log2_sum_exp),)
+                y_fractions = y_fractions + (edge_fraction((y_first + i) * (1.0 / SCALE), cell_y, height),)
+            labels, scales, negatives, smooths = _load_block(
+                grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, target, log_sums, smoothing_sum,
+                x_begin, y_begin, SCALE * width, SCALE * height, BLOCK_W, BLOCK_H, SMOOTHING, WIDE,
+            )  # fmt: skip
             if SMOOTHING:
                 smooth_sums = _to_corners(smooths, x_fractions, y_fractions, BLOCK_W, BLOCK_H)
             new_sums = ()
@@ -226,10 +152,54 @@ def differentiate_blocks(
         row = tl.minimum(tl.maximum(cell_y - 1, 0), height - 1)
         if WIDE:
             row = row.to(tl.int64)
-        above_row = _store_row(
+        above_row = store_row(
             gradient, sums, above_row, first_class, channels, row, store_mask & (step > 0) & (cell_y <= height),
             grad_stride_c, grad_stride_h, COLUMNS, CLASSES, LANES,
         )  # fmt: skip
+
+
+@triton.jit
+def _logit_gradient(
+    z, c, label, valid, log2_sum_exp, upstream_nll, upstream_smooth, smoothing_weight, smoothing_sum,
+    SMOOTHING: tl.constexpr,
+):  # fmt: skip
+    """Return the gradient of the logit z of class c.
+
+    d nll / dz = softmax - one-hot, d smooth / dz = softmax * sum(w) - w.
+    """
+    softmax = tl.exp2(z - log2_sum_exp)
+    # softmax - 1 before scaling keeps digits where softmax is nearly 1
+    value = tl.where(label == c, softmax - 1, softmax) * upstream_nll
+    if SMOOTHING:
+        value += (softmax * tl.load(smoothing_sum) - tl.load(smoothing_weight + c)) * upstream_smooth
+    return tl.where(valid, value, 0.0)  # not a product: 0 * NaN of an ignored pixel is NaN
+
+
+@triton.jit
+def _add_column(sums, column_sums, x_fraction, CLASSES: tl.constexpr):
+    """Add the upper and lower sums of a column of pixels to the four of its cell, for every class."""
+    new_sums = ()
+    for k in tl.static_range(CLASSES):
+        upper, lower = column_sums[2 * k], column_sums[2 * k + 1]
+        new_sums = new_sums + (
+            sums[4 * k] + (1 - x_fraction) * upper,
+            sums[4 * k + 1] + x_fraction * upper,
+            sums[4 * k + 2] + (1 - x_fraction) * lower,
+            sums[4 * k + 3] + x_fraction * lower,
+        )
+    return new_sums
+
+
+@triton.jit
+def _has_origins(origins, x_begin, x_end, y_begin, y_end, W, rows, LANES: tl.constexpr):
+    """Return whether an origin is not infinite between some rows and columns of pixels, different ones in each lane."""
+    lowest = tl.full([LANES], INF, tl.float32)
+    for i in range(rows):
+        for j in range(tl.max(x_end - x_begin, 0)):
+            y, x = y_begin + i, x_begin + j
+            origin = tl.load(origins + y.to(tl.int64) * W + x, mask=(y < y_end) & (x < x_end), other=INF)
+            lowest = tl.minimum(lowest, origin)
+    return tl.max((lowest < INF).to(tl.int32), 0) > 0
 
 
 @kernel
@@ -246,10 +216,10 @@ def differentiate_cells(
     With FINE, only by programs whose cells have a pixel with an origin that is not infinite; the softmax of those with
     a finite one is computed in float64.
     """
-    if FINE:
+    if FINE:  # noqa: SIM102 (Triton computes both sides of an `and`)
         if tl.load(flag) == 0:
             return
-    chunk, n, band, cell_x, is_owner = _locate_lane(tl.program_id(0), chunks, strips, width + 1, bands, 1, LANES)
+    chunk, n, band, cell_x, is_owner = locate_lane(tl.program_id(0), chunks, strips, width + 1, bands, 1, LANES)
     first_class = chunk * CLASSES
     if WIDE:
         band, cell_x = band.to(tl.int64), cell_x.to(tl.int64)
@@ -261,18 +231,11 @@ def differentiate_cells(
     if FINE:
         y_begin = first_pixel(band * band_rows, row_step, row_shift, row_denominator, H)
         y_end = first_pixel((band + 1) * band_rows + 1, row_step, row_shift, row_denominator, H)
-        is_affected = tl.zeros([LANES], tl.int32)
-        for i in range(0, cell_rows * (band_rows + 1)):
-            for j in range(0, cell_columns):
-                y, x = y_begin + i, x_begin + j
-                mask = (y < y_end) & (x < x_end)
-                origin = tl.load(origins + (n * H + y) * W + x, mask=mask, other=INF)
-                is_affected |= (origin < INF).to(tl.int32)
-        if tl.max(is_affected, 0) == 0:
+        if not _has_origins(origins + n * H * W, x_begin, x_end, y_begin, y_end, W, cell_rows * (band_rows + 1), LANES):
             return
 
-    above_row = _zeros(2 * CLASSES, LANES)
-    for step in range(0, band_rows + 1):
+    above_row = zeros(2 * CLASSES, LANES)
+    for step in range(band_rows + 1):
         cell_y = band * band_rows + step
         above, below = neighbours(tl.minimum(cell_y, height), height)
         offsets = corner_offsets(above, below, left, right, stride_h, stride_w, WIDE)
@@ -283,8 +246,8 @@ def differentiate_cells(
         for k in tl.static_range(CLASSES):
             c = tl.minimum(first_class + k, channels - 1)
             corners = corners + load_corners(logits + c.to(tl.int64) * stride_c, offsets, maxima)
-        sums = _zeros(4 * CLASSES, LANES)
-        for j in range(0, cell_columns):
+        sums = zeros(4 * CLASSES, LANES)
+        for j in range(cell_columns):
             x = x_begin + j
             _, x_numerator = locate(tl.minimum(x, W - 1), column_step, column_shift, column_denominator)
             x_fraction = to_fraction(x_numerator, column_inverse)
@@ -294,14 +257,14 @@ def differentiate_cells(
                     lerp(corners[4 * k], corners[4 * k + 1], x_fraction),
                     lerp(corners[4 * k + 2], corners[4 * k + 3], x_fraction),
                 )
-            column_sums = _zeros(2 * CLASSES, LANES)
-            for i in range(0, cell_rows):
+            column_sums = zeros(2 * CLASSES, LANES)
+            for i in range(cell_rows):
                 y = y_begin + i
                 _, y_numerator = locate(tl.minimum(y, H - 1), row_step, row_shift, row_denominator)
                 y_fraction = to_fraction(y_numerator, row_inverse)
                 mask = (y < y_end) & (x < x_end)
                 pixel = (n * H + y) * W + x
-                label, valid, log2_sum_exp, upstream_nll, upstream_smooth = _load_pixels(
+                label, valid, log2_sum_exp, upstream_nll, upstream_smooth = load_pixels(
                     grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, target, log_sums, pixel, mask,
                     SMOOTHING,
                 )  # fmt: skip
@@ -309,40 +272,26 @@ def differentiate_cells(
                     origin = tl.load(origins + pixel, mask=mask & valid, other=INF)
                     x_float64 = to_fraction_float64(x_numerator, column_denominator, column_inverse)
                     y_float64 = to_fraction_float64(y_numerator, row_denominator, row_inverse)
-                new_sums = ()
+                weight, new_sums = edge_fraction(y_fraction, cell_y, height), ()
                 for k in tl.static_range(CLASSES):
                     c = tl.minimum(first_class + k, channels - 1)
                     z = lerp(ends[2 * k], ends[2 * k + 1], y_fraction)
                     if FINE:
-                        z_float64 = bilinear_float64(
-                            logits + c.to(tl.int64) * stride_c, offsets, mask & (origin < INF), x_float64, y_float64
-                        )
+                        class_ptr, is_fine = logits + c.to(tl.int64) * stride_c, mask & (origin < INF)
+                        z_float64 = bilinear_float64(class_ptr, offsets, is_fine, x_float64, y_float64)
                         z = tl.where(origin < INF, (z_float64 - origin.to(tl.float64)).to(tl.float32), z)
-                    softmax = tl.exp2(z - log2_sum_exp)
-                    # softmax - 1 before scaling keeps digits where softmax is nearly 1
-                    value = tl.where(label == c, softmax - 1, softmax) * upstream_nll
-                    if SMOOTHING:
-                        weight = tl.load(smoothing_weight + c)
-                        value += (softmax * tl.load(smoothing_sum) - weight) * upstream_smooth
-                    value = tl.where(valid, value, 0.0)  # not a product: 0 * NaN of an ignored pixel is NaN
-                    edge_fraction = _edge_fraction(y_fraction, cell_y, height)
+                    value = _logit_gradient(
+                        z, c, label, valid, log2_sum_exp, upstream_nll, upstream_smooth, smoothing_weight,
+                        smoothing_sum, SMOOTHING,
+                    )  # fmt: skip
                     new_sums = new_sums + (
-                        column_sums[2 * k] + (1 - edge_fraction) * value,
-                        column_sums[2 * k + 1] + edge_fraction * value,
+                        column_sums[2 * k] + (1 - weight) * value,
+                        column_sums[2 * k + 1] + weight * value,
                     )
                 column_sums = new_sums
-            edge_fraction, new_sums = _edge_fraction(x_fraction, cell_x, width), ()
-            for k in tl.static_range(CLASSES):
-                upper, lower = column_sums[2 * k], column_sums[2 * k + 1]
-                new_sums = new_sums + (
-                    sums[4 * k] + (1 - edge_fraction) * upper,
-                    sums[4 * k + 1] + edge_fraction * upper,
-                    sums[4 * k + 2] + (1 - edge_fraction) * lower,
-                    sums[4 * k + 3] + edge_fraction * lower,
-                )
-            sums = new_sums
+            sums = _add_column(sums, column_sums, edge_fraction(x_fraction, cell_x, width), CLASSES)
         row = tl.minimum(tl.maximum(cell_y - 1, 0), height - 1)
-        above_row = _store_row(
+        above_row = store_row(
             gradient, sums, above_row, first_class, channels, row,
             is_owner & (cell_x < width) & (step > 0) & (cell_y <= height), grad_stride_c, grad_stride_h,
             1, CLASSES, LANES,
@@ -360,7 +309,7 @@ def differentiate_same_size(
     n, x = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * LANES + tl.arange(0, LANES)
     mask = x < W
     column = tl.where(mask, x, 0).to(tl.int64)
-    label, valid, log2_sum_exp, upstream_nll, upstream_smooth = _load_pixels(
+    label, valid, log2_sum_exp, upstream_nll, upstream_smooth = load_pixels(
         grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, target, log_sums, n * W + x, mask,
         SMOOTHING,
     )  # fmt: skip

@@ -7,7 +7,8 @@ that shift and relative to an origin per output pixel.
 
 ``origins`` tells how a pixel was computed: infinite as usual, finite in float64. At -infinity it counts for nothing
 itself, being ignored, but its block must not be differentiated by progressions. ``log_sums`` is the log2 of the sum of
-2^z, infinite at labels that are not valid, and ``flag`` is not zero if any origin is not infinite, so that idle programs return at once.
+2^z, infinite at labels that are not valid, and ``flag`` is not zero if any origin is not infinite, so that idle
+programs return at once.
 """
 
 import triton
@@ -24,7 +25,6 @@ from mmseg_wce.kernels.triton.coordinates import (
 )
 from mmseg_wce.kernels.triton.interpolation import (
     INF,
-    LN_2,
     LOG2_E,
     MASKED,
     bilinear,
@@ -34,6 +34,7 @@ from mmseg_wce.kernels.triton.interpolation import (
     load_corners,
     load_maxima,
 )
+from mmseg_wce.kernels.triton.pixels import load_labels, store_maps, zeros
 from mmseg_wce.kernels.units import LARGEST_LOSS, SMALLEST_SUM
 from triton.language.extra import libdevice
 
@@ -59,14 +60,6 @@ def find_maxima(
     tl.store(max_logit + n * height * width + index, tl.where(has_nan, float('nan'), largest), mask=mask)
     if program == 0:
         tl.store(flag, 0.0)
-
-
-@triton.jit
-def _zeros(NUMBER: tl.constexpr, LANES: tl.constexpr, dtype: tl.constexpr):
-    zeros = ()
-    for _ in tl.static_range(NUMBER):
-        zeros = zeros + (tl.zeros([LANES], dtype),)
-    return zeros
 
 
 @triton.jit
@@ -100,32 +93,6 @@ def _add_weighted(sums, values, weight):
     )
 
 
-@triton.jit
-def _store_maps(
-    nll, smooth, correct, log_sums, pixel, mask, is_counted, valid, log2_sum_exp, label_logit, is_correct, mean,
-    smoothing_sum, SMOOTHING: tl.constexpr,
-):  # fmt: skip
-    """Write the maps of some pixels: 0 where ignored, NaN where the label is invalid."""
-    loss = (log2_sum_exp - label_logit) * LN_2
-    loss = tl.where(loss < 0, 0.0, loss)  # rounding error
-    fill_value = tl.where(is_counted, float('nan'), 0.0)
-    tl.store(nll + pixel, tl.where(valid, loss, fill_value), mask=mask)
-    tl.store(log_sums + pixel, tl.where(valid, log2_sum_exp, INF), mask=mask)
-    tl.store(correct + pixel, valid & is_correct, mask=mask)
-    if SMOOTHING:
-        loss = (log2_sum_exp * tl.load(smoothing_sum) - mean) * LN_2
-        tl.store(smooth + pixel, tl.where(valid, loss, fill_value), mask=mask)
-
-
-@triton.jit
-def _load_labels(target, pixel, mask, ignore_index, channels):
-    """Load labels, and return which are not ignored, which are classes, and the latter, 0 elsewhere."""
-    label = tl.load(target + pixel, mask=mask, other=ignore_index)
-    is_counted = label != ignore_index
-    valid = is_counted & is_within(label, channels)
-    return is_counted, valid, tl.where(valid, label, 0).to(tl.int32)
-
-
 @kernel
 def measure_blocks(
     logits, max_logit, target, smoothing_weight, smoothing_sum, nll, smooth, correct, origins, log_sums, flag,
@@ -147,12 +114,12 @@ def measure_blocks(
     x_begin, y_begin = column * BLOCK_W - (SCALE + 1) // 2, row * BLOCK_H - (SCALE + 1) // 2
     x_first, y_first = first_in_cell(x_begin, cell_x, SCALE, BLOCK_W), first_in_cell(y_begin, cell_y, SCALE, BLOCK_H)
     PIXELS: tl.constexpr = BLOCK_W * BLOCK_H
-    sums, best = _zeros(PIXELS, LANES, tl.float32), _zeros(PIXELS, LANES, tl.float32)
-    argmax = _zeros(PIXELS, LANES, tl.int32)
-    corner_means = _zeros(4, LANES, tl.float32)
+    sums, best = zeros(PIXELS, LANES), zeros(PIXELS, LANES)
+    argmax = zeros(PIXELS, LANES, tl.int32)
+    corner_means = zeros(4, LANES)
     worst_x, worst_y = tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32)
     class_ptr = logits
-    for k in range(0, channels):
+    for k in range(channels):
         corners = load_corners(class_ptr, offsets, maxima)
         class_ptr += stride_c
         powers = block_exponentials(corners, x_first, y_first, SCALE, BLOCK_W, BLOCK_H)
@@ -175,7 +142,7 @@ def measure_blocks(
         x, y = x_begin + i % BLOCK_W, y_begin + i // BLOCK_W
         mask = (index < columns * rows) & is_within(x, SCALE * width) & is_within(y, SCALE * height)
         pixel = y * (width * SCALE) + x
-        is_counted, valid, label = _load_labels(target, pixel, mask, ignore_index, channels)
+        is_counted, valid, label = load_labels(target, pixel, mask, ignore_index, channels)
         x_fraction, y_fraction = (x_first + i % BLOCK_W) * (1.0 / SCALE), (y_first + i // BLOCK_W) * (1.0 / SCALE)
         corners = load_corners(logits + label.to(tl.int64) * stride_c, offsets, maxima)
         label_logit, mean = bilinear(corners, x_fraction, y_fraction), 0.0
@@ -184,7 +151,7 @@ def measure_blocks(
         if SMOOTHING:
             mean = bilinear(corner_means, x_fraction, y_fraction)
             needs_float64 |= mean < -_LIMIT
-        _store_maps(
+        store_maps(
             nll, smooth, correct, log_sums, pixel, mask, is_counted, valid, _log2(sum_exp, APPROXIMATE),
             label_logit, argmax[i] == label, mean, smoothing_sum, SMOOTHING,
         )  # fmt: skip
@@ -221,10 +188,10 @@ def measure_resized(
         for i in tl.static_range(ROWS):
             _, y_numerator = locate(first + i, row_step, row_shift, row_denominator)
             y_fractions = y_fractions + (to_fraction(y_numerator, row_inverse),)
-        sums, best = _zeros(ROWS, LANES, tl.float32), _zeros(ROWS, LANES, tl.float32)
-        argmax, corner_means = _zeros(ROWS, LANES, tl.int32), _zeros(4, LANES, tl.float32)
+        sums, best = zeros(ROWS, LANES), zeros(ROWS, LANES)
+        argmax, corner_means = zeros(ROWS, LANES, tl.int32), zeros(4, LANES)
         class_ptr = logits
-        for k in range(0, channels):
+        for k in range(channels):
             corners = load_corners(class_ptr, offsets, maxima)
             class_ptr += stride_c
             top, bottom = lerp(corners[0], corners[1], x_fraction), lerp(corners[2], corners[3], x_fraction)
@@ -237,14 +204,14 @@ def measure_resized(
         for i in tl.static_range(ROWS):
             mask = column_mask & (first + i < end)
             pixel = (n * H + first + i) * W + x
-            is_counted, valid, label = _load_labels(target, pixel, mask, ignore_index, channels)
+            is_counted, valid, label = load_labels(target, pixel, mask, ignore_index, channels)
             corners = load_corners(logits + label.to(tl.int64) * stride_c, offsets, maxima)
             label_logit, mean = bilinear(corners, x_fraction, y_fractions[i]), 0.0
             needs_float64 = (sums[i] < _SMALLEST_SUM) | (label_logit < -_LIMIT)
             if SMOOTHING:
                 mean = bilinear(corner_means, x_fraction, y_fractions[i])
                 needs_float64 |= mean < -_LIMIT
-            _store_maps(
+            store_maps(
                 nll, smooth, correct, log_sums, pixel, mask, is_counted, valid, _log2(sums[i], APPROXIMATE),
                 label_logit, argmax[i] == label, mean, smoothing_sum, SMOOTHING,
             )  # fmt: skip
@@ -298,7 +265,7 @@ def _measure_pixels_finely(
 
     largest, argmax = tl.full([LANES], -INF, tl.float64), tl.zeros([LANES], tl.int32)
     class_ptr = image
-    for k in range(0, channels):
+    for k in range(channels):
         z = bilinear_float64(class_ptr, offsets, mask, x_fraction, y_fraction)
         class_ptr += stride_c
         is_larger = z > largest
@@ -306,7 +273,7 @@ def _measure_pixels_finely(
     origin = largest.to(tl.float32)
     sum_exp, mean = tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32)
     class_ptr = image
-    for k in range(0, channels):
+    for k in range(channels):
         z = bilinear_float64(class_ptr, offsets, mask, x_fraction, y_fraction)
         class_ptr += stride_c
         z = (z - origin.to(tl.float64)).to(tl.float32)
@@ -317,7 +284,7 @@ def _measure_pixels_finely(
     label = tl.load(target + pixel, mask=mask, other=0)
     label_logit = bilinear_float64(image + label.to(tl.int64) * stride_c, offsets, mask, x_fraction, y_fraction)
     label_logit = (label_logit - origin.to(tl.float64)).to(tl.float32)
-    _store_maps(
+    store_maps(
         nll, smooth, correct, log_sums, pixel, mask, mask, mask, tl.log2(sum_exp), label_logit,
         (argmax == label) & (sum_exp == sum_exp), mean, smoothing_sum, SMOOTHING,
     )  # fmt: skip
@@ -358,10 +325,10 @@ def measure_same_size(
         if SMOOTHING:
             weight = tl.load(smoothing_weight + first + lane, mask=first + lane < channels, other=0.0)[:, None]
             means += tl.where(weight == 0, 0.0, weight * z)
-    is_counted, valid, label = _load_labels(target, n * W + x, mask, ignore_index, channels)
+    is_counted, valid, label = load_labels(target, n * W + x, mask, ignore_index, channels)
     label_logit = (tl.load(logits + label.to(tl.int64) * stride_c).to(tl.float32) - maximum) * LOG2_E
     sum_exp = tl.sum(sums, 0)
-    _store_maps(
+    store_maps(
         nll, smooth, correct, log_sums, n * W + x, mask, is_counted, valid, tl.log2(sum_exp), label_logit,
         (argmax == label) & (sum_exp == sum_exp), tl.sum(means, 0), smoothing_sum, SMOOTHING,
     )  # fmt: skip

@@ -80,7 +80,7 @@ def block_shape(height: int, width: int, H: int, W: int, align_corners: bool) ->
     The scale must be an integer, the same for both axes. A block divides a cell, into one, two or four columns.
     """
     scale = H // height
-    if align_corners or (H, W) != (scale * height, scale * width) or scale < 2:
+    if align_corners or scale < 2 or scale * height != H or scale * width != W:
         return None
     divisors = [n for n in range(1, scale + 1) if scale % n == 0]
     shapes = [(w, h) for w in divisors for h in divisors if w * h <= _MAX_BLOCK and scale // w in (1, 2, 4)]

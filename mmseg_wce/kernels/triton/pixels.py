@@ -1,0 +1,79 @@
+"""Loading and storing what belongs to output pixels, for the kernels."""
+
+import triton
+import triton.language as tl
+from mmseg_wce.kernels.triton.coordinates import is_within
+from mmseg_wce.kernels.triton.interpolation import INF, LN_2
+
+
+@triton.jit
+def zeros(NUMBER: tl.constexpr, LANES: tl.constexpr, dtype: tl.constexpr = tl.float32):
+    """Return zeros for every lane, NUMBER of them."""
+    zeros = ()
+    for _ in tl.static_range(NUMBER):
+        zeros = zeros + (tl.zeros([LANES], dtype),)
+    return zeros
+
+
+@triton.jit
+def load_labels(target, pixel, mask, ignore_index, channels):
+    """Load labels, and return which are not ignored, which are classes, and the latter, 0 elsewhere."""
+    label = tl.load(target + pixel, mask=mask, other=ignore_index)
+    is_counted = label != ignore_index
+    valid = is_counted & is_within(label, channels)
+    return is_counted, valid, tl.where(valid, label, 0).to(tl.int32)
+
+
+@triton.jit
+def store_maps(
+    nll, smooth, correct, log_sums, pixel, mask, is_counted, valid, log2_sum_exp, label_logit, is_correct, mean,
+    smoothing_sum, SMOOTHING: tl.constexpr,
+):  # fmt: skip
+    """Write the maps of some pixels: 0 where ignored, NaN where the label is invalid."""
+    loss = (log2_sum_exp - label_logit) * LN_2
+    loss = tl.where(loss < 0, 0.0, loss)  # rounding error
+    fill_value = tl.where(is_counted, float('nan'), 0.0)
+    tl.store(nll + pixel, tl.where(valid, loss, fill_value), mask=mask)
+    tl.store(log_sums + pixel, tl.where(valid, log2_sum_exp, INF), mask=mask)
+    tl.store(correct + pixel, valid & is_correct, mask=mask)
+    if SMOOTHING:
+        loss = (log2_sum_exp * tl.load(smoothing_sum) - mean) * LN_2
+        tl.store(smooth + pixel, tl.where(valid, loss, fill_value), mask=mask)
+
+
+@triton.jit
+def in_image(grad_nll, grad_smooth, target, log_sums, image):
+    """Move pointers of maps to an image, so that what is added to them later fits into 32 bits."""
+    if grad_nll is not None:
+        grad_nll += image
+    if grad_smooth is not None:
+        grad_smooth += image
+    return grad_nll, grad_smooth, target + image, log_sums + image
+
+
+@triton.jit
+def load_pixels(
+    grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, target, log_sums, pixel, mask,
+    SMOOTHING: tl.constexpr,
+):  # fmt: skip
+    """Load labels, log2_sum_exp and upstream gradients of some pixels, and whether they count.
+
+    Of other pixels, log2_sum_exp is infinite, upstream gradients are zero, and labels mean nothing.
+    """
+    log2_sum_exp = tl.load(log_sums + pixel, mask=mask, other=INF)
+    valid = log2_sum_exp != INF
+    label = tl.load(target + pixel, mask=mask, other=0).to(tl.int32)
+    upstream_nll, upstream_smooth = tl.zeros_like(log2_sum_exp), tl.zeros_like(log2_sum_exp)
+    if grad_loss_sum is not None:
+        upstream_nll += tl.load(grad_loss_sum)
+        if class_weight is not None:
+            upstream_nll *= tl.load(class_weight + label, mask=valid, other=0.0)
+    if grad_nll is not None:
+        upstream_nll += tl.load(grad_nll + pixel, mask=valid, other=0.0)
+    if SMOOTHING:
+        if grad_smooth_sum is not None:
+            upstream_smooth += tl.load(grad_smooth_sum)
+        if grad_smooth is not None:
+            upstream_smooth += tl.load(grad_smooth + pixel, mask=valid, other=0.0)
+    # where(), because what comes from above may be infinite
+    return label, valid, log2_sum_exp, tl.where(valid, upstream_nll, 0.0), tl.where(valid, upstream_smooth, 0.0)
