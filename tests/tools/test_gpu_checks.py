@@ -153,31 +153,48 @@ def test_without_compute_sanitizer(programs, check_run, monkeypatch):
     assert (row.verdict, row.found) == ('skipped', 'not found')
 
 
+CPU_WAYS = {name: dict(both=dict(median=x)) for name, x in (('mmseg_wce', 2.5e-3), ('built-in', 2e-2))}
+CUDA_WAYS = dict(
+    mmseg_wce=dict(device=dict(median=5e-4), kernels=[dict(launches=7), dict(launches=5.5)]),
+    eager=dict(device=dict(median=6e-3)),
+    compiled=dict(not_measured='it would take longer'),
+)
+CASES = dict(
+    cpu=dict(case='ADE20K', ways={**CPU_WAYS, 'failed': {}}),
+    cuda=dict(case='ADE20K', ways=CUDA_WAYS, floor=dict(seconds=2e-4)),
+    late=dict(case='ADE20K', not_measured='--seconds 100 were used up'),
+)
+ON_CUDA = 'mmseg_wce 0.50 ms, eager 6.00 ms, 2.5 x the floor, 12.5 launches'
+HANG = 'import time; time.sleep(600)'
 BENCHMARKS = {
-    'fine': ('ok', 'info', 'mmseg_wce 2.50 ms, built-in 20.00 ms'),
-    'fails': ('raise ValueError("no such case")', 'FAILED', 'ValueError: no such case'),
-    'misses': ('import no_such_module', 'skipped', "ModuleNotFoundError: No module named 'no_such_module'"),
-    'hangs': ('import time; time.sleep(600)', 'FAILED', 'no time left'),
-    'empty': ('json.dump({}, open("{out}", "w"))', 'FAILED', 'no benchmark.json with cases'),
+    'fine': ('{cpu}', [('info', 'mmseg_wce 2.50 ms, built-in 20.00 ms')]),
+    'cuda': ('{cuda}', [('info', ON_CUDA)]),
+    'late': ('{late}', [('info', '--seconds 100 were used up')]),
+    'stopped': ('{cuda}; ' + HANG, [('info', ON_CUDA), ('info', 'stopped, no time left for more')]),
+    'fails': ('raise ValueError("no such case")', [('FAILED', 'ValueError: no such case')]),
+    'misses': ('import no_such_module', [('skipped', "ModuleNotFoundError: No module named 'no_such_module'")]),
+    'hangs': (HANG, [('FAILED', 'no time left')]),
+    'half': ('open("{out}", "w").write("{")', [('FAILED', 'no benchmark.json with cases')]),
+    'empty': ('json.dump({}, open("{out}", "w"))', [('FAILED', 'no benchmark.json with cases')]),
 }
 
 
 @pytest.mark.parametrize('kind', BENCHMARKS)
 def test_benchmark(programs, check_run, monkeypatch, kind):
-    code, verdict, found = BENCHMARKS[kind]
-    ways = {name: dict(both=dict(median=x)) for name, x in (('mmseg_wce', 2.5e-3), ('built-in', 2e-2))}
-    cases = dict(cases=[dict(case='ADE20K', ways={**ways, 'failed': {}})])
-    if kind == 'fine':
-        code = f'json.dump({cases}, open("{{out}}", "w"))'
+    code, expected = BENCHMARKS[kind]
+    for name, case in CASES.items():
+        code = code.replace(f'{{{name}}}', f'Path("{{out}}").write_text(json.dumps({dict(cases=[case])}))')
 
-    def command(device, out):
-        return [sys.executable, '-c', 'import json\n' + code.replace('{out}', str(out / 'benchmark.json'))]
+    def command(device, out, seconds):
+        assert seconds < 6.0
+        code_of_file = code.replace('{out}', str(out / 'benchmark.json'))
+        return [sys.executable, '-c', 'import json\nfrom pathlib import Path\n' + code_of_file]
 
     monkeypatch.setattr(programs, 'benchmark_command', command)
 
-    (row,) = check_run(programs.benchmark, seconds=6.0)
+    rows = check_run(programs.benchmark, seconds=6.0)
 
-    assert (row.verdict, row.found) == (verdict, found)
+    assert [(row.verdict, row.found) for row in rows] == expected
 
 
 class Understood(Exception):
@@ -194,9 +211,12 @@ def test_the_benchmark_understands_its_command(programs, import_tool, tmp_path, 
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', understand)
 
     with pytest.raises(Understood) as understood:
-        benchmark.main(programs.benchmark_command(device, tmp_path)[2:])
+        benchmark.main(programs.benchmark_command(device, tmp_path, 90.0)[2:])
     (arguments,) = understood.value.args
-    assert (arguments.device, arguments.out) == (device, tmp_path)
+    if device == 'cpu':
+        assert arguments.out == tmp_path
+    else:
+        assert (arguments.json, arguments.seconds) == (tmp_path / 'benchmark.json', 90)
     assert arguments.cases
 
 
