@@ -27,7 +27,7 @@ from mmseg_wce.kernels.triton.interpolation import (
     load_corners,
     load_maxima,
 )
-from mmseg_wce.kernels.triton.pixels import in_image, load_pixels, zeros
+from mmseg_wce.kernels.triton.pixels import load_pixels, zeros
 from mmseg_wce.kernels.triton.strips import edge_fraction, locate_lane, store_row
 
 
@@ -108,7 +108,11 @@ def differentiate_blocks(
     gradient += owned_column * grad_stride_w
     store_mask = is_owner & (cell_x < width) & (column % COLUMNS == 0)
     image = n * height * width * SCALE * SCALE
-    grad_nll, grad_smooth, target, log_sums = in_image(grad_nll, grad_smooth, target, log_sums, image)
+    target, log_sums = target + image, log_sums + image
+    if grad_nll is not None:  # here, since functions of older versions of Triton cannot return None among others
+        grad_nll += image
+    if grad_smooth is not None:
+        grad_smooth += image
     x_begin = column * BLOCK_W - (SCALE + 1) // 2
     x_first = first_in_cell(x_begin, cell_x, SCALE, BLOCK_W)
     x_fractions = ()
@@ -153,8 +157,9 @@ def differentiate_blocks(
         if WIDE:
             row = row.to(tl.int64)
         above_row = store_row(
-            gradient, sums, above_row, first_class, channels, row, store_mask & (step > 0) & (cell_y <= height),
-            grad_stride_c, grad_stride_h, COLUMNS, CLASSES, LANES,
+            gradient, sums, above_row, first_class, channels, row,
+            store_mask & (cell_y > band * band_rows) & (cell_y <= height), grad_stride_c, grad_stride_h,
+            COLUMNS, CLASSES, LANES,
         )  # fmt: skip
 
 
@@ -293,8 +298,8 @@ def differentiate_cells(
         row = tl.minimum(tl.maximum(cell_y - 1, 0), height - 1)
         above_row = store_row(
             gradient, sums, above_row, first_class, channels, row,
-            is_owner & (cell_x < width) & (step > 0) & (cell_y <= height), grad_stride_c, grad_stride_h,
-            1, CLASSES, LANES,
+            is_owner & (cell_x < width) & (cell_y > band * band_rows) & (cell_y <= height),
+            grad_stride_c, grad_stride_h, 1, CLASSES, LANES,
         )  # fmt: skip
 
 

@@ -42,16 +42,6 @@ def store_maps(
 
 
 @triton.jit
-def in_image(grad_nll, grad_smooth, target, log_sums, image):
-    """Move pointers of maps to an image, so that what is added to them later fits into 32 bits."""
-    if grad_nll is not None:
-        grad_nll += image
-    if grad_smooth is not None:
-        grad_smooth += image
-    return grad_nll, grad_smooth, target + image, log_sums + image
-
-
-@triton.jit
 def load_pixels(
     grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, target, log_sums, pixel, mask,
     SMOOTHING: tl.constexpr,
