@@ -1,74 +1,178 @@
-"""Compile every Triton kernel for a GPU that need not be there, and print what ptxas says of it as a line of JSON."""
+"""Compile the Triton kernels that calls of the loss launch, for GPUs that need not be there, and look at their code.
 
+    python tests/kernels/compile_triton.py              print registers, stack and the instructions of inner loops
+    python tests/kernels/compile_triton.py --write      put them into triton_machine_code.json, for this Triton
+
+The back end runs on small tensors on the CPU. A stand-in for the CUDA driver has Triton compile what is launched, with
+the types, constants and options of the launch, and runs nothing.
+"""
+
+import argparse
 import json
-import re
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+import math
+import os
+from typing import Any, NamedTuple
 
+os.environ.pop('TRITON_INTERPRET', None)  # read where kernels are made
+
+import torch
 import triton
+from machine_code import TABLE, VERSION, Figures, figures, text_table, write_table
 from mmseg_wce.kernels import triton as kernels
-from mmseg_wce.kernels.triton import kernels as programs
+from mmseg_wce.kernels.inputs import Inputs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 
-FLOAT32 = 'max_logit lowest smoothing_weight smoothing_sum row_fraction column_fraction nll smooth grad_nll grad_smooth'
-TYPES = dict.fromkeys([*FLOAT32.split(), 'origins', 'log_sums', 'lowest_origin'], '*fp32')
-TYPES |= dict.fromkeys(('row_fraction_float64', 'column_fraction_float64'), '*fp64')
-TYPES |= dict(target='*i64', correct='*i1', row_start='*i32', column_cell='*i32', column_start='*i32')
-OF_SMOOTHING = ('smooth', 'grad_smooth', 'smoothing_weight', 'smoothing_sum')
-OF_RESIZING = ('row_fraction', 'row_start', 'column_cell', 'column_fraction', 'origins')
+CHIPS = (80, 90, 100)  # compute capabilities
+_PIXELS_AND_CLASSES = ('BLOCK_W', 'BLOCK_H', 'ROWS', 'CLASSES')  # constants whose product is the pairs of an inner loop
+_SIZES = ((2, 5, 7), (1, 16, 32), (3, 20, 2))  # images, and rows and columns of logits
 
 
-def compiled(kernel, dtype: str, capability: int, warps: int, constants: dict) -> dict:
-    constants = {k: v for k, v in {'stride_w': 1, **constants}.items() if k in kernel.arg_names}
-    types = TYPES | dict.fromkeys(('logits', 'gradient'), f'*{dtype}') | dict.fromkeys(constants, 'constexpr')
-    source = ASTSource(
-        kernel,
-        {name: types.get(name, 'i32') for name in kernel.arg_names},
-        {(kernel.arg_names.index(k),): v for k, v in constants.items()},
-    )
-    options = kernels.launch_options(warps)
-    binary = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options).asm['cubin']
-    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(binary)
-        file.flush()
-        tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
-        usage = subprocess.run([tool, '-res-usage', file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(re.search(rf'{what}:(\d+)', usage)[1]) for what in ('REG', 'STACK'))
-    fine = kernel is programs.measure_finely or constants.get('FINE', False)
-    return dict(kernel=kernel.__name__, fine=fine, dtype=dtype, registers=registers, stack=stack)
+class Case(NamedTuple):
+    """Calls of the loss.
+
+    Attributes:
+        pixels: output pixels for 8 input pixels.
+        channels: C.
+        dtype: of the logits.
+        smoothed: with label smoothing.
+        weighted: with class weights.
+        of_maps: with gradients of the maps, not of their sums.
+        sizes: images, and rows and columns of logits, of each call.
+        memory_format: of the logits.
+        misaligned: the address of the logits is not divisible by 16.
+        is_quick: part of the quick set.
+    """
+
+    pixels: int
+    channels: int = 150
+    dtype: torch.dtype = torch.bfloat16
+    smoothed: bool = False
+    weighted: bool = False
+    of_maps: bool = False
+    sizes: tuple[tuple[int, int, int], ...] = ((2, 8, 16),)
+    memory_format: torch.memory_format = torch.contiguous_format
+    misaligned: bool = False
+    is_quick: bool = True
+
+    def run(self) -> None:
+        for images, height, width in self.sizes:
+            self._run(images, height, width)
+
+    def _run(self, images: int, height: int, width: int) -> None:
+        numbers = images * self.channels * height * width
+        logits = torch.zeros(numbers + 1, dtype=self.dtype)[self.misaligned :][:numbers]
+        logits = logits.view(images, self.channels, height, width).contiguous(memory_format=self.memory_format)
+        size = height * self.pixels // 8, width * self.pixels // 8
+        weight, one = torch.ones(self.channels), torch.ones(())
+        inputs = Inputs(
+            logits, torch.zeros(images, *size, dtype=torch.long), 255,
+            weight if self.smoothed else None, weight if self.weighted else None, False,
+        )  # fmt: skip
+        nll, smooth, _, statistics, *_ = kernels.forward(inputs)
+        gradients = (nll, smooth, None, None) if self.of_maps else (None, None, one, one if self.smoothed else None)
+        kernels.backward(inputs, statistics, *gradients)
 
 
-def main(capability: int) -> None:
-    tiles = kernels.TILES
-    for dtype in ('fp32', 'fp16', 'bf16'):
-        for smoothing in (False, True):
-            common = dict(SMOOTHING=smoothing, COLUMNS=tiles.forward_columns, ROWS=1, CHANNELS=tiles.lanes)
-            common |= {} if smoothing else dict.fromkeys(OF_SMOOTHING)
-            same = common | dict.fromkeys(OF_RESIZING) | dict(RESIZED=False)
-            resized = common | dict(RESIZED=True)
-            backward = common | dict(CHANNELS=tiles.channels, COLUMNS=tiles.columns, INPUT_COLUMNS=tiles.input_columns)
-            backward |= dict(PRECISION='tf32' if dtype == 'bf16' else 'ieee', FINE=False)
-            few_channels = dict(CHANNELS=16)
-            for kernel, warps, constants in (
-                (programs.measure, 4, same),
-                (programs.measure, 4, resized | dict(ROWS=2, CHANNELS=tiles.lanes // 2)),
-                (programs.measure, 4, resized | dict(ROWS=4, CHANNELS=tiles.lanes // 4)),
-                (programs.measure, 4, resized | dict(ROWS=8, CHANNELS=tiles.lanes // 8)),
-                (programs.measure_finely, 4, common),
-                (programs.differentiate_same_size, 4, same),
-                (programs.differentiate_resized, kernels.backward_warps(tiles.channels, tiles.columns), backward),
-                (programs.differentiate_resized, kernels.backward_warps(16, tiles.columns), backward | few_channels),
-                (
-                    programs.differentiate_resized,
-                    kernels.backward_warps(16, tiles.columns),
-                    backward | few_channels | dict(FINE=True),
-                ),
-            ):
-                print(json.dumps(compiled(kernel, dtype, capability, warps, constants)), flush=True)
+# A kernel belongs to the first case that launches it.
+CASES = {
+    'scale 4': Case(32),
+    'scale 4, 19 classes': Case(32, channels=19),
+    'scale 4, other sizes': Case(32, sizes=_SIZES, misaligned=True),
+    'scale 4, weights and smoothing': Case(32, smoothed=True, weighted=True),
+    'scale 8': Case(64),
+    'any scale': Case(30),
+    'any scale, other sizes': Case(30, sizes=((1, 16, 32), (3, 24, 8)), misaligned=True),
+    'same size': Case(8),
+    'same size, other sizes': Case(8, sizes=_SIZES, misaligned=True),
+    'same size, weights and smoothing': Case(8, smoothed=True, weighted=True),
+    'scale 4, float32': Case(32, dtype=torch.float32, is_quick=False),
+    'scale 4, float16': Case(32, dtype=torch.float16, is_quick=False),
+    'scale 4, gradients of maps': Case(32, smoothed=True, of_maps=True, is_quick=False),
+    'scale 4, channels_last': Case(32, memory_format=torch.channels_last, is_quick=False),
+    'scale 2': Case(16, is_quick=False),
+    'scale 14': Case(112, is_quick=False),
+    'scale 16': Case(128, is_quick=False),
+    'any scale, weights and smoothing': Case(30, smoothed=True, weighted=True, is_quick=False),
+}
+
+
+class _Kernel:
+    """A kernel that was compiled. Triton takes it for the function that launches it."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        function, constants = source.fn, source.constants
+        constants = {function.arg_names[path[0]]: value for path, value in constants.items()}
+        is_fine, name = constants.get('FINE', False), function.__name__
+        self.name, self.cubin = f'{name}, FINE' if is_fine else name, b''
+        # those that compute in float64 usually return at once
+        is_usual = not is_fine and name != 'measure_finely'
+        self.pairs = math.prod(constants.get(key, 1) for key in _PIXELS_AND_CLASSES) if is_usual else None
+        driver.active.compiled.append(self)
+
+    def __call__(self, *arguments: Any) -> None:
+        """Launch nothing."""
+
+
+class _Driver:
+    """Stands in for Triton's CUDA driver. The number of a device is its compute capability."""
+
+    launcher_cls = _Kernel
+
+    def __init__(self, chip: int) -> None:
+        self.chip, self.utils = chip, self
+        self.compiled: list[_Kernel] = []
+
+    def get_current_device(self) -> int:
+        return self.chip
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget('cuda', self.chip, 32)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return dict(max_shared_mem=160 * 2**10)
+
+    def load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[int, ...]:
+        self.compiled[-1].cubin = cubin
+        handles_registers_spills = 1, 1, 0, 0
+        return handles_registers_spills if VERSION == '3.3' else (*handles_registers_spills, 1024)
+
+
+def measure(chip: int, names: list[str]) -> Figures:
+    """Return the figures of the kernels that each case launches first."""
+    stand_in, found = _Driver(chip), {}
+    driver.set_active(stand_in)
+    for name in names:
+        stand_in.compiled.clear()
+        CASES[name].run()
+        found[name] = {kernel.name: figures(kernel.cubin, kernel.pairs) for kernel in stand_in.compiled}
+    return found
+
+
+def main() -> None:
+    """Compile, and print or write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--chips', type=int, nargs='+', choices=CHIPS, default=CHIPS, help='[all]')
+    parser.add_argument('--quick', action='store_true', help='only the cases that every run of the tests compiles')
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument('--write', action='store_true', help=f'put all figures into {TABLE.name}')
+    group.add_argument('--json', action='store_true', help='print JSON, a line for each chip')
+    args = parser.parse_args()
+    if args.write and args.quick:
+        parser.error('--write needs all cases, not --quick')
+    names = [name for name, case in CASES.items() if case.is_quick or not args.quick]
+    for chip in args.chips:
+        found = measure(chip, names)
+        if args.json:
+            print(json.dumps(found), flush=True)
+        else:
+            print(f'Triton {triton.__version__}, sm_{chip}\n{text_table(found)}\n', flush=True)
+        if args.write:
+            write_table(f'sm_{chip}', found)
 
 
 if __name__ == '__main__':
-    main(int(sys.argv[1]))
+    main()
