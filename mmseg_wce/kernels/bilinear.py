@@ -6,13 +6,10 @@ Positions are computed in integers, so rounding never moves an output pixel to a
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-__all__ = ['Axis', 'axis', 'cells_and_fractions']
+__all__ = ['cells_and_fractions']
 
 
 def cells_and_fractions(inputs: int, outputs: int, align_corners: bool) -> tuple[Tensor, Tensor]:
@@ -33,24 +30,3 @@ def cells_and_fractions(inputs: int, outputs: int, align_corners: bool) -> tuple
         position, denominator = (2 * pixel + 1) * inputs - outputs, 2 * outputs
     cell = torch.div(position, denominator, rounding_mode='floor') + 1
     return cell, torch.remainder(position, denominator).double() / denominator
-
-
-class Axis(NamedTuple):
-    """Lookup tables of the cells along one axis, for kernels."""
-
-    cell: Tensor  # (outputs,), int32, cell of each output pixel
-    fraction: Tensor  # (outputs,), float32, weight of the second of its two input pixels
-    start: Tensor  # (inputs + 2,), int32, first output pixel of each cell
-    fraction_float64: Tensor  # (outputs,), float64
-
-
-@lru_cache(maxsize=64)
-def axis(inputs: int, outputs: int, align_corners: bool, device: torch.device) -> Axis:
-    """Return the tables for a resize from ``inputs`` to ``outputs`` pixels, built once per size."""
-    cell, fraction = cells_and_fractions(inputs, outputs, align_corners)
-    return Axis(
-        cell.int().to(device),
-        fraction.float().to(device),
-        torch.searchsorted(cell, torch.arange(inputs + 2, device='cpu')).int().to(device),
-        fraction.to(device),
-    )

@@ -14,7 +14,7 @@ class Inputs(NamedTuple):
     target: Tensor  # (N, H, W) or (N, ...), int64, any strides
     ignore_index: int  # label of the pixels to ignore
     smoothing_weight: Tensor | None  # (C,), weights of the map `smooth`
-    class_weight: Tensor | None  # (C,), weights of the labels in the sums of 'cpu', None for ones
+    class_weight: Tensor | None  # (C,), weights of the labels in sums, None for ones
     align_corners: bool  # of the interpolation
 
     @property

@@ -190,9 +190,9 @@ def pixel_nll(
         smoothing_weight: (C,), weights of ``smooth``, which is all zeros without them.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
         backend: 'cpu' (Numba), 'slabs' (plain PyTorch), 'triton' or 'reference'. The default is the value of the
-            environment variable ``MMSEG_WCE_BACKEND`` or, if it is not set, 'cpu' on the CPU, 'triton' on CUDA if it is
-            installed (not for float64), and otherwise 'slabs', or 'reference' for small inputs. 'cpu' runs as 'slabs'
-            for float64 and if Numba is not installed.
+            environment variable ``MMSEG_WCE_BACKEND`` or, if it is not set, 'cpu' on the CPU, 'triton' on CUDA where
+            Triton works (not for float64), and otherwise 'slabs', or 'reference' for small inputs. 'cpu' runs as
+            'slabs' for float64 and if Numba is not installed.
 
     Returns:
         ``nll`` and ``smooth``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's shape.
