@@ -7,12 +7,14 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import mmseg_wce.__main__
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from blocks import python_blocks
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -227,6 +229,30 @@ def test_examples_of_the_faq_print_what_they_say(capsys):
         exec(example, {})
         assert capsys.readouterr().out.split() == re.findall(r'print\(.*\)  # (\S+)', example)
     assert len(examples) == 2
+
+
+def test_the_example_of_cuda_graphs_computes_the_loss():
+    (example,) = [block for block in python_blocks((ROOT / 'docs/fused_loss.md').read_text()) if 'CUDAGraph' in block]
+    names = {}
+
+    exec(example, names)
+
+    z = F.interpolate(names['logits'], size=names['labels'].shape[1:], mode='bilinear')
+    expected = F.cross_entropy(z, names['labels'])
+    torch.testing.assert_close(names['loss'], expected.detach())
+    torch.testing.assert_close(names['gradient'], torch.autograd.grad(expected, names['logits'])[0])
+
+
+@pytest.mark.parametrize('picture', sorted((ROOT / 'docs').glob('*.svg')), ids=lambda path: path.name)
+def test_drawings_are_for_light_and_dark_pages(picture):
+    svg = ElementTree.parse(picture).getroot()
+
+    light, dark = svg.find('{*}style').text.split('@media (prefers-color-scheme: dark)')
+    colored = [re.findall(r'^ *([.#\w ]+) \{.*#', style, re.MULTILINE) for style in (light, dark)]
+
+    assert svg.find('{*}title').text
+    assert colored[0]
+    assert sorted(colored[0]) == sorted(colored[1])
 
 
 def test_the_iou_of_one_class_prints_what_the_page_says(capsys):
