@@ -1,7 +1,8 @@
 """The op on CUDA, in Triton: deterministic, without atomics and without full-size logits.
 
-:mod:`.tiles` cuts the work into programs, :mod:`.forward`, :mod:`.backward` and :mod:`.sums` are the kernels, and
-:mod:`.blocks`, :mod:`.interpolation` and :mod:`.coordinates` what they share.
+:mod:`.tiles` cuts the work into programs, :mod:`.forward`, :mod:`.backward` and :mod:`.sums` are the kernels,
+:mod:`.compiling` is how they are compiled, and they share :mod:`.coordinates`, :mod:`.interpolation`, :mod:`.pixels`,
+:mod:`.blocks` (exponentials as geometric progressions) and :mod:`.strips`. docs/design.md explains them with a picture.
 """
 
 from __future__ import annotations
