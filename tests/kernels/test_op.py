@@ -7,6 +7,7 @@ import torch
 from cases import value_and_gradient
 from mmseg_wce.functional import weighted_cross_entropy
 from mmseg_wce.kernels import pixel_maps, pixel_nll
+from mmseg_wce.kernels import backends
 from mmseg_wce.kernels.backends import ENVIRONMENT_VARIABLE, chosen_backend, has_triton
 from torch.autograd import forward_ad
 from ways import NUMBA, SLABS, every_way, fused, fused_or_slowly, layouts
@@ -291,6 +292,52 @@ def test_a_triton_that_is_old_or_broken_is_none(version, expected, monkeypatch):
 
     monkeypatch.setitem(sys.modules, 'triton', None)  # its import fails
     assert not has_triton.__wrapped__()
+
+
+@pytest.fixture
+def a_gpu_and_triton(monkeypatch):
+    """A GPU that is new enough, with a Triton whose kernels do nothing."""
+    kernels = SimpleNamespace(run_smallest_kernel=lambda device: None)
+    monkeypatch.setitem(sys.modules, 'mmseg_wce.kernels.triton', kernels)
+    monkeypatch.setattr(backends, 'has_triton', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
+    backends._triton_works.cache_clear()
+    yield kernels
+    backends._triton_works.cache_clear()
+
+
+def test_triton_is_the_default_where_it_works(a_gpu_and_triton, caplog):
+    assert chosen_backend(None, torch.device('cuda', 0), torch.float32) == 'triton'
+    assert not caplog.records
+
+
+def test_an_old_gpu_takes_another_back_end_and_says_so_once(a_gpu_and_triton, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+
+    chosen = [chosen_backend(None, torch.device('cuda', 1), torch.float32) for _ in range(3)]
+
+    assert chosen == ['slabs'] * 3
+    (record,) = caplog.records
+    assert 'slower back end on cuda:1' in record.getMessage()
+    assert 'compute capability is below 8.0' in record.getMessage()
+
+
+def test_a_triton_that_cannot_compile_is_not_taken(a_gpu_and_triton, caplog):
+    def fail(device):
+        raise RuntimeError('Failed to find C compiler')
+
+    a_gpu_and_triton.run_smallest_kernel = fail
+
+    assert chosen_backend(None, torch.device('cuda', 0), torch.float32) == 'slabs'
+    assert 'Failed to find C compiler' in caplog.text
+
+
+def test_compiled_code_knows_whether_triton_works(a_gpu_and_triton):
+    @torch.compile(fullgraph=True, backend='eager')
+    def add(x):
+        return x + (1 if backends.can_use_triton(0) else 2)
+
+    assert add(torch.zeros(())) == 1
 
 
 @every_way

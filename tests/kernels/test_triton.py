@@ -112,7 +112,7 @@ def test_classes_of_a_program(most, channels, expected):
     ('height', 'per_band', 'expected'), [(128, 3000, 128), (128, 500, 26), (128, 1, 8), (16, 1, 8), (3, 1, 3)]
 )
 def test_rows_of_a_band(height, per_band, expected):
-    assert choices.band_rows(height, per_band, 2048) == expected
+    assert choices.band_rows(height, per_band, 2048, 8) == expected
 
 
 @pytest.mark.parametrize(('pixels', 'expected'), [(1, 1), (2, 2), (4, 4), (5, 8), (7, 8), (9, 4), (30, 8)])

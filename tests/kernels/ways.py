@@ -15,7 +15,7 @@ if has_triton() and not CUDA:
     from triton.runtime import interpreter
 
     # The interpreter is slow per program and operation; an operation on some thousand numbers costs as much as on one.
-    triton.TILES = triton.Tiles(lanes=256, backward_lanes=64, programs=1)
+    triton.TILES = triton.Tiles(lanes=1024, backward_lanes=1024, programs=1 << 30, band=1)
     if isinstance(triton.add_up, interpreter.InterpretedFunction):
         # Half of its time is spent on patching triton.language at every call from a kernel: once is enough.
         interpreter._patch_lang(tl.zeros.fn)

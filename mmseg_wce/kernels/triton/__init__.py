@@ -226,7 +226,7 @@ def backward(
         def programs(columns_per_cell: int) -> tuple[int, ...]:
             """Return the number of programs, chunks of classes, strips of columns, bands, and input rows of a band."""
             columns, owned = (w + 1) * columns_per_cell, lanes - columns_per_cell
-            rows = band_rows(h, triton.cdiv(images * chunks * columns, owned), TILES.programs)
+            rows = band_rows(h, triton.cdiv(images * chunks * columns, owned), TILES.programs, TILES.band)
             bands = triton.cdiv(h, rows)
             strips = triton.cdiv(bands * columns, owned)
             return images * chunks * strips, chunks, strips, bands, rows

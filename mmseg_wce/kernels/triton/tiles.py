@@ -33,8 +33,9 @@ class Tiles(NamedTuple):
         loads: classes that are loaded at once by kernels that only read, to hide the latency of memory.
         rows: of pixels that share the corners of a cell in the forward for any scale, at most.
         pixels: of a program that adds up maps.
-        programs: of the backward, at least, if bands of 8 rows or more give as many: 132 multiprocessors hold 12 to 16
-            warps with 128 to 168 registers per thread.
+        programs: of the backward, at least, if high enough bands give as many: 132 multiprocessors of an H200 hold 12
+            warps each with 168 registers per thread.
+        band: rows of input pixels in a band, at least, unless there are fewer; one more is computed twice.
         registers: per thread of the forward, at most, so that 16 warps fit on a multiprocessor.
         backward_registers: of the backward, so that 12 warps fit.
     """
@@ -46,6 +47,7 @@ class Tiles(NamedTuple):
     rows: int = 8
     pixels: int = 2048
     programs: int = 2048
+    band: int = 8
     registers: int = 128
     backward_registers: int = 168
 
@@ -61,7 +63,6 @@ class Axis(NamedTuple):
 
 TILES = Tiles()
 _MAX_BLOCK = 16  # pixels; more do not fit into registers with their sums, largest powers and classes
-_MIN_BAND = 8  # rows; one more is computed twice
 _CORNERS = 2  # cost of loading the corners of a cell, in output rows
 _WARP = 32
 
@@ -114,9 +115,9 @@ def classes_at_once(channels: int, most: int) -> int:
     return min(range(min(channels, most), 0, -1), key=lambda n: -(-channels // n) * (n + 1))
 
 
-def band_rows(height: int, programs_per_band: int, least: int) -> int:
-    """Return the input rows of a band, so that there are enough programs to fill a GPU."""
-    bands = min(-(-least // programs_per_band), max(height // _MIN_BAND, 1))
+def band_rows(height: int, programs_per_band: int, programs: int, least: int) -> int:
+    """Return the input rows of a band, at least some, so that there are enough programs to fill a GPU."""
+    bands = min(-(-programs // programs_per_band), max(height // least, 1))
     return -(-height // bands)
 
 
