@@ -6,8 +6,7 @@ import pytest
 import torch
 from cases import value_and_gradient
 from mmseg_wce.functional import weighted_cross_entropy
-from mmseg_wce.kernels import pixel_maps, pixel_nll
-from mmseg_wce.kernels import backends
+from mmseg_wce.kernels import backends, pixel_maps, pixel_nll
 from mmseg_wce.kernels.backends import ENVIRONMENT_VARIABLE, chosen_backend, has_triton
 from torch.autograd import forward_ad
 from ways import NUMBA, SLABS, every_way, fused, fused_or_slowly, layouts

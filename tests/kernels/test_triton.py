@@ -12,8 +12,18 @@ from mmseg_wce.kernels.triton import tiles as choices  # noqa: E402
 TRITON = Way('triton', 'cuda' if CUDA else 'cpu')
 TILES = dict(
     default=triton.Tiles(),
-    small=triton.Tiles(lanes=32, classes=3, loads=2, rows=2, pixels=64, programs=1000),
-    wide=triton.Tiles(lanes=256, backward_lanes=64, classes=7, loads=16, rows=4, pixels=1024, programs=1),
+    small=triton.Tiles(lanes=32, classes=3, loads=2, rows=2, pixels=64, programs=1000, sum_lanes=32, sum_rounds=2),
+    wide=triton.Tiles(
+        lanes=256,
+        block_lanes=128,
+        backward_lanes=64,
+        classes=7,
+        loads=16,
+        rows=4,
+        pixels=1024,
+        programs=1,
+        sum_rounds=1,
+    ),
 )
 
 

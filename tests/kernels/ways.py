@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,16 @@ if has_triton() and not CUDA:
     from triton.runtime import interpreter
 
     # The interpreter is slow per program and operation; an operation on some thousand numbers costs as much as on one.
-    triton.TILES = triton.Tiles(lanes=1024, backward_lanes=1024, programs=1 << 30, band=1)
+    triton.TILES = triton.Tiles(
+        lanes=1024, block_lanes=1024, rows=4, backward_lanes=1024, programs=1 << 30, band=1, sum_rounds=1
+    )
     if isinstance(triton.add_up, interpreter.InterpretedFunction):
         # Half of its time is spent on patching triton.language at every call from a kernel: once is enough.
         interpreter._patch_lang(tl.zeros.fn)
+        # A GPU rounds once.
+        interpreter.InterpreterBuilder.create_fma = lambda self, x, y, z: interpreter.TensorHandle(
+            (x.data.astype(np.float64) * y.data + z.data).astype(x.data.dtype), x.dtype.scalar
+        )
         interpreter.InterpretedFunction.__call__ = lambda self, *args, **options: self.rewrite()(*args, **options)
 
 

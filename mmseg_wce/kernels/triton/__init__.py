@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,7 +16,7 @@ from mmseg_wce.kernels.triton.backward import differentiate_blocks, differentiat
 from mmseg_wce.kernels.triton.forward import (
     find_maxima,
     measure_blocks,
-    measure_finely,
+    measure_in_float64,
     measure_resized,
     measure_same_size,
 )
@@ -31,7 +31,7 @@ from mmseg_wce.kernels.triton.tiles import (
     classes_at_once,
     extent,
     is_wide,
-    launch_options,
+    options,
     pixels_per_cell,
     rows_at_once,
 )
@@ -39,28 +39,28 @@ from torch import Tensor
 
 __all__ = ['TILES', 'Tiles', 'backward', 'describe_invalid_labels', 'forward', 'softmax_stats_size']
 
-_HAS_FAST_LOG2 = isinstance(add_up, triton.JITFunction) and not torch.version.hip  # not in the interpreter
 NUM_LABEL_BINS = 259  # values below 0, each value 0..255 of a mask file, larger invalid values, larger classes
 
 
 class _SoftmaxStats(NamedTuple):
-    """What the backward needs of the forward: views of one float32 vector. If nothing is resized, without the ends."""
+    """What the backward needs of the forward: views of one float32 vector, explained in forward.py."""
 
-    log_sums: Tensor  # (N * H * W,), log2 of the sum of 2^z
+    log_sums: Tensor  # (N * H * W,)
     max_logit: Tensor  # (N * h * w,)
-    origins: Tensor  # (N * H * W,): see forward.py
-    flag: Tensor  # (1,), not zero if there are origins that are not infinite
+    flag: Tensor  # (1,); like the next two, empty if nothing is resized
+    origins: Tensor  # (N * H * W,), mostly uninitialised
+    fine_log_sums: Tensor  # (N * H * W,), mostly uninitialised
 
     @classmethod
     def view(cls, buffer: Tensor, pixels: int, input_pixels: int, is_resized: bool) -> _SoftmaxStats:
-        sizes = (pixels, input_pixels, *((pixels, 1) if is_resized else (0, 0)))
+        sizes = (pixels, input_pixels, *((1, pixels, pixels) if is_resized else (0, 0, 0)))
         return cls(*buffer.split(sizes))
 
 
 def softmax_stats_size(inputs: Inputs) -> int:
     """Return how many numbers the backward needs of the forward."""
     pixels, input_pixels = inputs.target.numel(), inputs.logits.numel() // inputs.logits.shape[1]
-    return pixels + input_pixels + (pixels + 1) * inputs.is_resized
+    return pixels + input_pixels + (2 * pixels + 1) * inputs.is_resized
 
 
 class _Problem(NamedTuple):
@@ -114,63 +114,61 @@ def forward(inputs: Inputs) -> tuple[Tensor | None, ...]:
     buffer = nll.new_empty(softmax_stats_size(inputs))
     stats = _SoftmaxStats.view(buffer, target.numel(), images * h * w, is_resized)
     arguments = z, stats.max_logit, target, *problem.smoothing, nll, smooth, correct
-    flags: dict[str, Any] = dict(
-        SMOOTHING=is_smoothed, LANES=TILES.lanes, **launch_options(TILES.lanes, TILES.registers)
-    )
     with torch.cuda.device_of(z):
         if not is_resized:
             tiles = triton.cdiv(W, TILES.lanes)
             measure_same_size[(images * tiles,)](
                 *arguments, stats.log_sums, inputs.ignore_index, channels, W, tiles,
-                z.stride(0), z.stride(1), z.stride(3), CLASSES=TILES.loads, **flags,
+                z.stride(0), z.stride(1), z.stride(3), SMOOTHING=is_smoothed, CLASSES=TILES.loads,
+                **options(TILES.lanes),
             )  # fmt: skip
         else:
-            _measure(problem, inputs.ignore_index, arguments, stats, flags)
+            _measure(problem, inputs.ignore_index, arguments, stats, is_smoothed)
         return nll, smooth, correct, buffer, *_add_up(nll, smooth, correct, target, inputs)
 
 
-def _measure(problem: _Problem, ignore_index: int, arguments: tuple, stats: _SoftmaxStats, flags: dict) -> None:
+def _measure(problem: _Problem, ignore_index: int, arguments: tuple, stats: _SoftmaxStats, is_smoothed: bool) -> None:
     """Fill the maps and statistics of resized logits."""
     (z, max_logit, *_), (h, w, H, W) = arguments, problem.sizes
     images, channels = z.shape[:2]
-    maps = *arguments, stats.origins, stats.log_sums, stats.flag
-    tiles, wide = triton.cdiv(h * w, TILES.lanes), problem.is_wide
+    maps = *arguments, stats.log_sums, stats.flag
+    tiles, flags = triton.cdiv(h * w, TILES.lanes), dict(SMOOTHING=is_smoothed, WIDE=problem.is_wide)
     find_maxima[(images * tiles,)](
         z, max_logit, stats.flag, channels, h, w, *z.stride(),
-        CLASSES=TILES.loads, LANES=TILES.lanes, **launch_options(TILES.lanes),
+        CLASSES=TILES.loads, **options(TILES.lanes),
     )  # fmt: skip
     if problem.block is not None:
         scale, block_w, block_h = problem.block
-        tiles = triton.cdiv((h + 1) * (w + 1) * scale**2, block_w * block_h * TILES.lanes)
+        tiles = triton.cdiv((h + 1) * (w + 1) * scale**2, block_w * block_h * TILES.block_lanes)
         measure_blocks[(images * tiles,)](
             *maps, ignore_index, channels, h, w, tiles, *z.stride(),
-            SCALE=scale, BLOCK_W=block_w, BLOCK_H=block_h, APPROXIMATE=_HAS_FAST_LOG2, WIDE=wide, **flags,
+            SCALE=scale, BLOCK_W=block_w, BLOCK_H=block_h, **flags, **options(TILES.block_lanes, TILES.registers),
         )  # fmt: skip
     else:
         tiles = triton.cdiv(W, TILES.lanes)
         measure_resized[(images * (h + 1) * tiles,)](
             *maps, ignore_index, channels, h, w, H, W, tiles, *z.stride(), *problem.axes[0], *problem.axes[1],
-            ROWS=rows_at_once(pixels_per_cell(problem.axes[0]), TILES.rows),
-            APPROXIMATE=_HAS_FAST_LOG2, WIDE=wide, **flags,
+            ROWS=rows_at_once(pixels_per_cell(problem.axes[0]), TILES.rows), **flags, **options(TILES.lanes),
         )  # fmt: skip
     tiles = triton.cdiv(H * W, TILES.pixels)
-    measure_finely[(images * tiles,)](
-        z, *maps[2:], channels, h, w, H, W, tiles, *z.stride(), *problem.axes[0], *problem.axes[1],
-        WIDE=wide, PIXELS=TILES.pixels, **flags,
+    measure_in_float64[(images * tiles,)](
+        z, *arguments[2:], stats.log_sums, stats.origins, stats.fine_log_sums, stats.flag, channels,
+        h, w, H, W, tiles, *z.stride(), *problem.axes[0], *problem.axes[1], PIXELS=TILES.pixels, **flags,
+        **options(TILES.lanes),
     )  # fmt: skip
 
 
 def _add_up(nll: Tensor, smooth: Tensor | None, correct: Tensor, target: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
     """Return the sums of loss and smoothing term, and the weights, valid, correct and invalid pixels, in float64."""
-    programs = triton.cdiv(target.numel(), TILES.pixels)
+    programs = triton.cdiv(target.numel(), TILES.sum_rounds * TILES.sum_lanes)
     partial_sums = nll.new_empty(6, programs, dtype=torch.float64)
     loss_sum, smooth_sum, counts = nll.new_empty(()), nll.new_empty(()), partial_sums.new_empty(4)
     weight = None if inputs.class_weight is None else inputs.class_weight.contiguous()
     add_up[(programs,)](
         nll, smooth, correct, target, weight, partial_sums, inputs.ignore_index, inputs.logits.shape[1],
-        target.numel(), programs, SMOOTHING=smooth is not None, LANES=TILES.pixels, **launch_options(TILES.lanes),
+        target.numel(), programs, SMOOTHING=smooth is not None, ROUNDS=TILES.sum_rounds, **options(TILES.sum_lanes),
     )  # fmt: skip
-    finish_sums[(6,)](partial_sums, loss_sum, smooth_sum, counts, programs, LANES=1024, **launch_options(TILES.lanes))
+    finish_sums[(6,)](partial_sums, loss_sum, smooth_sum, counts, programs, **options(TILES.sum_lanes))
     return loss_sum, smooth_sum, counts
 
 
@@ -204,23 +202,22 @@ def backward(
     maps = (None if g is None else g.contiguous() for g in (grad_nll, grad_smooth))
     weight = None if inputs.class_weight is None else inputs.class_weight.contiguous()
     upstream = *maps, grad_loss_sum, grad_smooth_sum, weight
-    flags: dict[str, Any] = dict(SMOOTHING=is_smoothed)
     with torch.cuda.device_of(z):
         if not is_resized:
             tiles = triton.cdiv(W, TILES.lanes)
             differentiate_same_size[(images * tiles,)](
                 *upstream, z, stats.max_logit, target, stats.log_sums, *problem.smoothing, gradient,
                 channels, W, tiles, *(x.stride(i) for x in (z, gradient) for i in (0, 1, 3)),
-                CLASSES=TILES.loads, LANES=TILES.lanes, **flags, **launch_options(TILES.lanes),
+                SMOOTHING=is_smoothed, CLASSES=TILES.loads, **options(TILES.lanes),
             )  # fmt: skip
             return result
         classes, lanes = classes_at_once(channels, TILES.classes), TILES.backward_lanes
         chunks = triton.cdiv(channels, classes)
-        flags |= dict(
-            CLASSES=classes,
-            LANES=lanes,
+        flags = dict(
+            SMOOTHING=is_smoothed,
             WIDE=problem.is_wide or is_wide(extent(gradient, 2)),
-            **launch_options(lanes, TILES.backward_registers),
+            CLASSES=classes,
+            **options(lanes, TILES.backward_registers),
         )
 
         def programs(columns_per_cell: int) -> tuple[int, ...]:
@@ -242,8 +239,8 @@ def backward(
         number, *cut = programs(1)
         for fine in (False, True) if problem.block is None else (True,):
             differentiate_cells[(number,)](
-                *upstream, z, stats.max_logit, target, stats.origins, stats.log_sums, stats.flag, *problem.smoothing,
-                gradient, channels, h, w, H, W, *map(pixels_per_cell, problem.axes), *cut,
+                *upstream, z, stats.max_logit, target, stats.log_sums, stats.origins, stats.fine_log_sums, stats.flag,
+                *problem.smoothing, gradient, channels, h, w, H, W, *map(pixels_per_cell, problem.axes), *cut,
                 *z.stride(), *gradient.stride(), *problem.axes[0], *problem.axes[1], FINE=fine, **flags,
             )  # fmt: skip
     return result
@@ -254,8 +251,7 @@ def run_smallest_kernel(device: torch.device) -> None:
     logits, results = torch.zeros(1, 1, 1, 1, device=device), torch.empty(2, device=device)
     with torch.cuda.device_of(logits):
         find_maxima[(1,)](
-            logits, results, results[1:], 1, 1, 1, *logits.stride(), CLASSES=TILES.loads, LANES=TILES.lanes,
-            **launch_options(TILES.lanes),
+            logits, results, results[1:], 1, 1, 1, *logits.stride(), CLASSES=TILES.loads, **options(TILES.lanes),
         )  # fmt: skip
 
 
@@ -278,6 +274,6 @@ def describe_invalid_labels(target: Tensor, num_invalid: Tensor, num_classes: in
     with torch.cuda.device_of(target):
         describe_labels[(NUM_LABEL_BINS + 2,)](
             target, num_invalid, report, ignore_index, num_classes, target.numel(),
-            BINS=NUM_LABEL_BINS, LANES=TILES.pixels, **launch_options(TILES.lanes),
+            BINS=NUM_LABEL_BINS, **options(TILES.sum_lanes),
         )  # fmt: skip
     return report

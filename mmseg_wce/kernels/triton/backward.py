@@ -26,6 +26,7 @@ from mmseg_wce.kernels.triton.interpolation import (
     lerp,
     load_corners,
     load_maxima,
+    masked,
 )
 from mmseg_wce.kernels.triton.pixels import load_pixels, zeros
 from mmseg_wce.kernels.triton.strips import edge_fraction, locate_lane, store_row
@@ -91,7 +92,7 @@ def differentiate_blocks(
 ):  # fmt: skip
     """Write the gradient for an integer scale, from exponentials in progressions.
 
-    Wrong beside blocks that are not safe for these: :func:`differentiate_cells` writes there once more.
+    Wrong beside pixels that were left to float64: :func:`differentiate_cells` writes there once more.
     """
     COLUMNS: tl.constexpr = SCALE // BLOCK_W  # of blocks in a cell
     ROWS: tl.constexpr = SCALE // BLOCK_H
@@ -141,7 +142,7 @@ def differentiate_blocks(
             new_sums = ()
             for k in tl.static_range(CLASSES):
                 c = tl.minimum(first_class + k, channels - 1)
-                corners = load_corners(logits + c.to(tl.int64) * stride_c, offsets, maxima)
+                corners = masked(load_corners(logits + c.to(tl.int64) * stride_c, offsets, maxima))
                 powers = block_exponentials(corners, x_first, y_first, SCALE, BLOCK_W, BLOCK_H)
                 values = ()
                 for i in tl.static_range(PIXELS):
@@ -196,21 +197,24 @@ def _add_column(sums, column_sums, x_fraction, CLASSES: tl.constexpr):
 
 
 @triton.jit
-def _has_origins(origins, x_begin, x_end, y_begin, y_end, W, rows, LANES: tl.constexpr):
-    """Return whether an origin is not infinite between some rows and columns of pixels, different ones in each lane."""
-    lowest = tl.full([LANES], INF, tl.float32)
+def _is_needed(log_sums, x_begin, x_end, y_begin, y_end, W, rows, LANES: tl.constexpr):
+    """Return whether a pixel was left to float64, or its block to kernels for any scale.
+
+    Looks at some rows and columns of pixels, different ones in each lane.
+    """
+    found = tl.zeros([LANES], tl.int32)
     for i in range(rows):
         for j in range(tl.max(x_end - x_begin, 0)):
             y, x = y_begin + i, x_begin + j
-            origin = tl.load(origins + y.to(tl.int64) * W + x, mask=(y < y_end) & (x < x_end), other=INF)
-            lowest = tl.minimum(lowest, origin)
-    return tl.max((lowest < INF).to(tl.int32), 0) > 0
+            log2_sum_exp = tl.load(log_sums + y.to(tl.int64) * W + x, mask=(y < y_end) & (x < x_end), other=INF)
+            found |= ((log2_sum_exp > -INF) == 0).to(tl.int32)  # -inf or NaN
+    return tl.max(found, 0) > 0
 
 
 @kernel
 def differentiate_cells(
-    grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, logits, max_logit, target, origins, log_sums,
-    flag, smoothing_weight, smoothing_sum, gradient, channels, height, width, H, W, cell_rows,
+    grad_nll, grad_smooth, grad_loss_sum, grad_smooth_sum, class_weight, logits, max_logit, target, log_sums, origins,
+    fine_log_sums, flag, smoothing_weight, smoothing_sum, gradient, channels, height, width, H, W, cell_rows,
     cell_columns, chunks, strips, bands, band_rows, stride_n, stride_c, stride_h, stride_w,
     grad_stride_n, grad_stride_c, grad_stride_h, grad_stride_w,
     row_step, row_shift, row_denominator, row_inverse, column_step, column_shift, column_denominator, column_inverse,
@@ -218,8 +222,7 @@ def differentiate_cells(
 ):  # fmt: skip
     """Write the gradient for any scale.
 
-    With FINE, only by programs whose cells have a pixel with an origin that is not infinite; the softmax of those with
-    a finite one is computed in float64.
+    With FINE, only by programs with pixels that another kernel left to this one; their softmax is computed in float64.
     """
     if FINE:  # noqa: SIM102 (Triton computes both sides of an `and`)
         if tl.load(flag) == 0:
@@ -236,7 +239,7 @@ def differentiate_cells(
     if FINE:
         y_begin = first_pixel(band * band_rows, row_step, row_shift, row_denominator, H)
         y_end = first_pixel((band + 1) * band_rows + 1, row_step, row_shift, row_denominator, H)
-        if not _has_origins(origins + n * H * W, x_begin, x_end, y_begin, y_end, W, cell_rows * (band_rows + 1), LANES):
+        if not _is_needed(log_sums + n * H * W, x_begin, x_end, y_begin, y_end, W, cell_rows * (band_rows + 1), LANES):
             return
 
     above_row = zeros(2 * CLASSES, LANES)
@@ -250,7 +253,7 @@ def differentiate_cells(
         corners = ()
         for k in tl.static_range(CLASSES):
             c = tl.minimum(first_class + k, channels - 1)
-            corners = corners + load_corners(logits + c.to(tl.int64) * stride_c, offsets, maxima)
+            corners = corners + masked(load_corners(logits + c.to(tl.int64) * stride_c, offsets, maxima))
         sums = zeros(4 * CLASSES, LANES)
         for j in range(cell_columns):
             x = x_begin + j
@@ -274,7 +277,9 @@ def differentiate_cells(
                     SMOOTHING,
                 )  # fmt: skip
                 if FINE:
-                    origin = tl.load(origins + pixel, mask=mask & valid, other=INF)
+                    is_fine, valid = log2_sum_exp == -INF, valid & (log2_sum_exp == log2_sum_exp)
+                    origin = tl.load(origins + pixel, mask=is_fine, other=0.0)
+                    log2_sum_exp = tl.load(fine_log_sums + pixel, mask=is_fine, other=log2_sum_exp)
                     x_float64 = to_fraction_float64(x_numerator, column_denominator, column_inverse)
                     y_float64 = to_fraction_float64(y_numerator, row_denominator, row_inverse)
                 weight, new_sums = edge_fraction(y_fraction, cell_y, height), ()
@@ -282,9 +287,9 @@ def differentiate_cells(
                     c = tl.minimum(first_class + k, channels - 1)
                     z = lerp(ends[2 * k], ends[2 * k + 1], y_fraction)
                     if FINE:
-                        class_ptr, is_fine = logits + c.to(tl.int64) * stride_c, mask & (origin < INF)
+                        class_ptr = logits + c.to(tl.int64) * stride_c
                         z_float64 = bilinear_float64(class_ptr, offsets, is_fine, x_float64, y_float64)
-                        z = tl.where(origin < INF, (z_float64 - origin.to(tl.float64)).to(tl.float32), z)
+                        z = tl.where(is_fine, (z_float64 - origin.to(tl.float64)).to(tl.float32), z)
                     value = _logit_gradient(
                         z, c, label, valid, log2_sum_exp, upstream_nll, upstream_smooth, smoothing_weight,
                         smoothing_sum, SMOOTHING,

@@ -2,13 +2,16 @@
 
 Every kernel loops over the classes, so a thread keeps the sums of its pixels in registers. Logits are in the units of
 :mod:`mmseg_wce.kernels.units`, relative to the maximum of each input pixel. Where neighbouring input pixels differ so
-much that this loses digits, :func:`measure_finely` computes output pixels again in float64, from the logits without
+much that this loses digits, :func:`measure_in_float64` computes output pixels again in float64, from the logits without
 that shift and relative to an origin per output pixel.
 
-``origins`` tells how a pixel was computed: infinite as usual, finite in float64. At -infinity it counts for nothing
-itself, being ignored, but its block must not be differentiated by progressions. ``log_sums`` is the log2 of the sum of
-2^z, infinite at labels that are not valid, and ``flag`` is not zero if any origin is not infinite, so that idle
-programs return at once.
+``log_sums`` is the log2 of the sum of 2^z. Some values of it have a meaning:
+
+* infinity: the label is not valid, so the pixel counts for nothing;
+* -infinity: :func:`measure_in_float64` computes the pixel, and writes its ``origins`` and ``fine_log_sums``;
+* NaN: the pixel counts for nothing, and lies in a block that must not be differentiated by progressions.
+
+``flag`` is not zero if one of the last two occurs, so that programs without work return at once.
 """
 
 import triton
@@ -33,10 +36,10 @@ from mmseg_wce.kernels.triton.interpolation import (
     lerp,
     load_corners,
     load_maxima,
+    masked,
 )
-from mmseg_wce.kernels.triton.pixels import load_labels, store_maps, zeros
+from mmseg_wce.kernels.triton.pixels import load_labels, log2_of_sum, store_maps, zeros
 from mmseg_wce.kernels.units import LARGEST_LOSS, SMALLEST_SUM
-from triton.language.extra import libdevice
 
 _LIMIT, _SMALLEST_SUM = tl.constexpr(LARGEST_LOSS), tl.constexpr(SMALLEST_SUM)
 
@@ -75,15 +78,6 @@ def _add_class(sums, best, argmax, powers, k, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def _log2(x, APPROXIMATE: tl.constexpr):
-    """Compute the logarithm, approximately by the instruction of NVIDIA's GPUs: 2^-22 off, at a tenth of the cost."""
-    if APPROXIMATE:
-        return libdevice.fast_log2f(x)
-    else:
-        return tl.log2(x)
-
-
-@triton.jit
 def _add_weighted(sums, values, weight):
     return (
         sums[0] + weight * values[0],
@@ -95,10 +89,10 @@ def _add_weighted(sums, values, weight):
 
 @kernel
 def measure_blocks(
-    logits, max_logit, target, smoothing_weight, smoothing_sum, nll, smooth, correct, origins, log_sums, flag,
+    logits, max_logit, target, smoothing_weight, smoothing_sum, nll, smooth, correct, log_sums, flag,
     ignore_index, channels, height, width, tiles, stride_n, stride_c, stride_h, stride_w,
     SCALE: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr,
-    SMOOTHING: tl.constexpr, APPROXIMATE: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr,
+    SMOOTHING: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Write the maps for an integer scale. A thread owns a block of pixels; the blocks of an image are numbered."""
     columns, rows = (width + 1) * (SCALE // BLOCK_W), (height + 1) * (SCALE // BLOCK_H)
@@ -120,7 +114,7 @@ def measure_blocks(
     worst_x, worst_y = tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32)
     class_ptr = logits
     for k in range(channels):
-        corners = load_corners(class_ptr, offsets, maxima)
+        corners = masked(load_corners(class_ptr, offsets, maxima))
         class_ptr += stride_c
         powers = block_exponentials(corners, x_first, y_first, SCALE, BLOCK_W, BLOCK_H)
         sums, best, argmax = _add_class(sums, best, argmax, powers, k, PIXELS)
@@ -132,7 +126,7 @@ def measure_blocks(
     is_safe = block_is_safe(worst_x, worst_y, BLOCK_W, BLOCK_H)
     image = n * height * width * SCALE * SCALE
     nll, correct, target = nll + image, correct + image, target + image
-    origins, log_sums = origins + image, log_sums + image
+    log_sums += image
     if SMOOTHING:
         smooth += image
     if WIDE:
@@ -147,26 +141,29 @@ def measure_blocks(
         corners = load_corners(logits + label.to(tl.int64) * stride_c, offsets, maxima)
         label_logit, mean = bilinear(corners, x_fraction, y_fraction), 0.0
         sum_exp = sums[i] * DOWNSCALE
-        needs_float64 = (is_safe == 0) | (sum_exp < _SMALLEST_SUM) | (label_logit < -_LIMIT)
+        # not <, because interpolating -inf may give NaN
+        needs_float64 = (is_safe == 0) | (sum_exp < _SMALLEST_SUM) | ((label_logit >= -_LIMIT) == 0)
         if SMOOTHING:
             mean = bilinear(corner_means, x_fraction, y_fraction)
             needs_float64 |= mean < -_LIMIT
+        log2_sum_exp = log2_of_sum(sum_exp)
         store_maps(
-            nll, smooth, correct, log_sums, pixel, mask, is_counted, valid, _log2(sum_exp, APPROXIMATE),
-            label_logit, argmax[i] == label, mean, smoothing_sum, SMOOTHING,
+            nll, smooth, correct, pixel, mask, is_counted, valid, log2_sum_exp, label_logit, argmax[i] == label, mean,
+            smoothing_sum, SMOOTHING,
         )  # fmt: skip
-        origin = tl.where(valid & needs_float64, 0.0, tl.where(is_safe, INF, -INF))
-        tl.store(origins + pixel, origin, mask=mask)
-        is_flagged |= mask & (origin < INF)
+        log2_sum_exp = tl.where(needs_float64, -INF, log2_sum_exp)
+        uncounted = tl.where(is_safe, INF, float('nan'))
+        tl.store(log_sums + pixel, tl.where(valid, log2_sum_exp, uncounted), mask=mask)
+        is_flagged |= mask & needs_float64 & (valid | (is_safe == 0))
     tl.store(flag + index * 0, 1.0, mask=is_flagged)
 
 
 @kernel
 def measure_resized(
-    logits, max_logit, target, smoothing_weight, smoothing_sum, nll, smooth, correct, origins, log_sums, flag,
+    logits, max_logit, target, smoothing_weight, smoothing_sum, nll, smooth, correct, log_sums, flag,
     ignore_index, channels, height, width, H, W, tiles, stride_n, stride_c, stride_h, stride_w,
     row_step, row_shift, row_denominator, row_inverse, column_step, column_shift, column_denominator, column_inverse,
-    SMOOTHING: tl.constexpr, APPROXIMATE: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
+    SMOOTHING: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Write the maps for any scale. A program owns the pixels of one row of cells in some columns."""
     x = tl.program_id(0) % tiles * LANES + tl.arange(0, LANES)
@@ -192,7 +189,7 @@ def measure_resized(
         argmax, corner_means = zeros(ROWS, LANES, tl.int32), zeros(4, LANES)
         class_ptr = logits
         for k in range(channels):
-            corners = load_corners(class_ptr, offsets, maxima)
+            corners = masked(load_corners(class_ptr, offsets, maxima))
             class_ptr += stride_c
             top, bottom = lerp(corners[0], corners[1], x_fraction), lerp(corners[2], corners[3], x_fraction)
             powers = ()
@@ -207,26 +204,28 @@ def measure_resized(
             is_counted, valid, label = load_labels(target, pixel, mask, ignore_index, channels)
             corners = load_corners(logits + label.to(tl.int64) * stride_c, offsets, maxima)
             label_logit, mean = bilinear(corners, x_fraction, y_fractions[i]), 0.0
-            needs_float64 = (sums[i] < _SMALLEST_SUM) | (label_logit < -_LIMIT)
+            needs_float64 = (sums[i] < _SMALLEST_SUM) | ((label_logit >= -_LIMIT) == 0)
             if SMOOTHING:
                 mean = bilinear(corner_means, x_fraction, y_fractions[i])
                 needs_float64 |= mean < -_LIMIT
+            log2_sum_exp = log2_of_sum(sums[i])
             store_maps(
-                nll, smooth, correct, log_sums, pixel, mask, is_counted, valid, _log2(sums[i], APPROXIMATE),
-                label_logit, argmax[i] == label, mean, smoothing_sum, SMOOTHING,
+                nll, smooth, correct, pixel, mask, is_counted, valid, log2_sum_exp, label_logit, argmax[i] == label,
+                mean, smoothing_sum, SMOOTHING,
             )  # fmt: skip
-            tl.store(origins + pixel, tl.where(valid & needs_float64, 0.0, INF), mask=mask)
-            tl.store(flag + x * 0, 1.0, mask=mask & valid & needs_float64)
+            log2_sum_exp = tl.where(valid, tl.where(needs_float64, -INF, log2_sum_exp), INF)
+            tl.store(log_sums + pixel, log2_sum_exp, mask=mask)
+            tl.store(flag + x * 0, 1.0, mask=mask & (log2_sum_exp == -INF))
 
 
 @kernel
-def measure_finely(
-    logits, target, smoothing_weight, smoothing_sum, nll, smooth, correct, origins, log_sums, flag,
+def measure_in_float64(
+    logits, target, smoothing_weight, smoothing_sum, nll, smooth, correct, log_sums, origins, fine_log_sums, flag,
     channels, height, width, H, W, tiles, stride_n, stride_c, stride_h, stride_w,
     row_step, row_shift, row_denominator, row_inverse, column_step, column_shift, column_denominator, column_inverse,
     SMOOTHING: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Write the maps of the pixels to which another kernel gave a finite origin; usually there are none."""
+    """Write the maps of the pixels of which another kernel left it to this one; usually there are none."""
     if tl.load(flag) == 0:
         return
     n, first = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * PIXELS
@@ -235,26 +234,25 @@ def measure_finely(
         if WIDE:
             index = index.to(tl.int64)
         pixel = n * H * W + index
-        origin = tl.load(origins + pixel, mask=index < H * W, other=INF)
-        mask = (origin < INF) & (origin > -INF)
+        mask = tl.load(log_sums + pixel, mask=index < H * W, other=INF) == -INF
         if tl.max(mask.to(tl.int32), 0) > 0:
             index = tl.where(mask, index, 0)
-            _measure_pixels_finely(
-                logits + n * stride_n, target, smoothing_weight, smoothing_sum, nll, smooth, correct, origins, log_sums,
-                channels, height, width, index // W, index % W, n * H * W + index, mask, stride_c, stride_h, stride_w,
-                row_step, row_shift, row_denominator, row_inverse,
+            _measure_pixels_in_float64(
+                logits + n * stride_n, target, smoothing_weight, smoothing_sum, nll, smooth, correct, origins,
+                fine_log_sums, channels, height, width, index // W, index % W, n * H * W + index, mask,
+                stride_c, stride_h, stride_w, row_step, row_shift, row_denominator, row_inverse,
                 column_step, column_shift, column_denominator, column_inverse, SMOOTHING, LANES,
             )  # fmt: skip
 
 
 @triton.jit
-def _measure_pixels_finely(
-    image, target, smoothing_weight, smoothing_sum, nll, smooth, correct, origins, log_sums,
+def _measure_pixels_in_float64(
+    image, target, smoothing_weight, smoothing_sum, nll, smooth, correct, origins, fine_log_sums,
     channels, height, width, y, x, pixel, mask, stride_c, stride_h, stride_w,
     row_step, row_shift, row_denominator, row_inverse, column_step, column_shift, column_denominator, column_inverse,
     SMOOTHING: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Write the maps of some pixels, and their origins."""
+    """Write the maps of some pixels, their origins and sums."""
     cell_y, y_fraction = locate(y, row_step, row_shift, row_denominator)
     cell_x, x_fraction = locate(x, column_step, column_shift, column_denominator)
     y_fraction = to_fraction_float64(y_fraction, row_denominator, row_inverse)
@@ -284,11 +282,14 @@ def _measure_pixels_finely(
     label = tl.load(target + pixel, mask=mask, other=0)
     label_logit = bilinear_float64(image + label.to(tl.int64) * stride_c, offsets, mask, x_fraction, y_fraction)
     label_logit = (label_logit - origin.to(tl.float64)).to(tl.float32)
+    log2_sum_exp = tl.log2(sum_exp)
+    is_correct = (argmax == label) & (sum_exp == sum_exp)
     store_maps(
-        nll, smooth, correct, log_sums, pixel, mask, mask, mask, tl.log2(sum_exp), label_logit,
-        (argmax == label) & (sum_exp == sum_exp), mean, smoothing_sum, SMOOTHING,
+        nll, smooth, correct, pixel, mask, mask, mask, log2_sum_exp, label_logit, is_correct, mean, smoothing_sum,
+        SMOOTHING,
     )  # fmt: skip
     tl.store(origins + pixel, origin, mask=mask)
+    tl.store(fine_log_sums + pixel, log2_sum_exp, mask=mask)
 
 
 @kernel
@@ -328,8 +329,10 @@ def measure_same_size(
     is_counted, valid, label = load_labels(target, n * W + x, mask, ignore_index, channels)
     label_logit = (tl.load(logits + label.to(tl.int64) * stride_c).to(tl.float32) - maximum) * LOG2_E
     sum_exp = tl.sum(sums, 0)
+    log2_sum_exp, is_correct = tl.log2(sum_exp), (argmax == label) & (sum_exp == sum_exp)
     store_maps(
-        nll, smooth, correct, log_sums, n * W + x, mask, is_counted, valid, tl.log2(sum_exp), label_logit,
-        (argmax == label) & (sum_exp == sum_exp), tl.sum(means, 0), smoothing_sum, SMOOTHING,
+        nll, smooth, correct, n * W + x, mask, is_counted, valid, log2_sum_exp, label_logit, is_correct,
+        tl.sum(means, 0), smoothing_sum, SMOOTHING,
     )  # fmt: skip
+    tl.store(log_sums + n * W + x, tl.where(valid, log2_sum_exp, INF), mask=mask)
     tl.store(max_logit + n * W + x, maximum, mask=mask)

@@ -12,34 +12,32 @@ _LARGE = tl.constexpr(2.0**29)
 
 
 @triton.jit
-def load_maxima(max_logit, corners):
+def load_maxima(max_logit, offsets):
     """Load the largest logit at the four corners of cells, in units of log 2."""
-    above_left, above_right, below_left, below_right = corners
-    return (
-        tl.load(max_logit + above_left) * LOG2_E,
-        tl.load(max_logit + above_right) * LOG2_E,
-        tl.load(max_logit + below_left) * LOG2_E,
-        tl.load(max_logit + below_right) * LOG2_E,
-    )
-
-
-@triton.jit
-def _load_corner(logits, offset, maximum):
-    # One rounding. That of the maximum is the same for all classes, so it does not matter.
-    z = tl.load(logits + offset).to(tl.float32) * LOG2_E - maximum
-    return tl.maximum(z, MASKED)  # also of NaN: its maximum is NaN, so every class is masked, and the sum is too small
+    maxima = ()
+    for i in tl.static_range(4):
+        maxima = maxima + (tl.load(max_logit + offsets[i]) * LOG2_E,)
+    return maxima
 
 
 @triton.jit
 def load_corners(logits, offsets, maxima):
     """Load the logits of a class at the four corners of cells, relative to their maxima, in units of log 2."""
-    above_left, above_right, below_left, below_right = offsets
-    max_above_left, max_above_right, max_below_left, max_below_right = maxima
+    corners = ()
+    for i in tl.static_range(4):
+        # One rounding. That of the maximum is the same for all classes, so it does not matter.
+        corners = corners + (tl.fma(tl.load(logits + offsets[i]).to(tl.float32), LOG2_E, -maxima[i]),)
+    return corners
+
+
+@triton.jit
+def masked(corners):
+    """Replace -inf by a finite number, and NaN: as its maximum is NaN, all classes are masked, and the sum is small."""
     return (
-        _load_corner(logits, above_left, max_above_left),
-        _load_corner(logits, above_right, max_above_right),
-        _load_corner(logits, below_left, max_below_left),
-        _load_corner(logits, below_right, max_below_right),
+        tl.maximum(corners[0], MASKED),
+        tl.maximum(corners[1], MASKED),
+        tl.maximum(corners[2], MASKED),
+        tl.maximum(corners[3], MASKED),
     )
 
 

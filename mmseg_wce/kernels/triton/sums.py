@@ -9,39 +9,44 @@ from mmseg_wce.kernels.triton.compiling import kernel
 from mmseg_wce.kernels.triton.coordinates import is_within
 
 
-@triton.jit
-def _count(mask):
-    return tl.sum(tl.where(mask, 1.0, 0.0), 0).to(tl.float64)  # exact, of a few thousand pixels
-
-
-@kernel
+@triton.jit(do_not_specialize=['programs', 'ignore_index'])  # threads load several neighbouring numbers at once
 def add_up(
     nll, smooth, correct, target, class_weight, partial_sums, ignore_index, channels, pixels, programs,
-    SMOOTHING: tl.constexpr, LANES: tl.constexpr,
+    SMOOTHING: tl.constexpr, ROUNDS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Write six sums of some pixels: loss, smoothing term, weights; valid, correct and invalid pixels."""
-    pixel = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    mask = pixel < pixels
-    label = tl.load(target + pixel, mask=mask, other=ignore_index)
-    is_counted = label != ignore_index
-    valid = is_counted & is_within(label, channels)
-    weight = tl.where(valid, 1.0, 0.0)
-    if class_weight is not None:
-        weight = tl.load(class_weight + label, mask=valid, other=0.0)
-    loss = tl.load(nll + pixel, mask=mask, other=0.0)
+    losses, smooths, weights = (
+        tl.zeros([LANES], tl.float32),
+        tl.zeros([LANES], tl.float32),
+        tl.zeros([LANES], tl.float32),
+    )
+    num_valid, num_correct, num_invalid = losses, losses, losses
+    first = tl.program_id(0).to(tl.int64) * ROUNDS * LANES
+    for i in range(ROUNDS):
+        pixel = first + i * LANES + tl.arange(0, LANES)
+        mask = pixel < pixels
+        label = tl.load(target + pixel, mask=mask, other=ignore_index)
+        is_counted, is_class = label != ignore_index, is_within(label, channels)
+        valid = is_counted & is_class
+        weight = tl.where(valid, 1.0, 0.0)
+        num_valid += weight
+        if class_weight is not None:
+            weight = tl.load(class_weight + label, mask=valid, other=0.0)
+        weights += weight
+        # where(), because 0 * NaN is NaN; a weight of 0 does not hide a loss that is not finite
+        losses += tl.where(valid, weight * tl.load(nll + pixel, mask=mask, other=0.0), 0.0)
+        if SMOOTHING:
+            smooths += tl.load(smooth + pixel, mask=valid, other=0.0)
+        num_correct += tl.where(tl.load(correct + pixel, mask=mask, other=0) != 0, 1.0, 0.0)
+        num_invalid += tl.where(is_counted & (is_class == 0), 1.0, 0.0)
     result = partial_sums + tl.program_id(0)
-    # where(), because 0 * NaN is NaN; a weight of 0 does not hide a loss that is not finite
-    tl.store(result, tl.sum(tl.where(valid, weight * loss, 0.0), 0).to(tl.float64))
-    smooth_sum = 0.0
-    if SMOOTHING:
-        smooth_sum = tl.sum(tl.load(smooth + pixel, mask=valid, other=0.0), 0)
-    tl.store(result + programs, smooth_sum.to(tl.float64))
-    tl.store(result + 2 * programs, tl.sum(weight, 0).to(tl.float64))
-    is_correct = tl.load(correct + pixel, mask=mask, other=0) != 0
-    is_invalid = is_counted & (valid == 0)
-    tl.store(result + 3 * programs, _count(valid))
-    tl.store(result + 4 * programs, _count(is_correct))
-    tl.store(result + 5 * programs, _count(is_invalid))
+    tl.store(result, tl.sum(losses, 0).to(tl.float64))
+    tl.store(result + programs, tl.sum(smooths, 0).to(tl.float64))
+    tl.store(result + 2 * programs, tl.sum(weights, 0).to(tl.float64))
+    # float32 counts some thousand pixels exactly
+    tl.store(result + 3 * programs, tl.sum(num_valid, 0).to(tl.float64))
+    tl.store(result + 4 * programs, tl.sum(num_correct, 0).to(tl.float64))
+    tl.store(result + 5 * programs, tl.sum(num_invalid, 0).to(tl.float64))
 
 
 @kernel

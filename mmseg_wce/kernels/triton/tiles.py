@@ -17,39 +17,45 @@ __all__ = [
     'band_rows',
     'block_shape',
     'classes_at_once',
-    'launch_options',
+    'options',
     'rows_at_once',
 ]
 
 
 class Tiles(NamedTuple):
-    """Sizes of programs. Lanes are powers of two; on a GPU, a thread has one.
+    """Sizes of programs. Lanes are powers of two; on a GPU a thread has one of 32 to 128, and several of more.
 
     Attributes:
-        lanes: of the forward. Four warps share the instructions they fetch; larger programs pad more.
-        backward_lanes: one warp, so that columns are exchanged by shuffles, without shared memory and barriers.
-        classes: of the backward's inner loop, at most: their unfinished rows and the pixels of a block fit into
-            registers, and what is loaded per pixel is loaded for many classes.
-        loads: classes that are loaded at once by kernels that only read, to hide the latency of memory.
+        lanes: of kernels whose threads have little work: four warps.
+        block_lanes: of the forward in progressions: one warp, so that little is computed beyond the image.
+        registers: per thread there, at most: 16 warps fit on a multiprocessor.
         rows: of pixels that share the corners of a cell in the forward for any scale, at most.
-        pixels: of a program that adds up maps.
-        programs: of the backward, at least, if high enough bands give as many: 132 multiprocessors of an H200 hold 12
-            warps each with 168 registers per thread.
+        loads: classes that are loaded at once by kernels that mostly read, to hide the latency of memory.
+        pixels: that a program looks at for those to be computed in float64.
+        backward_lanes: one warp, so that columns are exchanged by shuffles, without shared memory and barriers.
+        backward_registers: per thread there, at most: 12 warps fit on a multiprocessor.
+        classes: of a program of the backward, at most. What is loaded per pixel serves all of them, and their
+            unfinished rows fit into registers beside the pixels of a block.
+        programs: of the backward, at least, if high enough bands give as many: 12 warps for each of the 132
+            multiprocessors of an H200, and some more for balance.
         band: rows of input pixels in a band, at least, unless there are fewer; one more is computed twice.
-        registers: per thread of the forward, at most, so that 16 warps fit on a multiprocessor.
-        backward_registers: of the backward, so that 12 warps fit.
+        sum_lanes: pixels that are added up side by side, eight per thread.
+        sum_rounds: of these in a program: fewer, and adding up the lanes would take as long as the pixels.
     """
 
     lanes: int = 128
-    backward_lanes: int = 32
-    classes: int = 10
-    loads: int = 8
+    block_lanes: int = 32
+    registers: int = 128
     rows: int = 8
+    loads: int = 8
     pixels: int = 2048
+    backward_lanes: int = 32
+    backward_registers: int = 168
+    classes: int = 10
     programs: int = 2048
     band: int = 8
-    registers: int = 128
-    backward_registers: int = 168
+    sum_lanes: int = 1024
+    sum_rounds: int = 8
 
 
 class Axis(NamedTuple):
@@ -67,12 +73,12 @@ _CORNERS = 2  # cost of loading the corners of a cell, in output rows
 _WARP = 32
 
 
-def launch_options(lanes: int, registers: int | None = None) -> dict[str, int]:
-    """Return the keyword arguments of a launch that concern the compiler."""
-    options = dict(num_warps=min(max(lanes // _WARP, 1), 4))
+def options(lanes: int, registers: int | None = None) -> dict[str, Any]:
+    """Return the keyword arguments of a launch for programs of some lanes, with a limit of registers per thread."""
+    found = dict(LANES=lanes, num_warps=min(max(lanes // _WARP, 1), 4))
     if registers is not None and not torch.version.hip:  # only NVIDIA's compiler takes a limit
-        options['maxnreg'] = registers
-    return options
+        found['maxnreg'] = registers
+    return found
 
 
 def block_shape(height: int, width: int, H: int, W: int, align_corners: bool) -> tuple[int, int, int] | None:
