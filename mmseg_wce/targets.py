@@ -19,7 +19,7 @@ from importlib import import_module
 
 import numpy as np
 import torch
-from mmseg_wce.kernels.backends import can_use_triton
+from mmseg_wce.kernels.backends import prefers_triton
 from mmseg_wce.kernels.op import is_transformed
 from mmseg_wce.label_causes import likely_causes
 from mmseg_wce.label_evidence import LabelEvidence
@@ -101,7 +101,7 @@ def _find_valid(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     bad = valid != not_ignored
     if target.is_cuda:
         if not torch.cuda.is_current_stream_capturing():
-            if can_use_triton(target.device.index):
+            if prefers_triton(target.device.index):
                 measured = _describe(target, num_classes, ignore_index, bad.count_nonzero())
             else:
                 measured = _measure(target, bad, ignore_index)

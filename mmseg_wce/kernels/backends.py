@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'can_use_triton', 'chosen_backend', 'has_triton']
+__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'can_use_triton', 'chosen_backend', 'has_triton', 'prefers_triton']
 
 BACKENDS = ('cpu', 'slabs', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
@@ -79,6 +79,11 @@ def can_use_triton(index: int | None) -> bool:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return True  # nothing can be tried now: kernels run before they are captured
     return _triton_works(torch.cuda.current_device() if index is None else index)
+
+
+def prefers_triton(index: int | None) -> bool:
+    """Return whether Triton works on a CUDA device, and the environment asks for no other back end."""
+    return os.environ.get(ENVIRONMENT_VARIABLE) in (None, '', 'triton') and can_use_triton(index)
 
 
 _HAS_NUMBA = _has_numba()

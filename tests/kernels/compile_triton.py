@@ -13,7 +13,8 @@ import math
 import os
 from typing import Any, NamedTuple
 
-os.environ.pop('TRITON_INTERPRET', None)  # read where kernels are made
+if __name__ == '__main__':  # pytest imports this file in search of docstrings
+    os.environ.pop('TRITON_INTERPRET', None)  # read where kernels are made
 
 import torch
 import triton
@@ -106,7 +107,7 @@ class _Kernel:
         is_fine, name = constants.get('FINE', False), function.__name__
         self.name, self.cubin = f'{name}, FINE' if is_fine else name, b''
         # those that compute in float64 usually return at once
-        is_usual = not is_fine and name != 'measure_finely'
+        is_usual = not is_fine and name != 'measure_in_float64'
         self.pairs = math.prod(constants.get(key, 1) for key in _PIXELS_AND_CLASSES) if is_usual else None
         driver.active.compiled.append(self)
 

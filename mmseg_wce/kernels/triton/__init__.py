@@ -48,8 +48,8 @@ class _SoftmaxStats(NamedTuple):
     log_sums: Tensor  # (N * H * W,)
     max_logit: Tensor  # (N * h * w,)
     flag: Tensor  # (1,); like the next two, empty if nothing is resized
-    origins: Tensor  # (N * H * W,), mostly uninitialised
-    fine_log_sums: Tensor  # (N * H * W,), mostly uninitialised
+    origins: Tensor  # (N * H * W,)
+    fine_log_sums: Tensor  # (N * H * W,)
 
     @classmethod
     def view(cls, buffer: Tensor, pixels: int, input_pixels: int, is_resized: bool) -> _SoftmaxStats:
@@ -113,6 +113,8 @@ def forward(inputs: Inputs) -> tuple[Tensor | None, ...]:
     correct = torch.empty_like(nll, dtype=torch.bool)
     buffer = nll.new_empty(softmax_stats_size(inputs))
     stats = _SoftmaxStats.view(buffer, target.numel(), images * h * w, is_resized)
+    if is_resized:
+        buffer[-2 * target.numel() :].zero_()  # the last two are mostly not written
     arguments = z, stats.max_logit, target, *problem.smoothing, nll, smooth, correct
     with torch.cuda.device_of(z):
         if not is_resized:
