@@ -37,7 +37,9 @@ MOST_INSTRUCTIONS_PER_PAIR = {'scale 4: measure_blocks': 9.0, 'scale 4: differen
 def test_machine_code(chip, cases):
     found = compiled('--chips', str(chip), *cases)
 
-    assert [list(found[case]) for case in NOTHING_NEW] == [[]] * len(NOTHING_NEW), 'kernels are compiled anew'
+    # add_up loads several numbers at once where the number of pixels is divisible by 16
+    anew = [kernel for case in NOTHING_NEW for kernel in found[case] if kernel != 'add_up']
+    assert not anew, 'kernels are compiled anew'
     problems = [problem for name, kernel in flat(found).items() for problem in beyond_bars(name, kernel)]
     known = read_table().get(VERSION, {}).get(f'sm_{chip}')
     if known is not None:
@@ -59,7 +61,7 @@ def beyond_bars(name: str, kernel: dict[str, int]) -> list[str]:
     """Return what is beyond the limits that hold for every version of Triton."""
     problems = []
     most = MOST_STACK_AT_SCALE_4 if name.startswith('scale 4: ') else MOST_STACK
-    if 'FINE' not in name and 'finely' not in name and kernel['stack'] > most:
+    if 'FINE' not in name and 'float64' not in name and kernel['stack'] > most:
         problems.append(f'{name}: {kernel["stack"]} bytes of stack, at most {most}')
     if most := MOST_INSTRUCTIONS_PER_PAIR.get(name):
         per_pair = kernel['instructions'] / kernel['pairs']
