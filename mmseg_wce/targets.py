@@ -268,7 +268,8 @@ def raise_pending(wait: bool = True) -> None:
             oldest.arrived.synchronize()
         findings = _read(oldest.measured, oldest.shape, oldest.num_classes, oldest.ignore_index, oldest.sources)
         if findings is not None:
-            _pending.clear()
+            with _lock:
+                _pending.clear()
             raise ValueError('In an earlier iteration: ' + explain(findings))
 
 

@@ -56,16 +56,22 @@ def _numba_works() -> bool:
         return False
 
 
-@lru_cache
-def _triton_works(device: int) -> bool:
-    """Compile and run the smallest kernel on a CUDA device; say once in the log why another back end is taken."""
+_verdicts: dict[int, bool] = {}  # whether Triton works, by CUDA device
+
+
+def _try_triton(device: int) -> bool:
+    """Compile and run the smallest kernel on a CUDA device; say in the log why another back end is taken."""
     try:
         if not torch.version.hip and torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
             raise RuntimeError(f'compute capability is below {".".join(map(str, _OLDEST_CAPABILITY))}')
         import_module('mmseg_wce.kernels.triton').run_smallest_kernel(torch.device('cuda', device))
+        torch.cuda.synchronize(device)  # once in a process: a kernel that fails says so no sooner
+    except torch.cuda.OutOfMemoryError:
+        raise  # this says nothing about Triton
     except Exception as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         logging.getLogger(__name__).warning(
-            'The loss uses a slower back end on cuda:%d, because Triton cannot be used there: %s', device, error
+            'The loss uses a slower back end on cuda:%d, because Triton cannot be used there: %s', device, first_line
         )
         return False
     return True
@@ -76,9 +82,12 @@ def can_use_triton(index: int | None) -> bool:
     """Return whether Triton works on a CUDA device; torch.compile asks while it traces."""
     if not has_triton():
         return False
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return True  # nothing can be tried now: kernels run before they are captured
-    return _triton_works(torch.cuda.current_device() if index is None else index)
+    index = torch.cuda.current_device() if index is None else index
+    if index not in _verdicts:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return True  # nothing can be tried now: kernels run before they are captured
+        _verdicts[index] = _try_triton(index)
+    return _verdicts[index]
 
 
 def prefers_triton(index: int | None) -> bool:

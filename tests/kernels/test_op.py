@@ -300,9 +300,9 @@ def a_gpu_and_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmseg_wce.kernels.triton', kernels)
     monkeypatch.setattr(backends, 'has_triton', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
-    backends._triton_works.cache_clear()
-    yield kernels
-    backends._triton_works.cache_clear()
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: None)
+    monkeypatch.setattr(backends, '_verdicts', {})
+    return kernels
 
 
 def test_triton_is_the_default_where_it_works(a_gpu_and_triton, caplog):
@@ -323,12 +323,35 @@ def test_an_old_gpu_takes_another_back_end_and_says_so_once(a_gpu_and_triton, ca
 
 def test_a_triton_that_cannot_compile_is_not_taken(a_gpu_and_triton, caplog):
     def fail(device):
-        raise RuntimeError('Failed to find C compiler')
+        raise RuntimeError('Failed to find C compiler\nand more')
 
     a_gpu_and_triton.run_smallest_kernel = fail
 
     assert chosen_backend(None, torch.device('cuda', 0), torch.float32) == 'slabs'
     assert 'Failed to find C compiler' in caplog.text
+    assert 'and more' not in caplog.text
+
+
+def test_a_triton_that_was_rejected_is_not_taken_during_a_capture(a_gpu_and_triton, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+    assert chosen_backend(None, torch.device('cuda', 0), torch.float32) == 'slabs'
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
+
+    assert chosen_backend(None, torch.device('cuda', 0), torch.float32) == 'slabs'
+    assert chosen_backend(None, torch.device('cuda', 1), torch.float32) == 'triton'  # unknown, and cannot be tried now
+
+
+def test_memory_that_is_used_up_says_nothing_about_triton(a_gpu_and_triton):
+    def fail(device):
+        raise torch.cuda.OutOfMemoryError
+
+    a_gpu_and_triton.run_smallest_kernel = fail
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        chosen_backend(None, torch.device('cuda', 0), torch.float32)
+    assert not backends._verdicts
 
 
 def test_compiled_code_knows_whether_triton_works(a_gpu_and_triton):

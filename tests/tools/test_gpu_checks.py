@@ -162,15 +162,17 @@ CUDA_WAYS = dict(
 CASES = dict(
     cpu=dict(case='ADE20K', ways={**CPU_WAYS, 'failed': {}}),
     cuda=dict(case='ADE20K', ways=CUDA_WAYS, floor=dict(seconds=2e-4)),
+    slow=dict(case='ADE20K', ways=CUDA_WAYS, floor=dict(seconds=2e-5)),
     late=dict(case='ADE20K', not_measured='--seconds 100 were used up'),
 )
 ON_CUDA = 'mmseg_wce 0.50 ms, eager 6.00 ms, 2.5 x the floor, 12.5 launches'
 HANG = 'import time; time.sleep(600)'
 BENCHMARKS = {
     'fine': ('{cpu}', [('info', 'mmseg_wce 2.50 ms, built-in 20.00 ms')]),
-    'cuda': ('{cuda}', [('info', ON_CUDA)]),
+    'cuda': ('{cuda}', [('ok', ON_CUDA)]),
+    'slow': ('{slow}', [('FAILED', ON_CUDA.replace('2.5 x', '25.0 x'))]),
     'late': ('{late}', [('info', '--seconds 100 were used up')]),
-    'stopped': ('{cuda}; ' + HANG, [('info', ON_CUDA), ('info', 'stopped, no time left for more')]),
+    'stopped': ('{cuda}; ' + HANG, [('ok', ON_CUDA), ('info', 'stopped, no time left for more')]),
     'fails': ('raise ValueError("no such case")', [('FAILED', 'ValueError: no such case')]),
     'misses': ('import no_such_module', [('skipped', "ModuleNotFoundError: No module named 'no_such_module'")]),
     'hangs': (HANG, [('FAILED', 'no time left')]),

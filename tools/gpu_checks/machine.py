@@ -64,7 +64,7 @@ def device(run: CheckRun) -> None:
     raw = {name: str(getattr(properties, name, None)) for name in _PROPERTIES}
     run.add('device', '', f'{properties.name}, {properties.total_memory / 2**30:.1f} GiB', None, **raw)
     advice = 'MMSEG_WCE_BACKEND=slabs'
-    run.add('compute capability', '>= 7.0', capability, properties.major >= 7, advice)
+    run.add('compute capability', '>= 8.0', capability, properties.major >= 8, advice)
     run.add('multiprocessors', '', str(properties.multi_processor_count), None)
     clocks(run, 'idle')
     run.attempt('bandwidth of a copy', '', bandwidth)

@@ -213,7 +213,9 @@ def backward(
                 SMOOTHING=is_smoothed, CLASSES=TILES.loads, **options(TILES.lanes),
             )  # fmt: skip
             return result
-        classes, lanes = classes_at_once(channels, TILES.classes), TILES.backward_lanes
+        is_tall = problem.block is not None and problem.block[0] > problem.block[2]
+        classes = classes_at_once(channels, TILES.tall_classes if is_tall else TILES.classes)
+        lanes = TILES.backward_lanes
         chunks = triton.cdiv(channels, classes)
         flags = dict(
             SMOOTHING=is_smoothed,

@@ -78,7 +78,8 @@ def load_pixels(
     if grad_loss_sum is not None:
         upstream_nll += tl.load(grad_loss_sum)
         if class_weight is not None:
-            upstream_nll *= tl.load(class_weight + label, mask=valid, other=0.0)
+            # < and not valid: labels of pixels at NaN need not be classes
+            upstream_nll *= tl.load(class_weight + label, mask=log2_sum_exp < INF, other=0.0)
     if grad_nll is not None:
         upstream_nll += tl.load(grad_nll + pixel, mask=valid, other=0.0)
     if SMOOTHING:

@@ -36,8 +36,8 @@ class Tiles(NamedTuple):
         backward_registers: per thread there, at most: 12 warps fit on a multiprocessor.
         classes: of a program of the backward, at most. What is loaded per pixel serves all of them, and their
             unfinished rows fit into registers beside the pixels of a block.
-        programs: of the backward, at least, if high enough bands give as many: 12 warps for each of the 132
-            multiprocessors of an H200, and some more for balance.
+        tall_classes: the same where a cell has several rows of blocks: input pixels stay in registers from row to row.
+        programs: of the backward that run at a time: 12 warps on each of the 132 multiprocessors of an H200.
         band: rows of input pixels in a band, at least, unless there are fewer; one more is computed twice.
         sum_lanes: pixels that are added up side by side, eight per thread.
         sum_rounds: of these in a program: fewer, and adding up the lanes would take as long as the pixels.
@@ -52,7 +52,8 @@ class Tiles(NamedTuple):
     backward_lanes: int = 32
     backward_registers: int = 168
     classes: int = 10
-    programs: int = 2048
+    tall_classes: int = 6
+    programs: int = 1584
     band: int = 8
     sum_lanes: int = 1024
     sum_rounds: int = 8
@@ -122,9 +123,18 @@ def classes_at_once(channels: int, most: int) -> int:
 
 
 def band_rows(height: int, programs_per_band: int, programs: int, least: int) -> int:
-    """Return the input rows of a band, at least some, so that there are enough programs to fill a GPU."""
-    bands = min(-(-programs // programs_per_band), max(height // least, 1))
-    return -(-height // bands)
+    """Return the input rows of a band, at least some, so that the last program ends soon.
+
+    So many programs run at a time, and each computes one row more than it owns.
+    """
+
+    def rows(bands: int) -> int:
+        return -(-height // bands)
+
+    def duration(bands: int) -> int:
+        return -(-bands * programs_per_band // programs) * (rows(bands) + 1)
+
+    return rows(min(range(1, max(height // least, 1) + 1), key=duration))
 
 
 def is_wide(*numbers: int) -> bool:
