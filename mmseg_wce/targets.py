@@ -21,14 +21,13 @@ import numpy as np
 import torch
 from mmseg_wce.kernels.backends import prefers_triton
 from mmseg_wce.kernels.op import is_transformed
+from mmseg_wce.kernels.units import NUM_LABEL_BINS
 from mmseg_wce.label_causes import likely_causes
 from mmseg_wce.label_evidence import LabelEvidence
 from torch import Tensor
 
 __all__ = ['LabelFindings', 'explain', 'name_sources', 'raise_pending', 'report_invalid', 'valid_pixels']
 
-# Bins: values below 0, each value 0..255 of a mask file, larger values that are not a class, larger ones that are.
-_NUM_BINS = 259
 # Each bin has copies, so that fewer pixels of a class contend for the same atomic.
 _NUM_COPIES = 64
 _ALL_ONES = (2**16 - 1, 2**32 - 1)  # in 16 and 32 bits: a mark for pixels without a class
@@ -172,17 +171,17 @@ def _measure(target: Tensor, bad: Tensor, ignore_index: int) -> Tensor:
     """Return the data of :class:`LabelFindings` as one int64 vector, without synchronization.
 
     Returns:
-        (_NUM_BINS + 3,): pixels per bin, ignored pixels, first invalid flat index (numel if none), its value.
+        (NUM_LABEL_BINS + 3,): pixels per bin, ignored pixels, first invalid flat index (numel if none), its value.
     """
     target, bad = target.flatten(), bad.flatten()
     position = torch.arange(target.numel(), device=target.device)
     bins = target.clamp(-1, 256) + 1 + ((target > 255) & ~bad)
-    counts = torch.zeros(_NUM_BINS * _NUM_COPIES, dtype=torch.int64, device=target.device)
-    counts.scatter_add_(0, bins + _NUM_BINS * (position % _NUM_COPIES), torch.ones_like(bins))
+    counts = torch.zeros(NUM_LABEL_BINS * _NUM_COPIES, dtype=torch.int64, device=target.device)
+    counts.scatter_add_(0, bins + NUM_LABEL_BINS * (position % _NUM_COPIES), torch.ones_like(bins))
     first = torch.where(bad, position, target.numel()).amin()
     first_value = target.gather(0, first.clamp(max=target.numel() - 1).view(1))
     scalars = torch.stack([(target == ignore_index).sum(), first])
-    return torch.cat([counts.view(_NUM_COPIES, _NUM_BINS).sum(0), scalars, first_value])
+    return torch.cat([counts.view(_NUM_COPIES, NUM_LABEL_BINS).sum(0), scalars, first_value])
 
 
 def _read(
@@ -190,10 +189,10 @@ def _read(
 ) -> LabelFindings | None:
     """Return the findings in a measurement; None if all labels are valid."""
     values = measured.tolist()
-    num_ignored, first, first_value = values[_NUM_BINS:]
+    num_ignored, first, first_value = values[NUM_LABEL_BINS:]
     if first == shape.numel():
         return None
-    below, *bytes_, above, large_classes = values[:_NUM_BINS]
+    below, *bytes_, above, large_classes = values[:NUM_LABEL_BINS]
     counts: dict[float, int] = dict(enumerate(bytes_))
     counts[-math.inf] = below - num_ignored * (ignore_index < 0)
     counts[math.inf] = above

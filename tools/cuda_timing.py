@@ -16,7 +16,7 @@ _CLOCKS = ('clocks.sm', 'clocks.max.sm', 'clocks.mem', 'temperature.gpu', 'power
 
 @dataclass(frozen=True)
 class DeviceTimer:
-    """How the device time of a function is measured.
+    """Measure the device time of a function.
 
     Attributes:
         run: a replay of the function's graph, or the function itself.

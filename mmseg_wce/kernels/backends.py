@@ -11,14 +11,22 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ['BACKENDS', 'ENVIRONMENT_VARIABLE', 'can_use_triton', 'chosen_backend', 'has_triton', 'prefers_triton']
+__all__ = [
+    'BACKENDS',
+    'ENVIRONMENT_VARIABLE',
+    'OLDEST_CAPABILITY',
+    'can_use_triton',
+    'chosen_backend',
+    'has_triton',
+    'prefers_triton',
+]
 
 BACKENDS = ('cpu', 'slabs', 'triton', 'reference')
 ENVIRONMENT_VARIABLE = 'MMSEG_WCE_BACKEND'
 _VARIABLE_AT_IMPORT = os.environ.get(ENVIRONMENT_VARIABLE)  # old versions of torch.compile cannot trace os.environ
 _COMPILED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Numba and Triton
 _OLDEST_TRITON = (3, 3)
-_OLDEST_CAPABILITY = (8, 0)  # of NVIDIA's GPUs: older ones have no bfloat16, and the kernels were not tried there
+OLDEST_CAPABILITY = (8, 0)  # of NVIDIA's GPUs: older ones have no bfloat16, and the kernels were not tried there
 _MAX_REFERENCE_LOGITS = 1 << 20  # up to here the reference is faster than slabs, each of which takes twenty operations
 
 
@@ -62,8 +70,8 @@ _verdicts: dict[int, bool] = {}  # whether Triton works, by CUDA device
 def _try_triton(device: int) -> bool:
     """Compile and run the smallest kernel on a CUDA device; say in the log why another back end is taken."""
     try:
-        if not torch.version.hip and torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
-            raise RuntimeError(f'compute capability is below {".".join(map(str, _OLDEST_CAPABILITY))}')
+        if not torch.version.hip and torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+            raise RuntimeError(f'compute capability is below {".".join(map(str, OLDEST_CAPABILITY))}')
         import_module('mmseg_wce.kernels.triton').run_smallest_kernel(torch.device('cuda', device))
         torch.cuda.synchronize(device)  # once in a process: a kernel that fails says so no sooner
     except torch.cuda.OutOfMemoryError:

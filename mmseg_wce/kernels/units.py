@@ -10,3 +10,5 @@ MASKED = -1e36
 SMALLEST_SUM = 2.0**-57
 # A larger loss comes from a class at -inf or from logits of that size. Computing it in float64 tells which.
 LARGEST_LOSS = 1e25
+# Labels are counted below 0, for each value of a mask file (0 to 255), for larger invalid ones, and for larger classes.
+NUM_LABEL_BINS = 259

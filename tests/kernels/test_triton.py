@@ -1,4 +1,4 @@
-"""What only the back end 'triton' does: its tiles, its progressions, and its sums."""
+"""Test what only the back end 'triton' does: its tiles, its progressions, and its sums."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How the checks for a GPU are run, and the table they make."""
+"""Test how the checks for a GPU are run, and the table they make."""
 
 import importlib
 import json

@@ -14,7 +14,7 @@ from statistics import median
 
 import mmseg_wce
 import torch
-from mmseg_wce.kernels.backends import chosen_backend
+from mmseg_wce.kernels.backends import OLDEST_CAPABILITY, chosen_backend
 
 from gpu_checks.results import CheckRun, Outcome
 
@@ -60,11 +60,12 @@ def can_be_written(folder: Path) -> Outcome:
 def device(run: CheckRun) -> None:
     """Report the device, its clocks before and after work, and the bandwidth of a copy."""
     properties = torch.cuda.get_device_properties(0)
-    capability = f'{properties.major}.{properties.minor}'
+    capability = properties.major, properties.minor
     raw = {name: str(getattr(properties, name, None)) for name in _PROPERTIES}
     run.add('device', '', f'{properties.name}, {properties.total_memory / 2**30:.1f} GiB', None, **raw)
     advice = 'MMSEG_WCE_BACKEND=slabs'
-    run.add('compute capability', '>= 8.0', capability, properties.major >= 8, advice)
+    found, oldest = ('.'.join(map(str, version)) for version in (capability, OLDEST_CAPABILITY))
+    run.add('compute capability', f'>= {oldest}', found, capability >= OLDEST_CAPABILITY, advice)
     run.add('multiprocessors', '', str(properties.multi_processor_count), None)
     clocks(run, 'idle')
     run.attempt('bandwidth of a copy', '', bandwidth)

@@ -35,15 +35,14 @@ from mmseg_wce.kernels.triton.tiles import (
     pixels_per_cell,
     rows_at_once,
 )
+from mmseg_wce.kernels.units import NUM_LABEL_BINS
 from torch import Tensor
 
 __all__ = ['TILES', 'Tiles', 'backward', 'describe_invalid_labels', 'forward', 'softmax_stats_size']
 
-NUM_LABEL_BINS = 259  # values below 0, each value 0..255 of a mask file, larger invalid values, larger classes
-
 
 class _SoftmaxStats(NamedTuple):
-    """What the backward needs of the forward: views of one float32 vector, explained in forward.py."""
+    """Views of the float32 vector that the backward needs of the forward; forward.py explains them."""
 
     log_sums: Tensor  # (N * H * W,)
     max_logit: Tensor  # (N * h * w,)
@@ -51,16 +50,15 @@ class _SoftmaxStats(NamedTuple):
     origins: Tensor  # (N * H * W,)
     fine_log_sums: Tensor  # (N * H * W,)
 
-    @classmethod
-    def view(cls, buffer: Tensor, pixels: int, input_pixels: int, is_resized: bool) -> _SoftmaxStats:
-        sizes = (pixels, input_pixels, *((1, pixels, pixels) if is_resized else (0, 0, 0)))
-        return cls(*buffer.split(sizes))
+
+def _softmax_stats_sizes(inputs: Inputs) -> tuple[int, int, int, int, int]:
+    pixels, input_pixels = inputs.target.numel(), inputs.logits.numel() // inputs.logits.shape[1]
+    return pixels, input_pixels, *((1, pixels, pixels) if inputs.is_resized else (0, 0, 0))
 
 
 def softmax_stats_size(inputs: Inputs) -> int:
     """Return how many numbers the backward needs of the forward."""
-    pixels, input_pixels = inputs.target.numel(), inputs.logits.numel() // inputs.logits.shape[1]
-    return pixels + input_pixels + (2 * pixels + 1) * inputs.is_resized
+    return sum(_softmax_stats_sizes(inputs))
 
 
 class _Problem(NamedTuple):
@@ -106,13 +104,13 @@ def forward(inputs: Inputs) -> tuple[Tensor | None, ...]:
     Logits are float32, float16 or bfloat16.
     """
     problem, is_smoothed, is_resized = _prepare(inputs), inputs.smoothing_weight is not None, inputs.is_resized
-    z, target, (h, w, _, W) = problem.logits, problem.target, problem.sizes
+    z, target, W = problem.logits, problem.target, problem.sizes[3]
     images, channels = z.shape[:2]
     nll = torch.empty(inputs.target.shape, dtype=torch.float32, device=z.device)
     smooth = torch.empty_like(nll) if is_smoothed else None
     correct = torch.empty_like(nll, dtype=torch.bool)
     buffer = nll.new_empty(softmax_stats_size(inputs))
-    stats = _SoftmaxStats.view(buffer, target.numel(), images * h * w, is_resized)
+    stats = _SoftmaxStats(*buffer.split(_softmax_stats_sizes(inputs)))
     if is_resized:
         buffer[-2 * target.numel() :].zero_()  # the last two are mostly not written
     arguments = z, stats.max_logit, target, *problem.smoothing, nll, smooth, correct
@@ -198,7 +196,7 @@ def backward(
     problem, is_smoothed = _prepare(inputs), inputs.smoothing_weight is not None
     z, target, is_resized = problem.logits, problem.target, inputs.is_resized
     (images, channels), (h, w, H, W) = z.shape[:2], problem.sizes
-    stats = _SoftmaxStats.view(softmax_stats, target.numel(), images * h * w, is_resized)
+    stats = _SoftmaxStats(*softmax_stats.split(_softmax_stats_sizes(inputs)))
     result = torch.empty_like(inputs.logits)
     gradient = result if is_resized else result.flatten(2).unsqueeze(2)
     maps = (None if g is None else g.contiguous() for g in (grad_nll, grad_smooth))

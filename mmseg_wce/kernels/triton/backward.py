@@ -125,7 +125,7 @@ def differentiate_blocks(
         cell_y = band * band_rows + step
         above, below = neighbours(tl.minimum(cell_y, height), height)
         offsets = corner_offsets(above, below, left, right, stride_h, stride_w, WIDE)
-        maxima = load_maxima(max_logit, corner_offsets(above, below, left, right, width, 1, WIDE))
+        maxima = load_maxima(max_logit, above, below, left, right, width, WIDE)
         sums = zeros(4 * CLASSES, LANES)
         for block_row in range(ROWS):
             y_begin = cell_y * SCALE + block_row * BLOCK_H - (SCALE + 1) // 2
@@ -247,7 +247,7 @@ def differentiate_cells(
         cell_y = band * band_rows + step
         above, below = neighbours(tl.minimum(cell_y, height), height)
         offsets = corner_offsets(above, below, left, right, stride_h, stride_w, WIDE)
-        maxima = load_maxima(max_logit, corner_offsets(above, below, left, right, width, 1, WIDE))
+        maxima = load_maxima(max_logit, above, below, left, right, width, WIDE)
         y_begin = first_pixel(cell_y, row_step, row_shift, row_denominator, H)
         y_end = first_pixel(cell_y + 1, row_step, row_shift, row_denominator, H)
         corners = ()

@@ -1,4 +1,4 @@
-"""How kernels are compiled: once for all sizes of images.
+"""Compile kernels once for all sizes of images.
 
 Triton compiles a kernel anew for integers and addresses that are divisible by 16 and those that are not, which helps
 kernels whose threads load several neighbouring numbers at once. These load one, and photos have any size.

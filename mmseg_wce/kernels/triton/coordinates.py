@@ -1,4 +1,4 @@
-"""Where output pixels lie between input pixels, computed from integers inside the kernels.
+"""Place output pixels between input pixels, from integers inside the kernels.
 
 As in :mod:`mmseg_wce.kernels.bilinear`, cell k lies between the input pixels k - 1 and k of an axis, for k = 0 to size.
 An output pixel p of an axis lies at ``(p * step + shift) / denominator - 1`` in units of input pixels:

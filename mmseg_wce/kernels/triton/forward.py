@@ -103,7 +103,7 @@ def measure_blocks(
     above, below = neighbours(cell_y, height)
     logits, max_logit = logits + n * stride_n, max_logit + n * height * width
     offsets = corner_offsets(above, below, left, right, stride_h, stride_w, WIDE)
-    maxima = load_maxima(max_logit, corner_offsets(above, below, left, right, width, 1, WIDE))
+    maxima = load_maxima(max_logit, above, below, left, right, width, WIDE)
 
     x_begin, y_begin = column * BLOCK_W - (SCALE + 1) // 2, row * BLOCK_H - (SCALE + 1) // 2
     x_first, y_first = first_in_cell(x_begin, cell_x, SCALE, BLOCK_W), first_in_cell(y_begin, cell_y, SCALE, BLOCK_H)
@@ -178,7 +178,7 @@ def measure_resized(
     above, below = neighbours(cell_y, height)
     logits, max_logit = logits + n * stride_n, max_logit + n * height * width
     offsets = corner_offsets(above, below, left, right, stride_h, stride_w, WIDE)
-    maxima = load_maxima(max_logit, corner_offsets(above, below, left, right, width, 1, WIDE))
+    maxima = load_maxima(max_logit, above, below, left, right, width, WIDE)
 
     for first in range(begin, end, ROWS):
         y_fractions = ()

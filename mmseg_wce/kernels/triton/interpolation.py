@@ -12,9 +12,18 @@ _LARGE = tl.constexpr(2.0**29)
 
 
 @triton.jit
-def load_maxima(max_logit, offsets):
+def corner_offsets(above, below, left, right, stride_h, stride_w, WIDE: tl.constexpr):
+    """Return the offsets of the four corners of cells inside an image, in 64 bits if WIDE."""
+    if WIDE:
+        above, below, left, right = above.to(tl.int64), below.to(tl.int64), left.to(tl.int64), right.to(tl.int64)
+    above, below, left, right = above * stride_h, below * stride_h, left * stride_w, right * stride_w
+    return above + left, above + right, below + left, below + right
+
+
+@triton.jit
+def load_maxima(max_logit, above, below, left, right, width, WIDE: tl.constexpr):
     """Load the largest logit at the four corners of cells, in units of log 2."""
-    maxima = ()
+    offsets, maxima = corner_offsets(above, below, left, right, width, 1, WIDE), ()
     for i in tl.static_range(4):
         maxima = maxima + (tl.load(max_logit + offsets[i]) * LOG2_E,)
     return maxima
@@ -39,15 +48,6 @@ def masked(corners):
         tl.maximum(corners[2], MASKED),
         tl.maximum(corners[3], MASKED),
     )
-
-
-@triton.jit
-def corner_offsets(above, below, left, right, stride_h, stride_w, WIDE: tl.constexpr):
-    """Return the offsets of the four corners of cells inside an image, in 64 bits if WIDE."""
-    if WIDE:
-        above, below, left, right = above.to(tl.int64), below.to(tl.int64), left.to(tl.int64), right.to(tl.int64)
-    above, below, left, right = above * stride_h, below * stride_h, left * stride_w, right * stride_w
-    return above + left, above + right, below + left, below + right
 
 
 @triton.jit

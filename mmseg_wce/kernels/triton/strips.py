@@ -1,4 +1,4 @@
-"""How programs of the backward share out an image, and how they write rows of input pixels.
+"""Share out an image among the programs of the backward, and write rows of input pixels.
 
 A program owns some columns of a band of input rows, for a few classes, and is one warp. Its threads go down columns of
 cells (see :mod:`mmseg_wce.kernels.bilinear`), or of blocks in cells. The cells beside and between programs are computed

@@ -1,4 +1,4 @@
-"""How kernels cut an image into programs, and the numbers they are launched with.
+"""Cut an image into programs, and choose the numbers that kernels are launched with.
 
 Everything depends on shapes alone, without tuning at run time: the results have the same bits in every process.
 """
