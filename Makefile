@@ -45,9 +45,10 @@ demo: $(STAMP)  ## train on generated scenes with the built-in loss and with our
 test: $(STAMP)  ## run the tests, side by side; with ARGS in one process, which starts sooner
 	$(if $(ARGS),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -m 'not slow' $(or $(ARGS),$(PARALLEL))
 
-test-plain: $(PLAIN_VENV)/.complete  ## run what works without mmseg, and a recipe for transformers
+test-plain: $(PLAIN_VENV)/.complete  ## run what works without mmseg: functional, recipes, kernels with the newest Triton
 	$(PLAIN_VENV)/bin/python -m pytest -m 'not slow' tests/test_functional.py tests/test_functional_sigmoid.py \
-		tests/test_both_losses.py tests/test_recipes.py $(ARGS)
+		tests/test_both_losses.py tests/test_recipes.py \
+		tests/kernels/test_triton.py tests/kernels/test_triton_machine_code.py $(ARGS)
 
 coverage: $(STAMP)  ## run the tests and report which lines of mmseg_wce/ they reach; fails below 95 %
 	$(BIN)/python -m coverage erase
@@ -105,9 +106,9 @@ $(DOCS_VENV)/.complete: requirements/docs.txt
 	$(DOCS_VENV)/bin/python -m pip install --no-deps -r requirements/docs.txt
 	@touch $@
 
-$(PLAIN_VENV)/.complete: $(patsubst %,requirements/%.txt,plain numba torch triton uv) setup.py tools/install_torch.sh
+$(PLAIN_VENV)/.complete: $(patsubst %,requirements/%.txt,plain numba torch triton-newest uv) setup.py tools/install_torch.sh
 	$(new_environment)
-	tools/install_torch.sh $(PLAIN_VENV)/bin/python
+	tools/install_torch.sh $(PLAIN_VENV)/bin/python triton-newest.txt
 	$(PLAIN_VENV)/bin/python -m pip install --no-deps -r requirements/numba.txt -r requirements/plain.txt
 	$(PLAIN_VENV)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install the pinned torch into the environment of the Python given as $1: without an NVIDIA GPU the CPU build, if an
 # index has it, which saves gigabytes of CUDA. If TORCH_INDEX_URL is set, only that package index is used.
+# Beside a CPU build comes the Triton that $2 in requirements/ names (default: triton.txt).
 set -eu
 python=$1
 requirements=$(dirname "$0")/../requirements
@@ -21,4 +22,5 @@ else
 fi
 
 # A CUDA build depends on its triton. With the CPU build, the tests need triton to run the kernels in its interpreter.
-"$python" -c 'import triton' 2>/dev/null || "$python" -m pip install --no-deps -r "$requirements/triton.txt"
+"$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' ||
+    "$python" -m pip install --no-deps -r "$requirements/${2:-triton.txt}"
