@@ -26,6 +26,7 @@ from triton.runtime import driver
 
 CHIPS = (80, 90, 100)  # compute capabilities
 _PIXELS_AND_CLASSES = ('BLOCK_W', 'BLOCK_H', 'ROWS', 'CLASSES')  # constants whose product is the pairs of an inner loop
+_FAR = 2**31
 _SIZES = ((2, 5, 7), (1, 16, 32), (3, 20, 2))  # images, and rows and columns of logits
 
 
@@ -42,6 +43,7 @@ class Case(NamedTuple):
         sizes: images, and rows and columns of logits, of each call.
         memory_format: of the logits.
         misaligned: the address of the logits is not divisible by 16.
+        far_apart: 32 bits do not reach from one row of logits to the next. What is between stays unused.
         is_quick: part of the quick set.
     """
 
@@ -54,6 +56,7 @@ class Case(NamedTuple):
     sizes: tuple[tuple[int, int, int], ...] = ((2, 8, 16),)
     memory_format: torch.memory_format = torch.contiguous_format
     misaligned: bool = False
+    far_apart: bool = False
     is_quick: bool = True
 
     def run(self) -> None:
@@ -64,6 +67,9 @@ class Case(NamedTuple):
         numbers = images * self.channels * height * width
         logits = torch.zeros(numbers + 1, dtype=self.dtype)[self.misaligned :][:numbers]
         logits = logits.view(images, self.channels, height, width).contiguous(memory_format=self.memory_format)
+        if self.far_apart:
+            memory = torch.empty((height - 1) * _FAR + self.channels * width, dtype=self.dtype)
+            logits = memory.as_strided(logits.shape, (0, width, _FAR, 1))
         size = height * self.pixels // 8, width * self.pixels // 8
         weight, one = torch.ones(self.channels), torch.ones(())
         inputs = Inputs(
@@ -94,6 +100,8 @@ CASES = {
     'scale 2': Case(16, is_quick=False),
     'scale 14': Case(112, is_quick=False),
     'scale 16': Case(128, is_quick=False),
+    'scale 4, far apart': Case(32, sizes=((1, 2, 16),), far_apart=True, is_quick=False),
+    'any scale, far apart': Case(30, sizes=((1, 2, 16),), far_apart=True, is_quick=False),
     'any scale, weights and smoothing': Case(30, smoothed=True, weighted=True, is_quick=False),
 }
 
