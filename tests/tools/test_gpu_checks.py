@@ -289,6 +289,7 @@ def test_synchronization_is_forbidden_in_loss_steps_only(cuda, behaviour, check_
 def test_device_and_bandwidth(cuda, gpu_check, check_run, monkeypatch):
     machine = importlib.import_module('gpu_checks.machine')
     monkeypatch.setattr(machine.shutil, 'which', lambda _: None)
+    monkeypatch.setattr(machine, 'device_timer', lambda _: SimpleNamespace(sample=lambda: 2e-3))
 
     rows = {row.check: row for row in check_run(machine.device)}
 

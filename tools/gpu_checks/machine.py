@@ -14,6 +14,7 @@ from statistics import median
 
 import mmseg_wce
 import torch
+from cuda_timing import device_timer
 from mmseg_wce.kernels.backends import OLDEST_CAPABILITY, chosen_backend
 
 from gpu_checks.results import CheckRun, Outcome
@@ -97,16 +98,11 @@ def bandwidth() -> Outcome:
     """Measure a copy on the device; bytes read and bytes written count."""
     size = min(_COPIED, torch.cuda.mem_get_info()[0] // 4)
     source = torch.ones(size, dtype=torch.uint8, device='cuda')
-    into, milliseconds = torch.empty_like(source), []
-    for _ in range(13):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        into.copy_(source)
-        end.record()
-        torch.cuda.synchronize()
-        milliseconds.append(begin.elapsed_time(end))
-    rate = 2 * size / (median(milliseconds[3:]) / 1e3)
-    return f'{rate / 1e9:,.0f} GB/s', None, dict(bytes=size, milliseconds=milliseconds, bytes_per_second=rate)
+    into = torch.empty_like(source)
+    timer = device_timer(lambda: into.copy_(source))
+    seconds = [timer.sample() for _ in range(7)]
+    rate = 2 * size / median(seconds)
+    return f'{rate / 1e9:,.0f} GB/s', None, dict(bytes=size, seconds=seconds, bytes_per_second=rate)
 
 
 def backend(run: CheckRun) -> None:
