@@ -10,7 +10,7 @@ CPU_BUILD = '-m pip install PIN+cpu'
 UV = '-m pip install -r uv.txt'
 UV_INSTALL = '-m uv pip install --python python --torch-backend=auto PIN'
 CONFIGURED = '-m pip install PIN'
-HAS_TRITON = '-c import triton'
+IS_CUDA_BUILD = '-c import sys, torch; sys.exit(torch.version.cuda is None)'
 TRITON = '-m pip install --no-deps -r triton.txt'
 PYTHON = """
 folder=$(dirname "$0")
@@ -35,12 +35,12 @@ def install(root, tmp_path, pin):
         path.chmod(0o755)
         return str(path)
 
-    def run(*failing: str, gpu: bool = False, **variables: str) -> tuple[int, list[str], str]:
+    def run(*failing: str, gpu: bool = False, triton: str = '', **variables: str) -> tuple[int, list[str], str]:
         (tmp_path / 'failing').write_text('\n'.join(failing).replace('PIN', pin))
         python = add_command('python', PYTHON)
         add_command('nvidia-smi', f'exit {int(not gpu)}')
         environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', **variables}
-        script = [root / 'tools/install_torch.sh', python]
+        script = [root / 'tools/install_torch.sh', python, *filter(None, [triton])]
         process = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
         calls = (tmp_path / 'calls').read_text().replace(pin, 'PIN').splitlines()
         return process.returncode, calls, process.stderr
@@ -54,11 +54,19 @@ ELSEWHERE = '-m pip install --index-url somewhere PIN'
 @pytest.mark.parametrize(
     ('failing', 'options', 'calls'),
     [
-        pytest.param([], {}, [CPU_BUILD, HAS_TRITON], id='CPU build of the configured index'),
-        pytest.param([CPU_BUILD], {}, [CPU_BUILD, UV, UV_INSTALL, HAS_TRITON], id='it has none: index of PyTorch'),
-        pytest.param([], dict(gpu=True), [UV, UV_INSTALL, HAS_TRITON], id='no CPU build beside a GPU'),
-        pytest.param([], dict(TORCH_INDEX_URL='somewhere'), [ELSEWHERE, HAS_TRITON], id='index of the variable alone'),
-        pytest.param([HAS_TRITON], {}, [CPU_BUILD, HAS_TRITON, TRITON], id='triton where torch brought none'),
+        pytest.param([], {}, [CPU_BUILD, IS_CUDA_BUILD], id='CPU build of the configured index'),
+        pytest.param([CPU_BUILD], {}, [CPU_BUILD, UV, UV_INSTALL, IS_CUDA_BUILD], id='it has none: index of PyTorch'),
+        pytest.param([], dict(gpu=True), [UV, UV_INSTALL, IS_CUDA_BUILD], id='no CPU build beside a GPU'),
+        pytest.param(
+            [], dict(TORCH_INDEX_URL='somewhere'), [ELSEWHERE, IS_CUDA_BUILD], id='index of the variable alone'
+        ),
+        pytest.param([IS_CUDA_BUILD], {}, [CPU_BUILD, IS_CUDA_BUILD, TRITON], id='triton where torch brings none'),
+        pytest.param(
+            [IS_CUDA_BUILD],
+            dict(triton='newest.txt'),
+            [CPU_BUILD, IS_CUDA_BUILD, TRITON.replace('triton.txt', 'newest.txt')],
+            id='another triton',
+        ),
     ],
 )
 def test_torch_and_triton_are_looked_for_in_this_order(install, failing, options, calls):
@@ -71,7 +79,7 @@ def test_takes_what_the_configured_index_has_and_says_how_large_it_is(install, p
     status, calls, said = install(CPU_BUILD, failing, gpu=gpu)
 
     assert status == 0
-    assert calls[-2:] == [CONFIGURED, HAS_TRITON]
+    assert calls[-2:] == [CONFIGURED, IS_CUDA_BUILD]
     assert said.count('\n') == 1
     assert f'Installing {pin} from the configured index' in said
     assert re.search(r'[\d.]+ GB to download, [\d.]+ GB on disk', said)
