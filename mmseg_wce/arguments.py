@@ -21,6 +21,7 @@ __all__ = [
     'Reduction',
     'broadcast_pixel_weight',
     'check_call',
+    'check_focal_gamma',
     'check_logits_and_target',
     'check_loss_options',
     'check_sigmoid_weight',
@@ -41,6 +42,7 @@ _OPTION_TYPES: dict[str, Any] = dict(
     avg_non_ignore=bool | None,
     loss_weight=Real,
     label_smoothing=Real,
+    focal_gamma=Real,
     loss_name=str,
     ignore_index=Integral | None,
 )
@@ -210,6 +212,19 @@ def check_smoothing(label_smoothing: float) -> None:
         raise ValueError(f'label_smoothing must be between 0 and 1, got {label_smoothing}')
 
 
+def check_focal_gamma(focal_gamma: float, label_smoothing: float = 0.0) -> None:
+    """Raise TypeError or ValueError unless ``focal_gamma`` is finite, not negative, and alone or without smoothing."""
+    if isinstance(focal_gamma, bool) or not isinstance(focal_gamma, (int, float, Real, torch.SymFloat)):
+        raise TypeError(f'focal_gamma must be a number, got {focal_gamma!r}')
+    if not 0.0 <= focal_gamma < torch.inf:
+        raise ValueError(f'focal_gamma must be finite and not negative, got {focal_gamma}')
+    if focal_gamma > 0 and label_smoothing > 0:
+        raise ValueError(
+            f'focal_gamma={focal_gamma} and label_smoothing={label_smoothing}: the focal loss is defined without '
+            'smoothing. Leave out one of the two'
+        )
+
+
 def check_call(
     logits: Tensor,
     target: Tensor,
@@ -314,6 +329,7 @@ def check_loss_options(options: Mapping[str, Any]) -> None:
     ):
         if not condition:
             raise ValueError(f'WeightedCrossEntropyLoss: {message}')
+    check_focal_gamma(options['focal_gamma'], label_smoothing)
 
 
 def resolve_normalizer(

@@ -47,6 +47,8 @@ class WeightedCrossEntropyLoss(nn.Module):
         normalize_by: denominator of the mean: 'class_weight' (default), 'valid' or 'all'. With a sigmoid 'valid' is
             the default (mmseg's is 'all'), and 'class_weight' needs one channel and two weights.
         label_smoothing: in [0, 1], as in :class:`torch.nn.CrossEntropyLoss`; 0 with a sigmoid.
+        focal_gamma: exponent of the focal loss, as in :func:`mmseg_wce.functional.weighted_cross_entropy`; 0 for the
+            cross-entropy. Not together with ``label_smoothing``.
         ignore_index: the ignored label; by default that of the decode head, or 255.
         sync_normalizer: in training on several ranks, divide by the denominator averaged over the ranks, so that the
             gradient averaged by DistributedDataParallel equals that of the whole batch on one device. Every loss call
@@ -91,6 +93,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         *,
         normalize_by: Normalizer | None = None,
         label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
         ignore_index: int | None = None,
         sync_normalizer: bool = True,
     ) -> None:
@@ -100,6 +103,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         self.reduction = reduction
         self.loss_weight = loss_weight
         self.label_smoothing = label_smoothing
+        self.focal_gamma = focal_gamma
         self.ignore_index = ignore_index
         self.sync_normalizer = sync_normalizer
         self._loss_name = loss_name
@@ -191,7 +195,7 @@ class WeightedCrossEntropyLoss(nn.Module):
             ValueError: the class weights do not fit the logits.
         """
         class_weight = self.float32_class_weight()
-        common = logits, target, class_weight, ignore_index, align_corners
+        common = logits, target, class_weight, ignore_index, align_corners, None, self.focal_gamma
         if self.use_sigmoid:
             check_sigmoid_weight(class_weight, logits, self.normalize_by)
             return SigmoidBatch(*common, threshold=self.threshold)
@@ -228,6 +232,6 @@ class WeightedCrossEntropyLoss(nn.Module):
         summary = None if weights is None else f'{weights.numel()} in [{weights.min():.4g}, {weights.max():.4g}]'
         return (
             f'use_sigmoid={self.use_sigmoid}, class_weight={summary}, normalize_by={self.normalize_by!r}, '
-            f'reduction={self.reduction!r}, label_smoothing={self.label_smoothing}, loss_weight={self.loss_weight}, '
-            f'ignore_index={self.ignore_index}'
+            f'reduction={self.reduction!r}, label_smoothing={self.label_smoothing}, focal_gamma={self.focal_gamma}, '
+            f'loss_weight={self.loss_weight}, ignore_index={self.ignore_index}'
         )

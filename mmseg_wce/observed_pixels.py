@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from mmseg_wce.kernels.focal import focal_loss
 from mmseg_wce.pixel_batch import SigmoidBatch, SoftmaxBatch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ class ObservedPixels:
 
     Attributes:
         label: (N, ...), int64.
-        nll: (N, ...), negative log-likelihood without weights and smoothing; 0 where ignored.
+        nll: (N, ...), negative log-likelihood, or focal loss, without weights and smoothing; 0 where ignored.
         correct: (N, ...), bool, False where ignored. True if the label has the greatest logit; for one channel, if the
             label is 1 and the probability of label 1 is above the threshold, or if neither holds.
         pixel_weight: (N, ...), or None.
@@ -52,7 +53,7 @@ class ObservedPixels:
         """Return the pixels of a batch whose loss has been computed."""
         label, ignore_index, weights = batch.target, batch.ignore_index, batch.label_class_weight
         if isinstance(batch, SoftmaxBatch):
-            nll, correct = batch.maps.nll.detach(), batch.maps.correct
+            nll, correct = focal_loss(batch.maps.nll.detach(), batch.focal_gamma), batch.maps.correct
             return cls(label, nll, correct, pixel_weight, weights, batch.num_channels, ignore_index)
         positive, negative, correct = (x.detach() for x in batch.maps)
         if batch.num_channels == 1:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmseg_wce.arguments import Normalizer, Reduction
 from mmseg_wce.kernels.binary import element_loss, positive_elements, sweep_sigmoid
+from mmseg_wce.kernels.focal import focal_loss
 from mmseg_wce.kernels.inputs import Inputs
 from mmseg_wce.kernels.op import PixelMaps, PixelSums, sweep_softmax
 from mmseg_wce.kernels.reference import resized
@@ -61,6 +62,7 @@ class PixelBatch(Generic[Maps]):
         ignore_index: the ignored label.
         align_corners: option of the upsampling.
         computed_maps: per-pixel maps of the logits; None until they are needed. Fused heads set shared ones.
+        focal_gamma: exponent of the focal loss, 0 for the cross-entropy.
         dtype: dtype of the losses: float32, or float64 for float64 logits.
     """
 
@@ -70,6 +72,7 @@ class PixelBatch(Generic[Maps]):
     ignore_index: int
     align_corners: bool = False
     computed_maps: Maps | None = None
+    focal_gamma: float = 0.0
 
     def __post_init__(self) -> None:
         self.num_channels, self.dtype = self.logits.shape[1], torch.promote_types(self.logits.dtype, torch.float32)
@@ -223,7 +226,7 @@ class SoftmaxBatch(PixelBatch[PixelMaps]):
     def _sum(self, pixel_weight: Tensor | None) -> Tensor:
         _ = self.maps
         sums = self._computed_sums()
-        if sums is None or pixel_weight is not None:
+        if sums is None or pixel_weight is not None or self.focal_gamma != 0:
             return super()._sum(pixel_weight)
         report_invalid(self.target, self.num_labels, self.ignore_index, sums.invalid)
         return self._mix_smoothing(sums.loss, sums.smooth)
@@ -231,7 +234,8 @@ class SoftmaxBatch(PixelBatch[PixelMaps]):
     def pixel_losses(self, each_channel: bool = False) -> Tensor:
         maps, weight = self.maps, self.label_weight
         _ = self.valid
-        return self._mix_smoothing(maps.nll if weight is None else weight * maps.nll, maps.smooth)
+        loss = focal_loss(maps.nll, self.focal_gamma)
+        return self._mix_smoothing(loss if weight is None else weight * loss, maps.smooth)
 
     def _mix_smoothing(self, weighted_nll: Tensor, smooth: Tensor) -> Tensor:
         """Mix nll and smoothing term, of pixels or of sums over pixels."""
@@ -251,7 +255,9 @@ class SigmoidBatch(PixelBatch[SigmoidMaps]):
     threshold: float = 0.5
 
     def _sweep(self) -> SigmoidMaps:
-        return sweep_sigmoid(self.logits, self.target, self.ignore_index, self.threshold, self.align_corners)
+        return sweep_sigmoid(
+            self.logits, self.target, self.ignore_index, self.threshold, self.align_corners, self.focal_gamma
+        )
 
     @property
     def label_class_weight(self) -> Tensor | None:
@@ -284,7 +290,7 @@ class SigmoidBatch(PixelBatch[SigmoidMaps]):
         valid, weights = self.valid.unsqueeze(1), self.label_class_weight
         z = torch.where(valid, resized(self.logits, self.target.shape[1:], self.align_corners), 0)
         positive = positive_elements(self.target, self.num_channels)
-        loss = element_loss(z, positive)
+        loss = element_loss(z, positive, self.focal_gamma)
         if weights is not None:
             per_channel = weights.detach().to(loss.dtype).view(-1, *[1] * (self.target.dim() - 1))
             loss = torch.where(positive, per_channel * loss, loss)

@@ -85,6 +85,7 @@ class RunningSigmoidLoss:
     Args:
         label: (N, H, W), integer.
         num_channels: C. A single channel distinguishes label 1 from label 0.
+        focal_gamma: exponent of the focal loss, 0 for the cross-entropy.
 
     Example:
         >>> import torch
@@ -96,8 +97,8 @@ class RunningSigmoidLoss:
         [['0.1269', '0.0000'], ['0.0000', '2.1269']]
     """
 
-    def __init__(self, label: Tensor, num_channels: int) -> None:
-        self._label, self._num_channels = label.long(), num_channels
+    def __init__(self, label: Tensor, num_channels: int, focal_gamma: float = 0.0) -> None:
+        self._label, self._num_channels, self._focal_gamma = label.long(), num_channels, focal_gamma
         self._positive = torch.zeros(label.shape, dtype=torch.float64, device=label.device)
         self._negative = torch.zeros_like(self._positive)
 
@@ -106,7 +107,7 @@ class RunningSigmoidLoss:
         if channels.dtype != torch.float64:
             channels = channels.float()
         positive = positive_elements(self._label, self._num_channels, first, channels.shape[1])
-        loss = element_loss(channels, positive)
+        loss = element_loss(channels, positive, self._focal_gamma)
         self._positive += torch.where(positive, loss, 0).sum(1, dtype=torch.float64)
         self._negative += torch.where(positive, 0, loss).sum(1, dtype=torch.float64)
 

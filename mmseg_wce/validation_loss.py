@@ -50,6 +50,7 @@ class LossTerm:
         ignore_index: the ignored label.
         label_smoothing: in [0, 1].
         normalize_by: denominator of the mean; None for a sum.
+        focal_gamma: exponent of the focal loss, 0 for the cross-entropy.
     """
 
     name: str
@@ -59,6 +60,7 @@ class LossTerm:
     ignore_index: int
     label_smoothing: float
     normalize_by: Normalizer | None
+    focal_gamma: float = 0.0
 
     def check(self, num_channels: int) -> None:
         """Raise ValueError unless the class weights fit the channels and the denominator."""
@@ -71,7 +73,7 @@ class LossTerm:
     def start(self, label: Tensor, num_channels: int) -> RunningLoss:
         """Start the running loss of an image with these labels, (1, H, W)."""
         if self.use_sigmoid:
-            return RunningSigmoidLoss(label, num_channels)
+            return RunningSigmoidLoss(label, num_channels, self.focal_gamma)
         logits = torch.empty(1, num_channels)  # only the shape and dtype are read
         return RunningSoftmaxLoss(label, smoothing_weight(logits, self.class_weight, self.label_smoothing))
 
@@ -94,9 +96,9 @@ class LossTerm:
         inputs = logits, label, weight, self.ignore_index, False
         batch: SigmoidBatch | SoftmaxBatch
         if self.use_sigmoid:
-            batch = SigmoidBatch(*inputs, (first, second, ignored))
+            batch = SigmoidBatch(*inputs, (first, second, ignored), self.focal_gamma)
         else:
-            batch = SoftmaxBatch(*inputs, PixelMaps(first, second, ignored), self.label_smoothing)
+            batch = SoftmaxBatch(*inputs, PixelMaps(first, second, ignored), self.focal_gamma, self.label_smoothing)
         numerator = self.loss_weight * batch.reduce('sum', 'valid').item()
         return numerator, 0.0 if self.normalize_by is None else batch.normalizer(self.normalize_by).item()
 
@@ -151,6 +153,7 @@ def _make_term(loss: Any, head: Any) -> LossTerm:
         ignore_index=ignore_index,
         label_smoothing=getattr(loss, 'label_smoothing', 0.0),
         normalize_by=by_reduction[getattr(loss, 'reduction', 'mean')],
+        focal_gamma=getattr(loss, 'focal_gamma', 0.0),
     )
 
 

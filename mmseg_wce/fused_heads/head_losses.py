@@ -105,7 +105,7 @@ class _SharedMaps:
         self.channels = logits.shape[1]
         self._records_gradients = torch.is_grad_enabled()  # also for what a sampler needs, which ranks without
         self._softmax: dict[tuple, PixelMaps] = {}
-        self._sigmoid: dict[int, SigmoidMaps] = {}
+        self._sigmoid: dict[tuple[int, float], SigmoidMaps] = {}
 
     @cached_property
     def full_size(self) -> Tensor:
@@ -136,14 +136,15 @@ class _SharedMaps:
                 )
         return self._softmax[key]
 
-    def sigmoid_maps(self, ignore_index: int) -> SigmoidMaps:
+    def sigmoid_maps(self, ignore_index: int, focal_gamma: float = 0.0) -> SigmoidMaps:
         """Return the maps for sigmoids; one channel is compared with the threshold of the head."""
-        if ignore_index not in self._sigmoid:
+        key = ignore_index, focal_gamma
+        if key not in self._sigmoid:
             threshold = self.head.threshold if self.channels == 1 else None
-            options = ignore_index, 0.5 if threshold is None else threshold, self.head.align_corners
+            options = ignore_index, 0.5 if threshold is None else threshold, self.head.align_corners, focal_gamma
             with torch.set_grad_enabled(self._records_gradients):
-                self._sigmoid[ignore_index] = sweep_sigmoid(self.logits, self.label, *options)
-        return self._sigmoid[ignore_index]
+                self._sigmoid[key] = sweep_sigmoid(self.logits, self.label, *options)
+        return self._sigmoid[key]
 
     def value(self, loss: Any, label_override: Tensor | None = None, **options: Any) -> Tensor:
         """Compute a loss as the head would call it; ``label_override``, (N, H, W), may only ignore more pixels."""
@@ -178,7 +179,7 @@ class _SharedMaps:
         is_sigmoid = isinstance(batch, SigmoidBatch)
         maps: SigmoidMaps | PixelMaps
         if is_sigmoid:
-            maps = self.sigmoid_maps(batch.ignore_index)
+            maps = self.sigmoid_maps(batch.ignore_index, batch.focal_gamma)
         else:
             maps = self.softmax_maps(batch.ignore_index, loss, batch.class_weight)
         if batch.target is self.label:

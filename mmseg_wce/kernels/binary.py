@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmseg_wce.kernels.focal import focal_loss, focal_slope
 from mmseg_wce.kernels.op import check_shapes, check_target_dtype, is_transformed, refuse_forward_mode
 from mmseg_wce.kernels.reference import resized
 from torch import Tensor
@@ -43,17 +44,18 @@ def positive_elements(target: Tensor, num_channels: int, first: int = 0, number:
     return target.unsqueeze(1) == labels.view(-1, *[1] * (target.dim() - 1))
 
 
-def element_loss(z: Tensor, positive: Tensor) -> Tensor:
-    """Return the binary cross-entropy of every element.
+def element_loss(z: Tensor, positive: Tensor, focal_gamma: float = 0.0) -> Tensor:
+    """Return the binary cross-entropy of every element, or its focal form.
 
     Args:
         z: full-size logits (N, C, ...), float32 or float64.
         positive: :func:`positive_elements`.
+        focal_gamma: exponent of :func:`mmseg_wce.kernels.focal.focal_loss`.
 
     Returns:
         (N, C, ...).
     """
-    return _softplus(torch.where(positive, -z, z))
+    return focal_loss(_softplus(torch.where(positive, -z, z)), focal_gamma)
 
 
 def _chunks(logits: Tensor, target: Tensor, align_corners: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -88,12 +90,12 @@ def _is_predicted(z: Tensor, threshold: float, target: Tensor) -> Tensor:
     'mmseg_wce::pixel_bce',
     mutates_args=(),
     schema=(
-        '(Tensor logits, Tensor target, int ignore_index, float threshold, bool align_corners) -> '
+        '(Tensor logits, Tensor target, int ignore_index, float threshold, bool align_corners, float focal_gamma) -> '
         '(Tensor positive, Tensor negative, Tensor correct)'
     ),
 )
 def _forward(
-    logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool
+    logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool, focal_gamma: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     negative_loss = logits.new_zeros(target.shape, dtype=dtype)
@@ -108,9 +110,9 @@ def _forward(
             chunk_max, index = z.max(1)
             torch.where(chunk_max > max_logit, index.add_(channels.start), predicted, out=predicted)
             torch.maximum(max_logit, chunk_max, out=max_logit)
-        negative_loss += _softplus(z).masked_fill_(positive, 0).sum(1)
+        negative_loss += focal_loss(_softplus(z), focal_gamma).masked_fill_(positive, 0).sum(1)
     valid = _is_valid(target, logits.shape[1], ignore_index)
-    positive_loss = _softplus(label_logit.neg_())
+    positive_loss = focal_loss(_softplus(label_logit.neg_()), focal_gamma)
     if logits.shape[1] == 1:
         correct = _is_predicted(z, threshold, target)
     else:
@@ -121,7 +123,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool) -> tuple[Tensor, ...]:
+def _(logits: Tensor, target: Tensor, *_: Any) -> tuple[Tensor, ...]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     maps = [logits.new_empty(target.shape, dtype=dtype) for _ in range(2)]
     return *maps, logits.new_empty(target.shape, dtype=torch.bool)
@@ -132,7 +134,7 @@ def _(logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align
     mutates_args=(),
     schema=(
         '(Tensor? grad_positive, Tensor? grad_negative, Tensor logits, Tensor target, int ignore_index, '
-        'bool align_corners) -> Tensor'
+        'bool align_corners, float focal_gamma) -> Tensor'
     ),
 )
 def _backward(
@@ -142,6 +144,7 @@ def _backward(
     target: Tensor,
     ignore_index: int,
     align_corners: bool,
+    focal_gamma: float,
 ) -> Tensor:
     gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
     if target.numel() == 0 or (grad_positive is None and grad_negative is None):
@@ -150,8 +153,9 @@ def _backward(
     valid = _is_valid(target, logits.shape[1], ignore_index).unsqueeze(1)
     positive_grad, negative_grad = (zero if g is None else g.unsqueeze(1) for g in (grad_positive, grad_negative))
     for channels, z, positive in _chunks(logits, target, align_corners):
-        label_gradient = -positive_grad * _label_logit(z, target, logits.shape[1], channels.start).neg_().sigmoid_()
-        chunk_gradient = z.sigmoid().mul_(negative_grad)
+        label_logit = _label_logit(z, target, logits.shape[1], channels.start)
+        label_gradient = -positive_grad * _slope(-label_logit, focal_gamma)
+        chunk_gradient = _slope(z, focal_gamma).mul_(negative_grad)
         torch.where(positive, label_gradient, chunk_gradient, out=chunk_gradient)
         chunk_gradient.masked_fill_(~valid, 0)  # not a product: 0 * NaN is NaN
         if logits.shape[2:] != target.shape[1:]:
@@ -163,6 +167,12 @@ def _backward(
 @_backward.register_fake
 def _(grad_positive: Tensor | None, grad_negative: Tensor | None, logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
+
+
+def _slope(z: Tensor, focal_gamma: float) -> Tensor:
+    """Return the derivative of an element's loss with respect to z, its logit with the sign of a negative element."""
+    slope = z.sigmoid()
+    return slope if focal_gamma == 0 else slope.mul_(focal_slope(_softplus(z), focal_gamma))
 
 
 def _downsample(gradient: Tensor, shape: torch.Size, align_corners: bool) -> Tensor:
@@ -189,7 +199,7 @@ def _downsample_by_matrices(gradient: Tensor, shape: torch.Size, align_corners: 
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    logits, target, ctx.ignore_index, _, ctx.align_corners = inputs
+    logits, target, ctx.ignore_index, _, ctx.align_corners, ctx.focal_gamma = inputs
     ctx.save_for_backward(logits, target)
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
@@ -197,21 +207,21 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 def _gradients(ctx: Any, grad_positive: Tensor | None, grad_negative: Tensor | None, _: Any) -> tuple:
     logits, target = ctx.saved_tensors
-    gradient = _backward(grad_positive, grad_negative, logits, target, ctx.ignore_index, ctx.align_corners)
-    return gradient, None, None, None, None
+    options = ctx.ignore_index, ctx.align_corners, ctx.focal_gamma
+    return _backward(grad_positive, grad_negative, logits, target, *options), *[None] * 5
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
 def _with_full_size_logits(
-    logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool
+    logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool, focal_gamma: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the same maps from full-size logits; autograd and torch.func differentiate them any number of times."""
     valid = _is_valid(target, logits.shape[1], ignore_index)
     z = torch.where(valid.unsqueeze(1), resized(logits, target.shape[1:], align_corners), 0)
     positive = positive_elements(target, logits.shape[1])
-    loss = element_loss(z, positive)
+    loss = element_loss(z, positive, focal_gamma)
     positive_loss, negative_loss = (
         torch.where(mask & valid.unsqueeze(1), loss, 0).sum(1) for mask in (positive, ~positive)
     )
@@ -227,6 +237,7 @@ def pixel_bce(
     ignore_index: int,
     threshold: float = 0.5,
     align_corners: bool = False,
+    focal_gamma: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the binary cross-entropy of every pixel, summed over the channels, from logits of any size.
 
@@ -253,6 +264,7 @@ def pixel_bce(
         ignore_index: label of the pixels to ignore.
         threshold: probability above which a single channel predicts label 1.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
+        focal_gamma: if not 0, the loss l of every element is replaced by (1 - exp(-l))^focal_gamma * l, the focal loss.
 
     Returns:
         ``positive`` and ``negative``, float32 (float64 for float64 logits), and ``correct``, bool, all of the target's
@@ -278,14 +290,14 @@ def pixel_bce(
     """
     check_shapes(logits, target)
     check_target_dtype(target)
-    return sweep_sigmoid(logits, target, ignore_index, threshold, align_corners)
+    return sweep_sigmoid(logits, target, ignore_index, threshold, align_corners, focal_gamma)
 
 
 def sweep_sigmoid(
-    logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool
+    logits: Tensor, target: Tensor, ignore_index: int, threshold: float, align_corners: bool, focal_gamma: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute :func:`pixel_bce` from arguments that fit each other."""
     if is_transformed():
-        return _with_full_size_logits(logits, target, ignore_index, threshold, align_corners)
+        return _with_full_size_logits(logits, target, ignore_index, threshold, align_corners, focal_gamma)
     refuse_forward_mode(logits, 'pixel_bce', 'use torch.func.jvp')
-    return _forward(logits, target, ignore_index, threshold, align_corners)
+    return _forward(logits, target, ignore_index, threshold, align_corners, focal_gamma)
