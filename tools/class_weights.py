@@ -18,12 +18,12 @@ from pathlib import Path
 import mmseg_wce  # noqa: F401  (first: mmseg cannot be imported on mmcv-lite without it)
 import numpy as np
 from class_weights_report import draw_weights, print_table
-from label_arguments import Parser, check_output, labels_in_folder, print_failures, say, scan_with_progress, source_name
+from label_arguments import Parser, check_output, labels_in_folder, print_failures, say, scan_and_save, source_name
 from mmengine.fileio import dump
-from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics, save_statistics
+from mmseg_wce.class_weights import SCHEMES, LabelStatistics, class_weights, load_statistics
 from mmseg_wce.class_weights.schemes import NORMALIZATIONS, check_options
 from mmseg_wce.class_weights.statistics_file import BUNDLED
-from mmseg_wce.dataset_checks import LabelFiles, Severity, check_joined_classes, from_config, sum_statistics
+from mmseg_wce.dataset_checks import LabelFiles, Severity, check_joined_classes, from_config
 from mmseg_wce.training.preflight import PreflightError, check_data, load_config
 
 SUFFIXES = ('.npy', '.json', '.yaml', '.yml', '.pkl')
@@ -99,10 +99,7 @@ def scan_labels(args: argparse.Namespace, statistics_file: Path) -> LabelStatist
         say(f'Note: {finding}')
     for note in dict.fromkeys(note for part in parts for note in part.notes):
         say(f'Note: {note}')
-    unfinished = statistics_file.with_name(statistics_file.name + '.unfinished')
-    statistics = sum_statistics(scan_with_progress(parts, args.workers, 'Reading labels', unfinished))
-    save_statistics(statistics, statistics_file)
-    return statistics
+    return scan_and_save(parts, args.workers, 'Reading labels', statistics_file)
 
 
 def check_overwrite(statistics_file: Path, parts: list[LabelFiles]) -> None:

@@ -5,8 +5,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmseg_wce.class_weights import LabelStatistics
-from mmseg_wce.dataset_checks import LabelFiles, cores, from_folder, scan_parts
+from mmseg_wce.class_weights import LabelStatistics, save_statistics
+from mmseg_wce.class_weights.file_record import FileRecord, save_file_record
+from mmseg_wce.dataset_checks import LabelFiles, cores, from_folder, scan_parts, sum_statistics
 from mmseg_wce.training.launch import ConfigOptions
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -83,21 +84,39 @@ def check_output(path: Path, option: str) -> None:
 
 
 def scan_with_progress(
-    parts: Sequence[LabelFiles], workers: int, title: str, unfinished: Path | None = None, with_images: bool = False
+    parts: Sequence[LabelFiles],
+    workers: int,
+    title: str,
+    unfinished: Path | None = None,
+    with_images: bool = False,
+    class_pixels: dict[str, dict[int, int]] | None = None,
 ) -> list[LabelStatistics]:
-    """Scan label files and show the progress; a scan that was interrupted goes on from the file ``unfinished``."""
+    """Scan label files and show the progress; a scan that was interrupted goes on from the file ``unfinished``.
+
+    ``class_pixels`` is filled with the pixels of each class in each file.
+    """
     total, done, statistics = sum(map(len, parts)), 0, []
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(title, total=total)
-            for done, so_far in scan_parts(parts, workers, unfinished, with_images):
+            for done, so_far in scan_parts(parts, workers, unfinished, with_images, class_pixels):
                 statistics = so_far
                 progress.update(task, completed=done)
     except KeyboardInterrupt:
         if unfinished is not None:
             console.print(f'Interrupted. {done} of {total} files are kept: the same command goes on from there.')
         raise SystemExit(130) from None
+    return statistics
+
+
+def scan_and_save(parts: Sequence[LabelFiles], workers: int, title: str, statistics_file: Path) -> LabelStatistics:
+    """Scan label files, save their statistics, and beside them the class pixels of each file; return the statistics."""
+    files: dict[str, dict[int, int]] = {}
+    unfinished = statistics_file.with_name(statistics_file.name + '.unfinished')
+    statistics = sum_statistics(scan_with_progress(parts, workers, title, unfinished, class_pixels=files))
+    save_file_record(FileRecord(statistics.classes, files), statistics_file)
+    save_statistics(statistics, statistics_file)
     return statistics
 
 

@@ -125,6 +125,12 @@ class LabelFiles:
             indices: indices of the files, from 0; by default all.
             with_images: compare the size of each label with that of its image.
         """
+        return self.count(indices, with_images)[0]
+
+    def count(
+        self, indices: Sequence[int] | None = None, with_images: bool = False
+    ) -> tuple[LabelStatistics, dict[str, dict[int, int]]]:
+        """Count the labels of files as :meth:`statistics`; return the pixels of each class in each file, too."""
         counted, failed, dropped = [], {}, None
         for index in range(len(self)) if indices is None else indices:
             sample = self.samples[index]
@@ -138,7 +144,13 @@ class LabelFiles:
             except Exception as error:  # each decoder has its own errors, and one file must not end the scan
                 failed[sample.label] = _failure_reason(error)
         statistics = LabelStatistics.from_files(self.dataset, self.classes, self.convention, counted)
-        return replace(statistics, failed=failed, dropped=dropped, folders=(self.common_folder,))
+        files = {file.file: self._class_pixels(file) for file in counted}
+        return replace(statistics, failed=failed, dropped=dropped, folders=(self.common_folder,)), files
+
+    def _class_pixels(self, file: FileLabels) -> dict[int, int]:
+        pixels = zip(file.values.tolist(), file.counts.tolist(), strict=True)
+        ignored = self.convention.ignore_index
+        return {label: number for label, number in pixels if 0 <= label < len(self.classes) and label != ignored}
 
 
 def _attributes(transform: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _SECONDS_BETWEEN_SAVES = 2.0
 
 
 class _Chunks(Dataset):
-    """Data set of chunks of files; an item is a chunk's number of files, the index of its part, and its statistics."""
+    """Data set of chunks of files; an item is a chunk's number of files, the index of its part, and its counts."""
 
     def __init__(self, parts: Sequence[LabelFiles], with_images: bool) -> None:
         self.parts, self.with_images = parts, with_images
@@ -37,11 +37,12 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return len(self.bounds)
 
-    def __getitem__(self, index: int) -> tuple[int, int, LabelStatistics]:
+    def __getitem__(self, index: int) -> tuple[int, int, LabelStatistics, dict[str, dict[int, int]]]:
         i, start = self.bounds[index]
         part = self.parts[i]
         files = range(start, min(start + _FILES_IN_CHUNK, len(part)))
-        return len(files), i, part.statistics(files, self.with_images) * part.times
+        statistics, class_pixels = part.count(files, self.with_images)
+        return len(files), i, statistics * part.times, class_pixels
 
 
 def cores() -> int:
@@ -91,6 +92,7 @@ def scan_parts(
     num_workers: int = 0,
     unfinished: str | os.PathLike | None = None,
     with_images: bool = False,
+    class_pixels: dict[str, dict[int, int]] | None = None,
 ) -> Iterator[tuple[int, list[LabelStatistics]]]:
     """Read each file once like :func:`scan`, with separate statistics for joined data sets.
 
@@ -99,17 +101,20 @@ def scan_parts(
         num_workers: number of processes that read.
         unfinished: file for the state of an interrupted scan.
         with_images: compare the size of each label with that of its image.
+        class_pixels: filled with the number of pixels of each class in each file, by its path.
 
     Yields:
         Number of files read so far and the statistics of each part, repeatedly; the last time for all files.
     """
+    class_pixels = {} if class_pixels is None else class_pixels
     chunks = _Chunks(parts, with_images)
     for part in parts:
         if isinstance(part.reader, AnnotationReader):
             _ = part.reader.table  # computed once here, not in each process
     state = _ScanState(Path(unfinished), parts, with_images) if unfinished is not None else None
     empty = [LabelStatistics.empty(part.dataset, part.classes, part.convention) for part in parts]
-    first, done, totals = (state and state.load()) or (0, 0, empty)
+    first, done, totals, counted = (state and state.load()) or (0, 0, empty, {})
+    class_pixels.update(counted)
     if done:
         yield done, list(totals)
     remaining = Subset(chunks, range(first, len(chunks)))
@@ -117,15 +122,16 @@ def scan_parts(
     loader = DataLoader(remaining, batch_size=None, num_workers=num_workers)
     last_save, index = time.monotonic(), first
     try:
-        for index, (number, i, statistics) in enumerate(loader, first + 1):
+        for index, (number, i, statistics, counted) in enumerate(loader, first + 1):
             done, totals[i] = done + number, totals[i] + statistics
+            class_pixels.update(counted)
             if state and time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
-                state.save(index, done, totals)
+                state.save(index, done, totals, class_pixels)
                 last_save = time.monotonic()
             yield done, list(totals)
     except BaseException:  # an interrupt, or the caller closed the generator
         if state and done > 0:
-            state.save(index, done, totals)
+            state.save(index, done, totals, class_pixels)
         raise
     if state:
         state.path.unlink(missing_ok=True)
@@ -137,17 +143,22 @@ class _ScanState:
     def __init__(self, path: Path, parts: Sequence[LabelFiles], with_images: bool) -> None:
         self.path, self.digest, self.number = path, _digest(parts, with_images), len(parts)
 
-    def load(self) -> tuple[int, int, list[LabelStatistics]] | None:
-        """Return chunks read, files read, and the statistics of each part; None if there is no such state."""
+    def load(self) -> tuple[int, int, list[LabelStatistics], dict[str, dict[int, int]]] | None:
+        """Return chunks read, files read, statistics of each part, and class pixels; None if there is no such state."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(self.path.read_text())
             if content['digest'] == self.digest and len(content['statistics']) == self.number:
-                return content['chunks'], content['files'], [from_json(part) for part in content['statistics']]
+                statistics = [from_json(part) for part in content['statistics']]
+                class_pixels = {file: dict(pixels) for file, pixels in content['class_pixels'].items()}
+                return content['chunks'], content['files'], statistics, class_pixels
         return None
 
-    def save(self, chunks: int, files: int, statistics: Sequence[LabelStatistics]) -> None:
-        parts = [to_json(part) for part in statistics]
-        write_json(self.path, dict(digest=self.digest, chunks=chunks, files=files, statistics=parts))
+    def save(
+        self, chunks: int, files: int, statistics: Sequence[LabelStatistics], class_pixels: dict[str, dict[int, int]]
+    ) -> None:
+        counts = {file: list(pixels.items()) for file, pixels in class_pixels.items()}  # keys of JSON would be text
+        state = dict(statistics=[to_json(part) for part in statistics], class_pixels=counts)
+        write_json(self.path, dict(digest=self.digest, chunks=chunks, files=files, **state))
 
 
 def _digest(parts: Iterable[LabelFiles], with_images: bool) -> str:
