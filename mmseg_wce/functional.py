@@ -11,12 +11,14 @@ from mmseg_wce.arguments import (
     Normalizer,
     Reduction,
     check_call,
+    check_focal_gamma,
     check_sigmoid_weight,
     check_smoothing,
     check_softmax_weight,
 )
 from mmseg_wce.kernels import PixelMaps
 from mmseg_wce.pixel_batch import SigmoidBatch, SigmoidMaps, SoftmaxBatch, smoothing_weight
+from mmseg_wce.rebalancing import class_offsets
 from mmseg_wce.upsampling import upsampled_argmax
 from torch import Tensor
 
@@ -24,6 +26,7 @@ __all__ = [
     'NORMALIZERS',
     'REDUCTIONS',
     'binary_normalizer',
+    'class_offsets',
     'normalizer',
     'smoothing_weight',
     'upsampled_argmax',
@@ -116,6 +119,7 @@ def weighted_binary_cross_entropy(
     normalize_by: Normalizer = 'valid',
     avg_factor: float | Tensor | None = None,
     align_corners: bool = False,
+    focal_gamma: float = 0.0,
     pixels: SigmoidMaps | None = None,
 ) -> Tensor:
     """Compute the binary cross-entropy of every channel, with class weights, an ignored label and logits of any size.
@@ -159,7 +163,10 @@ def weighted_binary_cross_entropy(
         normalize_by: denominator of the mean.
         avg_factor: as in :func:`weighted_cross_entropy`.
         align_corners: as in :func:`weighted_cross_entropy`.
-        pixels: result of :func:`mmseg_wce.kernels.pixel_bce` for these logits and this target; computed by default.
+        focal_gamma: g >= 0. The loss of an element is multiplied by (1 - p)^g, p being the probability that the model
+            gives to its label: the focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002) without its alpha.
+        pixels: result of :func:`mmseg_wce.kernels.pixel_bce` for these logits, this target and this ``focal_gamma``;
+            computed by default.
 
     Returns:
         Scalar, or for reduction 'none' the shape given there. float32, or float64 for float64 logits.
@@ -181,7 +188,8 @@ def weighted_binary_cross_entropy(
     options = pixel_weight, reduction, normalize_by, avg_factor
     ignore_index, pixel_weight = check_call(logits, target, ignore_index, *options)
     check_sigmoid_weight(class_weight, logits, normalize_by)
-    batch = SigmoidBatch(logits, target.long(), class_weight, ignore_index, align_corners, pixels)
+    check_focal_gamma(focal_gamma)
+    batch = SigmoidBatch(logits, target.long(), class_weight, ignore_index, align_corners, pixels, focal_gamma)
     return batch.reduce(reduction, normalize_by, pixel_weight, avg_factor)
 
 
@@ -192,6 +200,7 @@ def weighted_cross_entropy(
     *,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
     pixel_weight: Tensor | None = None,
     reduction: Reduction = 'mean',
     normalize_by: Normalizer = 'class_weight',
@@ -212,6 +221,10 @@ def weighted_cross_entropy(
 
         l = (1 - e) w_y (-log p_y) + (e / C) sum_c w_c (-log p_c)
 
+    With ``focal_gamma`` g it is the focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002) of a softmax::
+
+        l = w_y (1 - p_y)^g (-log p_y)
+
     The mean is the sum of ``pixel_weight * l`` over the pixels that are not ignored, divided by ``avg_factor`` or, by
     default, by the denominator that ``normalize_by`` selects:
 
@@ -231,6 +244,8 @@ def weighted_cross_entropy(
         ignore_index: the ignored label, 255 by default; may be negative or in [0, C). Warns once if the default is a
             class.
         label_smoothing: e in [0, 1].
+        focal_gamma: g >= 0: the larger, the less pixels count whose label has a high probability. Not together with
+            ``label_smoothing``.
         pixel_weight: factor of each pixel's loss; shape of the target, or broadcastable to it with as many dimensions.
         reduction: 'mean', 'sum', or 'none' for the loss of each pixel, 0 where ignored.
         normalize_by: denominator of the mean.
@@ -263,6 +278,8 @@ def weighted_cross_entropy(
     ignore_index, pixel_weight = check_call(logits, target, ignore_index, *options)
     check_softmax_weight(class_weight, logits)
     check_smoothing(label_smoothing)
+    check_focal_gamma(focal_gamma, label_smoothing)
     maps = pixels if pixels is None or isinstance(pixels, PixelMaps) else PixelMaps(*pixels)
-    batch = SoftmaxBatch(logits, target.long(), class_weight, ignore_index, align_corners, maps, label_smoothing)
+    inputs = logits, target.long(), class_weight, ignore_index, align_corners
+    batch = SoftmaxBatch(*inputs, maps, focal_gamma, label_smoothing)
     return batch.reduce(reduction, normalize_by, pixel_weight, avg_factor)

@@ -78,7 +78,18 @@ def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
         >>> {name: values.tolist() for name, values in scores.items()}
         {'IoU': [75.0, 80.0], 'Acc': [75.0, 100.0], 'Precision': [100.0, 80.0], 'aAcc': 87.5}
     """
-    intersection, union, predicted, labelled = class_areas(confusion)
+    intersection, _, predicted, labelled = class_areas(confusion)
+    return area_scores(np.stack([intersection, predicted, labelled], -2))
+
+
+def area_scores(areas: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the scores of :func:`class_scores`, given the pixels of each class that are right, predicted and labelled.
+
+    Args:
+        areas: integer, (..., 3, C).
+    """
+    intersection, predicted, labelled = np.moveaxis(areas, -2, 0)
+    union = predicted + labelled - intersection
     with np.errstate(invalid='ignore', divide='ignore'):
         return dict(
             IoU=100 * intersection / union,

@@ -22,10 +22,10 @@ import torch
 from base_configs import check_style, find_configs
 from compare.report import write_report
 from compare.runs import DEFAULT, HARD_PIXELS, NAMES, Comparison, Run, check_hard_pixels, losses_on_pixels
-from label_arguments import console, print_failures, say, scan_with_progress
+from label_arguments import console, print_failures, say, scan_and_save
 from mmengine.registry import init_default_scope
-from mmseg_wce.class_weights import save_statistics
-from mmseg_wce.dataset_checks import cores, from_config, sum_statistics
+from mmseg_wce.class_weights.file_record import record_path
+from mmseg_wce.dataset_checks import cores, from_config
 from mmseg_wce.safe_io.errors import in_one_line
 from mmseg_wce.training.launch import ConfigOptions
 from mmseg_wce.training.preflight import PreflightError, check_data, check_work_dir, load_config
@@ -39,7 +39,8 @@ def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
     """Check a config, and scan its training labels unless their statistics exist."""
     config = load_config(str(file), args.cfg_options)
     place = f'config file {str(file)!r}'
-    comparison = Comparison(base, file, config, args.work_dir, args.out, args.words, args.gpus)
+    rebalanced = tuple(dict.fromkeys(args.rebalance))
+    comparison = Comparison(base, file, config, args.work_dir, args.out, args.words, args.gpus, rebalanced)
     check_data(config, 'train', 'val', 'test')
     if not isinstance(config.get('model'), dict) or not losses_on_pixels(config):
         raise PreflightError(f'{place} has no softmax loss on pixels')
@@ -54,11 +55,9 @@ def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
         raise PreflightError(
             f'{place}: test_dataloader must have one data set with LoadAnnotations: {reason}'
         ) from error
-    if not comparison.labels.exists():
-        parts = scan_with_progress(from_config(config), 0, f'Counting pixels for {file.stem}')
-        statistics = sum_statistics(parts)
-        print_failures(statistics)
-        save_statistics(statistics, comparison.labels)
+    if not (comparison.labels.exists() and record_path(comparison.labels).exists()):
+        title = f'Counting pixels for {file.stem}'
+        print_failures(scan_and_save(from_config(config), 0, title, comparison.labels))
     return comparison
 
 
@@ -148,6 +147,14 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('config', nargs='+', help="config files; or 'mmseg::' and the name of one it ships")
     parser.add_argument(
         '--losses', nargs='+', choices=NAMES, default=list(DEFAULT), metavar='LOSS', help=f'some of {", ".join(NAMES)}'
+    )
+    parser.add_argument(
+        '--rebalance',
+        nargs='+',
+        choices=NAMES,
+        default=[],
+        metavar='LOSS',
+        help='losses whose trainings are moved between rare and common classes afterwards (tools/rebalance.py)',
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='[0 1 2]')
     parser.add_argument(

@@ -14,12 +14,12 @@ from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import HOOKS
-from mmseg_wce.fused_heads.prediction import predict, predict_by_feat, slide_inference
+from mmseg_wce.fused_heads.prediction import Rebalancing, predict, predict_by_feat, slide_inference
 from mmseg_wce.model_walk import heads_of, main_head, unwrap_model
 from mmseg_wce.validation_loss import LossTerm, ValidationLoss, loss_terms
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ['FusedPredictHook', 'add_validation_loss', 'fuse_predict']
+__all__ = ['FusedPredictHook', 'add_rebalancing', 'add_validation_loss', 'fuse_predict']
 
 # Supported methods of mmseg's segmentors and heads. Any other method may read or change full-size logits.
 _SEGMENTOR_METHODS: dict[str, tuple[Any, ...]] = {
@@ -178,6 +178,17 @@ def add_validation_loss(model: Any) -> tuple[list[LossTerm], list[str]]:
     terms, left_out = loss_terms(main_head(model))
     model.predict.keywords['terms'] = terms
     return terms, left_out
+
+
+def add_rebalancing(model: Any, direction: Tensor, taus: Sequence[float]) -> None:
+    """Make a fused segmentor also predict with tau times a direction added to its logits.
+
+    Args:
+        model: a model that :func:`fuse_predict` has fused.
+        direction: offset of each channel for tau = 1.
+        taus: T numbers; the samples get ``rebalanced_predictions``, (T, H, W), int16.
+    """
+    model.predict.keywords['rebalancing'] = Rebalancing(direction, taus)
 
 
 def _restore_methods(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,21 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads.deferred_logits import DeferredLogits, SlidingWindows
 from mmseg_wce.model_walk import main_head
+from mmseg_wce.rebalancing.sweep import RebalancedArgmax
 from mmseg_wce.upsampling import RunningArgmax
 from mmseg_wce.validation_loss import SUMS, LossTerm, RunningSums
 from torch import Tensor
 
-__all__ = ['predict', 'predict_by_feat', 'slide_inference']
+__all__ = ['REBALANCED', 'Rebalancing', 'predict', 'predict_by_feat', 'slide_inference']
+
+REBALANCED = 'rebalanced_predictions'  # field of a sample: (T, H, W), int16, a prediction for each tau
+
+
+class Rebalancing(NamedTuple):
+    """Offsets to predict with, tau times a direction: (channels,), float32, and T values of tau."""
+
+    direction: Tensor
+    taus: Sequence[float]
 
 
 class _ImageMetas(list):
@@ -33,6 +43,7 @@ def predict(
     *,
     keep_logits: bool = False,
     terms: Sequence[LossTerm] = (),
+    rebalancing: Rebalancing | None = None,
 ) -> list[SegDataSample]:
     """Predict as ``EncoderDecoder.predict``.
 
@@ -42,6 +53,7 @@ def predict(
         data_samples: one per image, with its size before resizing, padding and flipping.
         keep_logits: also build full-size logits, and keep them in the samples.
         terms: losses to sum over the images whose samples have labels.
+        rebalancing: offsets; the classes predicted with these are stored in the samples as ``rebalanced_predictions``.
 
     Returns:
         ``data_samples``, or new samples without them, with ``pred_sem_seg``.
@@ -56,14 +68,19 @@ def predict(
     if isinstance(logits, Tensor):  # the fused head has been replaced
         return model.postprocess_result(logits, data_samples)
     with torch.set_grad_enabled(torch.is_grad_enabled() and keep_logits):
+        options = model, keep_logits, terms, rebalancing
         images = [
-            _ImagePrediction(sample, None if data_samples is None else meta, logits, model, keep_logits, terms)
+            _ImagePrediction(sample, None if data_samples is None else meta, logits, *options)
             for sample, meta in zip(samples, metas, strict=True)
         ]
-        for channels in logits.slices([image.size for image in images]):
-            batch = logits.read(channels)
-            for i, image in enumerate(images):
-                image.update(batch[i : i + 1], channels.start)
+        passes = [_ImagePrediction.update]
+        if rebalancing is not None:
+            passes.append(_ImagePrediction.refine)
+        for add in passes:
+            for channels in logits.slices([image.size for image in images]):
+                batch = logits.read(channels)
+                for i, image in enumerate(images):
+                    add(image, batch[i : i + 1], channels.start)
         for image in images:
             image.finish()
     return samples
@@ -150,6 +167,7 @@ class _ImagePrediction:
         model: Any,
         keep_logits: bool,
         terms: Sequence[LossTerm],
+        rebalancing: Rebalancing | None,
     ) -> None:
         self._sample, self._meta, self._num_channels = sample, meta, logits.num_channels
         head: Any = main_head(model)
@@ -157,6 +175,8 @@ class _ImagePrediction:
         self._threshold: Any = head.threshold if logits.num_channels == 1 else None  # K-Net's head has none
         self._argmax, self._keep_logits = RunningArgmax(), keep_logits
         self._logits: Tensor | None = None
+        self._rebalancing = rebalancing
+        self._rebalanced = RebalancedArgmax(*rebalancing) if rebalancing is not None else None
         self.size: tuple[int, int] = logits.size if meta is None else tuple(meta['ori_shape'])
         self._losses = RunningSums(terms, sample, self.size, self._num_channels) if terms else None
 
@@ -167,12 +187,20 @@ class _ImagePrediction:
             self._logits = channels[0]
         else:
             self._argmax.update(channels.detach(), first)
+            if self._rebalanced is not None:
+                self._rebalanced.update(channels.detach(), first)
             if self._keep_logits:
                 if self._logits is None:
                     self._logits = channels.new_empty((self._num_channels, *self.size))
                 self._logits[first : first + channels.shape[1]] = channels[0]
         if self._losses is not None:
             self._losses.update(channels.detach(), first)
+
+    def refine(self, channels: Tensor, first: int) -> None:
+        """Add channels in a second pass, after :meth:`update` of all of them, to predict with offsets."""
+        if self._num_channels > 1:
+            assert self._rebalanced is not None
+            self._rebalanced.refine(self._resize_to_original(channels).detach(), first)
 
     def _resize_to_original(self, channels: Tensor) -> Tensor:
         """Remove the padding, undo a flip and resize to the size of the original image."""
@@ -194,10 +222,13 @@ class _ImagePrediction:
         """Write the prediction, the loss sums and, if asked for, the logits into the sample."""
         if self._num_channels == 1:
             assert self._logits is not None
+            self._rebalance_one_channel(self._logits)
             self._logits = self._logits.sigmoid()
             prediction = (self._logits > self._threshold).to(self._logits)
         else:
             prediction = self._argmax.index
+            if self._rebalanced is not None:
+                self._sample.set_field(self._rebalanced.index[:, 0].short(), REBALANCED)
         self._sample.set_data(dict(pred_sem_seg=PixelData(data=prediction)))
         self._sample.pop(SUMS, None)  # left by an earlier prediction
         if self._losses is not None:
@@ -209,3 +240,11 @@ class _ImagePrediction:
             del self._sample.seg_logits
         if type(self._sample) is SegDataSample:
             object.__setattr__(self._sample, '__class__', _SampleWithoutLogits)
+
+    def _rebalance_one_channel(self, logits: Tensor) -> None:
+        """Store the predictions from the logits of label 1, (1, H, W)."""
+        if self._rebalancing is not None:
+            direction, taus = self._rebalancing
+            offsets = direction.double() * torch.tensor(taus, dtype=torch.float64)
+            moved = logits.float() + offsets.to(logits.device, torch.float32).view(-1, 1, 1)
+            self._sample.set_field((moved.sigmoid() > self._threshold).short(), REBALANCED)

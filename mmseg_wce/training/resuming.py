@@ -17,7 +17,7 @@ from mmseg_wce.training.preflight import PreflightError, check_checkpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['check_can_go_on', 'check_parameters']
+__all__ = ['check_can_go_on', 'check_parameters', 'read_checkpoint']
 
 _REQUIRED_KEYS = ('meta', 'state_dict', 'message_hub')  # without these mmengine cannot resume
 
@@ -35,7 +35,7 @@ def check_can_go_on(path: str, config: Config) -> None:
     check_checkpoint(path)
     if '://' in path or osp.isdir(path):
         return
-    state = _load_checkpoint(path)
+    state = read_checkpoint(path)
     if not isinstance(state, Mapping):
         raise PreflightError(f'{path!r} is not a checkpoint: it holds a {type(state).__name__}')
     missing = [key for key in _REQUIRED_KEYS if key not in state]
@@ -74,7 +74,7 @@ def check_parameters(model: nn.Module, path: str) -> None:
     module = model.module if isinstance(model, DistributedDataParallel) else model
     if is_model_wrapper(module):  # wrappers that shard parameters load them differently
         return
-    state = {name.removeprefix('module.'): value for name, value in _load_checkpoint(path)['state_dict'].items()}
+    state = {name.removeprefix('module.'): value for name, value in read_checkpoint(path)['state_dict'].items()}
     parameters = {name for name, _ in module.named_parameters()}
     try:
         missing = sorted(parameters.intersection(module.load_state_dict(state, strict=False).missing_keys))
@@ -88,7 +88,8 @@ def check_parameters(model: nn.Module, path: str) -> None:
         )
 
 
-def _load_checkpoint(path: str) -> Any:
+def read_checkpoint(path: str) -> Any:
+    """Return the content of a local checkpoint, on the CPU; raise PreflightError if it cannot be read."""
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # each format raises different errors

@@ -8,7 +8,7 @@ import numpy as np
 from drawing import plain, save
 
 from compare.results import MAX_NAMES, ConfigResults
-from compare.runs import BUILT_IN, HARD_PIXELS, NON_IGNORE, UNWEIGHTED
+from compare.runs import BUILT_IN, FOCAL, HARD_PIXELS, NON_IGNORE, RARE, RARE_SQRT, UNWEIGHTED
 
 COLORS = {
     BUILT_IN: '#6b7785',
@@ -20,8 +20,11 @@ COLORS = {
     'enet': '#5c940d',
     'effective_number': '#0b7285',
     HARD_PIXELS: '#e8a317',
+    FOCAL: '#7950f2',
+    RARE: '#2b8a3e',
+    RARE_SQRT: '#94d82d',
 }
-MARKERS = dict(zip(COLORS, 'oovs^DPX*', strict=True))
+MARKERS = dict(zip(COLORS, 'oovs^DPX*pdh', strict=True))
 TITLES = dict(mIoU='mean IoU (%)', mAcc='mean class accuracy (%)', aAcc='pixel accuracy (%)')
 STYLE = {
     'font.size': 11,

@@ -30,12 +30,16 @@ from subprocess_runner import Failed, free_port, watch
 
 TOOLS = Path(__file__).resolve().parent.parent
 BUILT_IN, NON_IGNORE, UNWEIGHTED, HARD_PIXELS = 'built_in', 'built_in_avg_non_ignore', 'unweighted', 'hard_pixels'
-NAMES = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES, HARD_PIXELS)
-"""Losses that can be compared: mmseg's, and ours without weights, with those of each scheme, and on hard pixels."""
+FOCAL, RARE, RARE_SQRT = 'focal', 'rare_class_sampling', 'rare_class_sampling_sqrt'
+NAMES = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES, HARD_PIXELS, FOCAL, RARE, RARE_SQRT)
+"""What can be compared: mmseg's loss, and ours without weights, with those of each scheme, on hard pixels, with
+focal_gamma, and with RareClassSampler, without weights and with those of sqrt_inverse_frequency."""
 SCHEMES_SHOWN = ('sqrt_inverse_frequency', 'median_frequency', 'effective_number')
 DEFAULT = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES_SHOWN, HARD_PIXELS)
 # As in mmseg's configs with OHEM: pixels whose class has a lower probability, and at least a fifth of the crop.
 HARD_BELOW, HARD_SHARE = 0.7, 0.2
+FOCAL_GAMMA = 2.0  # as published
+TAUS = [i / 8 for i in range(-8, 9)]
 MEANS = ('mIoU', 'mAcc', 'aAcc')
 _MEBIBYTE = 2**20 / 1e6  # mmengine logs MiB
 
@@ -51,6 +55,7 @@ class Comparison:
     results: Path  # folder for the results of all configs
     words: tuple[str, ...] = ()  # ``--cfg-options`` as on the command line
     processes: int = 1  # number of processes of each training; each has its own batches
+    rebalanced: tuple[str, ...] = ()  # losses whose trainings are rebalanced
 
     @property
     def name(self) -> str:
@@ -88,6 +93,11 @@ class Run:
         return self.comparison.results / self.comparison.name / f'{self.name}.json'
 
     @property
+    def rebalanced_file(self) -> Path | None:
+        """File of the counts that tools/rebalance.py writes; None if this training is not rebalanced."""
+        return self.result_file.with_suffix('.rebalanced.json') if self.loss in self.comparison.rebalanced else None
+
+    @property
     def predictions(self) -> Path:
         """Folder of the predictions for the test images, encoded as the label files."""
         return self.work_dir / 'predictions'
@@ -122,7 +132,7 @@ class Run:
         for file, option in ((self.result_file, '--out'), (self._started, '--work-dir')):
             if file.exists() and (other := read_json(file).get('run')) != self.identity():
                 raise ValueError(f'{str(file)!r} is of {other}, not of {self.identity()}: choose another {option}')
-        return self.result_file.exists()
+        return self.result_file.exists() and (self.rebalanced_file is None or self.rebalanced_file.exists())
 
     def write_config(self) -> None:
         """Write a config that changes the losses on pixels, the seed, and the test metric of the given one."""
@@ -135,6 +145,9 @@ class Run:
                 height, width = base.model.data_preprocessor.size
                 sampler = dict(type='OHEMPixelSampler', thresh=HARD_BELOW, min_kept=int(HARD_SHARE * height * width))
                 lines.append(f'{_head_place(loss)}.sampler = {sampler!r}')
+        if self.loss in (RARE, RARE_SQRT):
+            sampler = dict(_delete_=True, type='RareClassSampler', statistics=self._labels)
+            lines.append(f'train_dataloader = {dict(sampler=sampler)!r}')
         ignored = [node['ignore_index'] for node in nodes(base.test_evaluator) if 'ignore_index' in node]
         metric = dict(type='ClassIoUMetric', iou_metrics=['mIoU'], confusion_file=str(self._confusion.resolve()))
         if ignored:
@@ -152,15 +165,19 @@ class Run:
     def _loss_settings(self) -> dict:
         if self.loss in (BUILT_IN, NON_IGNORE):
             return dict(type='CrossEntropyLoss', avg_non_ignore=self.loss == NON_IGNORE)
-        if self.loss in SCHEMES:
-            labels = str(self.comparison.labels.resolve())
-            return dict(type=OURS, class_weight=dict(statistics=labels, scheme=self.loss))
-        return dict(type=OURS)
+        scheme = 'sqrt_inverse_frequency' if self.loss == RARE_SQRT else self.loss
+        if scheme in SCHEMES:
+            return dict(type=OURS, class_weight=dict(statistics=self._labels, scheme=scheme))
+        return dict(type=OURS, focal_gamma=FOCAL_GAMMA) if self.loss == FOCAL else dict(type=OURS)
+
+    @property
+    def _labels(self) -> str:
+        return str(self.comparison.labels.resolve())
 
     def train_and_test(self, environment: dict[str, str], on_iteration: Callable) -> None:
         """Train, from the last checkpoint if there is one; then test, and write the result.
 
-        ``on_iteration`` is called with 'train' or 'test', the iteration, the number of iterations, and the loss.
+        ``on_iteration`` is called with the tool, the iteration, the number of iterations, and the loss.
         """
         try:
             with FileLock(self.work_dir / 'lock', timeout=0):
@@ -188,8 +205,12 @@ class Run:
         megabytes = run('train', *resume)
         started = read_json(self._started)
         write_json(self._started, dict(started, megabytes=max(megabytes, started['megabytes'])))
-        run('test', self._last_checkpoint(hook), '--out', str(self.predictions))
+        checkpoint = self._last_checkpoint(hook)
+        run('test', checkpoint, '--out', str(self.predictions))
         self._keep(environment)
+        if self.rebalanced_file is not None:
+            files = ['--statistics', self._labels, '--json', str(self.rebalanced_file)]
+            run('rebalance', checkpoint, '--report-on', 'test', '--taus', *map(str, TAUS), *files)
 
     def _last_checkpoint(self, hook: dict | None) -> str:
         """Return the checkpoint of the last iteration; raise Failed if there is none, or a damaged one."""
