@@ -58,6 +58,12 @@ class Sweep:
         names = f'the first {cut} of {number} images of {first}', f'the other {number - cut} images of {first}'
         return cls(taus, classes, *names, counts[:cut].sum(0), counts[cut:].sum(0))
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> 'Sweep':
+        """Return the scores that :meth:`to_json` has written."""
+        counts = (np.array(content[name]) for name in ('choice', 'report'))
+        return cls(content['taus'], content['classes'], content['chosen_on'], content['reported_on'], *counts)
+
     def choose(self, score: str, accuracy_loss: float | None = None) -> int:
         """Return the index of the tau with the best score; at a tie the one that is nearest to 0."""
         values, means = self._values(score), mean_scores(self.choice)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mmseg.registry import DATASETS
 from mmseg_wce.class_weights import load_statistics, save_statistics
-from mmseg_wce.dataset_checks import from_dataset, scan
+from mmseg_wce.dataset_checks import from_dataset, scan, scan_parts
 from mmseg_wce.dataset_checks.label_readers import AnnotationReader
 from three_classes import dataset_config, make_masks, write_data
 
@@ -41,6 +41,36 @@ def test_whole_is_the_sum_of_its_parts(parts):
 
 def test_two_processes_give_what_one_gives(parts):
     assert whole(parts, num_workers=2) == whole(parts)
+
+
+def class_pixels_of(parts):
+    return {
+        file: {c: int((part.labels(i) == c).sum()) for c in range(3) if (part.labels(i) == c).any()}
+        for part in parts
+        for i, file in enumerate(part.files)
+    }
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_class_pixels_of_every_file(parts, num_workers):
+    found = {}
+
+    for _ in scan_parts(parts, num_workers, class_pixels=found):
+        pass
+
+    assert found == class_pixels_of(parts)
+
+
+def test_class_pixels_after_an_interruption(parts, tmp_path):
+    interrupted = scan_parts(parts, unfinished=tmp_path / 'unfinished')
+    next(interrupted)
+    interrupted.close()
+    found = {}
+
+    for _ in scan_parts(parts, unfinished=tmp_path / 'unfinished', class_pixels=found):
+        pass
+
+    assert found == class_pixels_of(parts)
 
 
 @pytest.mark.parametrize('stopped_after', [1, 2])

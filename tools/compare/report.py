@@ -11,8 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from marked_tables import markdown
 
 from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
+from compare.rebalanced import Rebalanced, draw_prices, load_rebalanced
 from compare.results import ConfigResults, load_results
-from compare.runs import Comparison, Run
+from compare.runs import MEANS, Comparison, Run
 from compare.scenes import draw_scenes, keep_predictions, scenes
 
 TEMPLATE = Path(__file__).with_name('report.html.j2')
@@ -30,7 +31,8 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
         section = dict(results=results, rows=_rows(results), agreement=_agreement(results))
         section['done'] = dict(runs=len(finished), of=len(config_runs))
         section['environment'] = _environment(finished)
-        section['pictures'] = _pictures(folder, comparison, config_runs, results)
+        section['rebalanced'] = load_rebalanced(config_runs)
+        section['pictures'] = _pictures(folder, comparison, config_runs, results, section['rebalanced'])
         sections.append(section)
     if not sections:
         raise ValueError(f'no training of {", ".join(c.name for c in comparisons)} is finished')
@@ -44,13 +46,21 @@ def write_report(out: Path, comparisons: Sequence[Comparison], runs: Sequence[Ru
     for section in sections:
         results = section['results']
         lines += [f'## {results.name}', '', *_table(section['rows']), '']
+        if section['rebalanced']:
+            lines += [f'### {results.name}, moved after the training', '', *_moved_table(section['rebalanced']), '']
         for figure, title in titles.items():
             lines += [f'### {title} of {results.name}', '', *_class_table(results, figure), '']
     (out / 'summary.md').write_text('\n'.join(lines))
     return page
 
 
-def _pictures(folder: Path, comparison: Comparison, runs: Sequence[Run], results: ConfigResults) -> dict[str, str]:
+def _pictures(
+    folder: Path,
+    comparison: Comparison,
+    runs: Sequence[Run],
+    results: ConfigResults,
+    rebalanced: Sequence[Rebalanced],
+) -> dict[str, str]:
     """Draw the pictures of a config, and return them as data URLs by name."""
     urls = {}
 
@@ -61,6 +71,7 @@ def _pictures(folder: Path, comparison: Comparison, runs: Sequence[Run], results
             urls[name] = 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
 
     add('means', draw_means, results)
+    add('prices', draw_prices, results, rebalanced)
     add('classes', draw_classes, results)
     add('changes', draw_changes, results)
     add('confusions', draw_confusions, results)
@@ -115,6 +126,18 @@ def _table(rows: list[dict]) -> list[str]:
         cells.append(f'**{row["validation"]}**' if row['validation_apart'] else row['validation'])
         lines.append(cells)
     return markdown(['loss', 'seeds', 'mIoU', 'mAcc', 'aAcc', 'IoU, rarest third', 'mIoU, validation'], lines)
+
+
+def _moved_table(rebalanced: Sequence[Rebalanced]) -> list[str]:
+    """Return the means with the chosen tau in Markdown, with the difference to the trainings as they are."""
+    lines = []
+    for row in (moved.row() for moved in rebalanced):
+        cells = [f'`{row["loss"]}`', str(row['seeds']), row['taus']]
+        for name in MEANS:
+            spread = '' if row[name]['spread'] is None else f' ± {row[name]["spread"]:.1f}'
+            cells.append(f'{row[name]["mean"]:.1f}{spread}, {row[name]["difference"]:+.1f}')
+        lines.append(cells)
+    return markdown(['trained with', 'seeds', 'tau', *MEANS], lines)
 
 
 def _class_table(results: ConfigResults, figure: str) -> list[str]:

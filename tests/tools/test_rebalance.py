@@ -1,0 +1,293 @@
+"""tools/rebalance.py as a user runs it: its figures against those that tools/test.py prints for what it writes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from mmseg_wce.class_weights import load_statistics
+from mmseg_wce.functional import class_offsets
+from mmseg_wce.rebalancing.scores import mean_scores
+
+CONFIG = 'configs/demo/fast_scnn_1xb4-400_demo-192x256.py'
+WEIGHTED = 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py'
+BINARY = 'configs/demo/fast_scnn_1xb4-wce-binary-400_demo-192x256.py'
+OPTIONS = [
+    f'{split}_dataloader.{name}=0' for split in ('val', 'test') for name in ('num_workers', 'persistent_workers')
+]
+LAYER = 'decode_head.conv_seg'
+MEANS = ('mIoU', 'mAcc', 'aAcc')
+
+
+@pytest.fixture
+def tool(import_tool, demo_folder):
+    return import_tool('rebalance')
+
+
+@pytest.fixture
+def make_checkpoint(root, demo_folder):
+    """Save a model of a config with random weights that predict many classes; return the path."""
+
+    @torch.no_grad()
+    def make(config=CONFIG, **content) -> str:
+        init_default_scope('mmseg')
+        torch.manual_seed(0)
+        model = MODELS.build(Config.fromfile(root / config).model)
+        layer = model.decode_head.conv_seg
+        torch.nn.init.normal_(layer.weight)
+        files = sorted((demo_folder / 'data/demo_scenes/images/validation').iterdir())
+        images = torch.stack([torch.from_numpy(cv2.imread(str(file))).permute(2, 0, 1) for file in files])
+        inputs = model.data_preprocessor(dict(inputs=list(images)))['inputs'].float()
+        model.train()
+        for _ in range(30):  # batch normalisation learns its averages
+            model.decode_head(model.extract_feat(inputs))
+        logits = model.eval().decode_head(model.extract_feat(inputs))
+        layer.bias -= logits.mean((0, 2, 3))
+        path = str(demo_folder / 'model.pth')
+        torch.save(dict(meta=dict(iter=1), state_dict=model.state_dict(), **content), path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def rebalance(tool, root):
+    """Run the tool; return its exit status."""
+
+    def run(checkpoint: str, *arguments: str, config=CONFIG, options=()) -> int:
+        return tool.main([str(root / config), checkpoint, *arguments, '--cfg-options', *OPTIONS, *options])
+
+    return run
+
+
+@pytest.fixture
+def tested(root, demo_folder):
+    """Run tools/test.py; return the means that it prints."""
+
+    def run(checkpoint: str, config=CONFIG) -> dict[str, float]:
+        command = [sys.executable, str(root / 'tools/test.py'), str(root / config), checkpoint]
+        process = subprocess.run(
+            [*command, '--cfg-options', *OPTIONS], capture_output=True, text=True, check=False, cwd=demo_folder
+        )
+        assert process.returncode == 0, process.stderr[-3000:]
+        line = next(line for line in process.stdout.splitlines() if 'Iter(test)' in line and 'mIoU: ' in line)
+        return {name: float(re.search(rf'{name}: ([\d.]+)', line)[1]) for name in MEANS}
+
+    return run
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize('config', [CONFIG, BINARY])
+def test_the_written_checkpoint_has_the_figures_of_the_table(make_checkpoint, rebalance, tested, demo_folder, config):
+    checkpoint = make_checkpoint(config)
+
+    assert rebalance(checkpoint, '--tau', '0.3', '--out', 'new.pth', config=config) == 0
+
+    found = json.loads((demo_folder / 'model.rebalance.json').read_text())
+    means = mean_scores(np.array(found['report']))
+    for path, tau in ((checkpoint, 0.0), ('new.pth', 0.3)):
+        for name, value in tested(path, config).items():
+            assert value == pytest.approx(means[name][found['taus'].index(tau)], abs=0.03)  # ties are rounded
+    assert means['aAcc'][found['taus'].index(0.3)] != pytest.approx(means['aAcc'][found['taus'].index(0.0)], abs=0.5)
+    before, after = (torch.load(path, weights_only=True)['state_dict'] for path in (checkpoint, 'new.pth'))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {f'{LAYER}.bias'}
+
+
+def test_prior_of_the_training_labels_and_what_is_noted(make_checkpoint, rebalance, demo_folder, capsys):
+    assert rebalance(make_checkpoint(), '--best', 'mAcc', '--out', 'new.pth', '--taus', '-1', '0.5') == 0
+
+    printed = capsys.readouterr().out
+    file = 'work_dirs/class_weights/fast_scnn_1xb4-400_demo-192x256.json'
+    statistics, found = load_statistics(file), json.loads((demo_folder / 'model.rebalance.json').read_text())
+    assert found['taus'] == [-1, 0, 0.5]
+    means = mean_scores(np.array(found['choice']))
+    best = max(range(3), key=lambda t: (means['mAcc'][t], -abs(found['taus'][t])))
+    assert found['chosen'] == found['taus'][best]
+    assert 'chosen by mAcc on the 2 images of val' in ' '.join(printed.split())
+    checkpoint = torch.load('new.pth', weights_only=True)
+    (note,) = checkpoint['meta']['rebalanced']
+    assert note['offsets'] == pytest.approx(class_offsets(statistics, found['chosen']).tolist())
+    assert (note['tau'], note['statistics'], note['chosen']) == (
+        found['chosen'],
+        file,
+        'by mAcc on the 2 images of val',
+    )
+    assert note['prior'] == dict(kind='trained', counts=statistics.pixels.tolist(), class_weight=None)
+    assert (demo_folder / 'model.rebalance.png').stat().st_size > 10_000
+    for name, score in zip(statistics.classes, found['choice'][1][0], strict=True):
+        assert name in printed
+        assert score >= 0
+
+
+@pytest.mark.parametrize('prior', ['trained', 'frequency'])
+def test_class_weights_of_the_training(make_checkpoint, rebalance, demo_folder, capsys, prior):
+    checkpoint = make_checkpoint(WEIGHTED)
+    weights = json.dumps([0.5 + c for c in range(10)])
+    option = f'model.decode_head.loss_decode.class_weight={weights.replace(" ", "")}'
+
+    assert rebalance(checkpoint, '--prior', prior, '--taus', '1', config=WEIGHTED, options=[option]) == 0
+
+    found = json.loads((demo_folder / 'model.rebalance.json').read_text())
+    expected = json.loads(weights) if prior == 'trained' else None
+    assert found['prior']['class_weight'] == expected
+
+
+def test_weights_that_have_evened_out_the_classes(make_checkpoint, rebalance, capsys):
+    assert rebalance(make_checkpoint(), '--taus', '1') == 0
+    assert 'evened out' not in capsys.readouterr().out
+    statistics = 'work_dirs/class_weights/fast_scnn_1xb4-400_demo-192x256.json'
+    weight = f"model.decode_head.loss_decode.class_weight.statistics='{statistics}'"
+    scheme = 'model.decode_head.loss_decode.class_weight.scheme=inverse_frequency'
+    ours = 'model.decode_head.loss_decode.type=WeightedCrossEntropyLoss'
+
+    assert rebalance('model.pth', '--taus', '1', options=[ours, weight, scheme]) == 0
+
+    assert '--prior frequency moves along the frequencies' in capsys.readouterr().out
+
+
+def test_images_that_are_chosen_on_and_images_of_the_report(make_checkpoint, rebalance, demo_folder, capsys):
+    checkpoint = make_checkpoint()
+    assert rebalance(checkpoint, '--taus', '0.5', '--json', 'all.json') == 0
+    assert rebalance(checkpoint, '--taus', '0.5', '--choose-on', '0.5', '--json', 'halves.json') == 0
+    assert rebalance(checkpoint, '--taus', '0.5', '--report-on', 'test', '--json', 'splits.json') == 0
+
+    whole, halves, splits = (
+        json.loads((demo_folder / f'{name}.json').read_text()) for name in ('all', 'halves', 'splits')
+    )
+    assert whole['choice'] == whole['report']
+    assert (np.array(halves['choice']) + halves['report']).tolist() == whole['choice']
+    assert splits['choice'] == splits['report'] == whole['choice']  # here the same images
+    assert (halves['chosen_on'], halves['reported_on']) == (
+        'the first 1 of 2 images of val',
+        'the other 1 images of val',
+    )
+    assert splits['reported_on'] == 'the 2 images of test'
+
+
+@pytest.mark.heavy
+def test_two_ranks_count_what_one_counts(make_checkpoint, rebalance, root, demo_folder):
+    """One image for two ranks, of which the second gets a copy that does not count."""
+    checkpoint, one = make_checkpoint(), 'val_dataloader.dataset.indices=1'
+    assert rebalance(checkpoint, '--json', 'one.json', options=[one]) == 0
+
+    command = [str(root / 'tools/dist_run.sh'), 'rebalance.py', '2', str(root / CONFIG), checkpoint]
+    arguments = ['--json', 'two.json', '--cfg-options', *OPTIONS, one]
+    environment = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', PORT='29871')
+    process = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
+
+    assert process.returncode == 0, process.stderr[-3000:]
+    first, second = (json.loads((demo_folder / f'{name}.json').read_text()) for name in ('one', 'two'))
+    assert first['choice'] == second['choice']
+    assert first['chosen'] == second['chosen']
+
+
+def test_a_checkpoint_that_was_adjusted_before(make_checkpoint, rebalance, capsys):
+    assert rebalance(make_checkpoint(), '--tau', '0.25', '--taus', '0.25', '--out', 'new.pth') == 0
+    assert rebalance('new.pth', '--tau', '0.25', '--taus', '0.25', '--out', 'again.pth') == 2
+    assert 'has been rebalanced already (tau 0.25 from' in capsys.readouterr().err
+
+    assert rebalance('new.pth', '--tau', '0.25', '--taus', '0.25', '--out', 'again.pth', '--again') == 0
+
+    assert len(torch.load('again.pth', weights_only=True)['meta']['rebalanced']) == 2
+
+
+def test_a_layer_without_a_bias(make_checkpoint, rebalance, tool, capsys, monkeypatch):
+    checkpoint = make_checkpoint()
+    content = torch.load(checkpoint, weights_only=True)
+    del content['state_dict'][f'{LAYER}.bias']
+    torch.save(content, checkpoint)
+    build = tool.build_runner
+
+    def without_bias(config):
+        runner = build(config)
+        runner.model.decode_head.conv_seg.bias = None
+        return runner
+
+    monkeypatch.setattr(tool, 'build_runner', without_bias)
+
+    assert rebalance(checkpoint, '--tau', '0.25', '--taus', '0.25', '--out', 'new.pth') == 0
+
+    assert f"custom_hooks = [dict(type='OutputBiasHook', layer={LAYER!r})]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--best', 'Dice'], r'--best Dice: give one of mIoU, mAcc, aAcc, or IoU/CLASS'),
+        (['--best', 'IoU/unicorn'], r'--best IoU/unicorn: give one of .* with one of the classes '),
+        (['--statistics', 'nowhere.json'], r"statistics 'nowhere\.json' cannot be read"),
+        (['--statistics', 'ade20k'], 'statistics of 150 classes do not fit a head with 10 channels'),
+        (['--choose-on', '0.1'], r'--choose-on 0\.1 divides 2 images into 0 and 2'),
+        (['--out', 'model.pth'], "'model.pth' is the checkpoint itself"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(make_checkpoint, rebalance, capsys, arguments, message):
+    assert rebalance(make_checkpoint(), '--taus', '0.5', *arguments) == 2
+
+    error = capsys.readouterr().err.strip()
+    assert re.search(f'^error: .*{message}', error.splitlines()[-1])
+
+
+def test_a_checkpoint_that_does_not_exist(rebalance, capsys):
+    assert rebalance('nowhere.pth') == 2
+    assert "'nowhere.pth' does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--report-on', 'val'], '--report-on val is the split that tau is chosen on'),
+        (['--report-on', 'test', '--choose-on', '0.5'], 'give one of the two'),
+        (['--choose-on', '1'], '--choose-on must be above 0 and below 1'),
+        (['--accuracy-loss', '-1'], '--accuracy-loss must not be negative'),
+        (['--taus', 'nan'], 'every tau must be finite'),
+    ],
+)
+def test_arguments_that_contradict_each_other(rebalance, capsys, arguments, message):
+    with pytest.raises(SystemExit, match='2'):
+        rebalance('model.pth', *arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def report(import_tool):
+    return import_tool('rebalance_report')
+
+
+def made_up(report, aAcc, mIoU_of_rare):
+    """A sweep over three taus of two classes, the second rare: pixels right, predicted and labelled."""
+    areas = [[[a, a + 5, 100], [r, 10, 10]] for a, r in zip(aAcc, mIoU_of_rare, strict=True)]
+    counts = np.array(areas).swapaxes(1, 2)
+    return report.Sweep([-0.5, 0.0, 0.5], ['common', 'rare'], 'these', 'those', counts, counts)
+
+
+@pytest.mark.parametrize(
+    ('score', 'accuracy_loss', 'expected'),
+    [('Acc/rare', None, 2), ('Acc/rare', 5.0, 1), ('aAcc', None, 0), ('Acc/rare', 100.0, 2), ('IoU/common', None, 0)],
+)
+def test_choice_of_tau(report, score, accuracy_loss, expected):
+    sweep = made_up(report, aAcc=[95, 90, 60], mIoU_of_rare=[0, 4, 8])
+
+    assert sweep.choose(score, accuracy_loss) == expected
+
+
+def test_at_a_tie_the_smaller_change_is_chosen(report):
+    sweep = made_up(report, aAcc=[90, 90, 90], mIoU_of_rare=[5, 5, 5])
+
+    assert sweep.choose('mIoU') == 1
+
+
+def test_a_sweep_is_read_as_it_was_written(report):
+    sweep = made_up(report, aAcc=[95, 90, 60], mIoU_of_rare=[0, 4, 8])
+
+    read = report.Sweep.from_json(json.loads(json.dumps(sweep.to_json())))
+
+    assert read.to_json() == sweep.to_json()
