@@ -24,9 +24,9 @@ if importlib.util.find_spec('mmseg') is not None:
         from mmseg.registry import MODELS
 
         MODELS.register_module(module=WeightedCrossEntropyLoss)
-        from mmseg_wce import datasets, fused_heads, hooks, metrics, validation_loss
+        from mmseg_wce import datasets, fused_heads, hooks, metrics, rebalancing, validation_loss
 
-        __all__ += ['datasets', 'fused_heads', 'hooks', 'metrics', 'validation_loss']
+        __all__ += ['datasets', 'fused_heads', 'hooks', 'metrics', 'rebalancing', 'validation_loss']
         why_not_registered = None
     except Exception as error:  # mmseg asserts versions; a broken torchvision or CUDA library raises anything
         why_not_registered = f'{type(error).__name__}: {error}'

@@ -15,6 +15,7 @@ TOOLS = dict(
     class_weights='compute class weights from labels',
     check_labels='check labels, and draw some',
     demo='train with the built-in loss and with ours, and compare',
+    rebalance='move a trained segmentor between rare and common classes',
     compare_losses='train configs with several losses, and report the figures of every class',
     benchmark='time and memory of the loss step',
 )

@@ -213,7 +213,12 @@ def check_smoothing(label_smoothing: float) -> None:
 
 
 def check_focal_gamma(focal_gamma: float, label_smoothing: float = 0.0) -> None:
-    """Raise TypeError or ValueError unless ``focal_gamma`` is finite, not negative, and alone or without smoothing."""
+    """Raise TypeError or ValueError unless the exponent of the focal loss is valid.
+
+    Args:
+        focal_gamma: a finite number of at least 0.
+        label_smoothing: must be 0 if focal_gamma is not.
+    """
     if isinstance(focal_gamma, bool) or not isinstance(focal_gamma, (int, float, Real, torch.SymFloat)):
         raise TypeError(f'focal_gamma must be a number, got {focal_gamma!r}')
     if not 0.0 <= focal_gamma < torch.inf:

@@ -16,9 +16,9 @@ from mmseg_wce.arguments import (
     check_smoothing,
     check_softmax_weight,
 )
+from mmseg_wce.class_weights import class_offsets
 from mmseg_wce.kernels import PixelMaps
 from mmseg_wce.pixel_batch import SigmoidBatch, SigmoidMaps, SoftmaxBatch, smoothing_weight
-from mmseg_wce.rebalancing import class_offsets
 from mmseg_wce.upsampling import upsampled_argmax
 from torch import Tensor
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmseg_wce.arguments import Normalizer, Reduction
 from mmseg_wce.kernels.binary import element_loss, positive_elements, sweep_sigmoid
-from mmseg_wce.kernels.focal import focal_loss
+from mmseg_wce.kernels.focal import focal_loss, focal_sum
 from mmseg_wce.kernels.inputs import Inputs
 from mmseg_wce.kernels.op import PixelMaps, PixelSums, sweep_softmax
 from mmseg_wce.kernels.reference import resized
@@ -226,9 +226,12 @@ class SoftmaxBatch(PixelBatch[PixelMaps]):
     def _sum(self, pixel_weight: Tensor | None) -> Tensor:
         _ = self.maps
         sums = self._computed_sums()
-        if sums is None or pixel_weight is not None or self.focal_gamma != 0:
+        if sums is None or pixel_weight is not None:
             return super()._sum(pixel_weight)
         report_invalid(self.target, self.num_labels, self.ignore_index, sums.invalid)
+        if self.focal_gamma > 0:
+            labels = self.target, self.ignore_index, self.num_channels, self.class_weight
+            return focal_sum(self.maps.nll, *labels, self.focal_gamma)
         return self._mix_smoothing(sums.loss, sums.smooth)
 
     def pixel_losses(self, each_channel: bool = False) -> Tensor:

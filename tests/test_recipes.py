@@ -84,3 +84,15 @@ def test_predictions_of_transformers(root):
     (expected,) = processor.post_process_semantic_segmentation(outputs, [names['photo_size']])
     assert torch.equal(names['prediction'], expected)
     assert expected.unique().numel() > 1
+
+
+def test_rebalanced_transformers(root):
+    pytest.importorskip('transformers', reason='transformers is not installed')
+    torch.manual_seed(0)
+    names = {}
+
+    recipe(root, 'Rebalance a trained model of `transformers`', names)
+
+    offsets = names['class_offsets'](names['counts'], 0.25)
+    expected = names['before'] + offsets.view(3, 1, 1)
+    torch.testing.assert_close(names['after'], expected)

@@ -100,7 +100,9 @@ def liger(logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = No
     return liger_cross_entropy(flat, target.flatten(), **options), correct
 
 
-def ours(logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def ours(
+    logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = None, focal_gamma: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Run our loss as fused heads do."""
     maps = pixel_maps(
         logits,
@@ -111,7 +113,8 @@ def ours(logits: Tensor, target: Tensor, case: Case, weight: Tensor | None = Non
         align_corners=case.align_corners,
     )
     correct, valid = maps.count_pixels(target, 255)
-    loss = weighted_cross_entropy(logits, target, weight, label_smoothing=case.label_smoothing, pixels=maps)
+    options = dict(label_smoothing=case.label_smoothing, focal_gamma=focal_gamma)
+    loss = weighted_cross_entropy(logits, target, weight, **options, pixels=maps)
     return loss, correct / valid
 
 
@@ -141,6 +144,7 @@ IMPLEMENTATIONS = {
     'checkpointed': Implementation(checkpointed),
     'mmseg_wce': Implementation(ours),
     'mmseg_wce, weighted': Implementation(ours_weighted),
+    'mmseg_wce, focal': Implementation(partial(ours, focal_gamma=2.0), by_default=False),
     'built-in, sigmoid': Implementation(partial(built_in, use_sigmoid=True), by_default=False),
     'mmseg_wce, sigmoid': Implementation(ours_sigmoid, by_default=False),
 }

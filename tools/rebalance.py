@@ -23,13 +23,13 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.runner import Runner
 from mmseg.registry import DATA_SAMPLERS, DATASETS
 from mmseg_wce.class_weights import LabelStatistics, load_statistics
+from mmseg_wce.class_weights.offsets import class_offsets
 from mmseg_wce.config_walk import nodes, type_name
 from mmseg_wce.dataset_checks import from_config
 from mmseg_wce.fused_heads import FusedPredictHook
 from mmseg_wce.fused_heads.predict_hook import add_rebalancing, fuse_predict
 from mmseg_wce.model_walk import main_head, unwrap_model
 from mmseg_wce.rebalancing.checkpoints import check_not_rebalanced, write_rebalanced
-from mmseg_wce.rebalancing.offsets import class_offsets
 from mmseg_wce.rebalancing.output_layer import find_output_layer
 from mmseg_wce.safe_io.json_files import write_json
 from mmseg_wce.training.launch import add_run_arguments, build_runner, config_from

@@ -67,7 +67,12 @@ def record_path(statistics: str | os.PathLike) -> Path:
 
 
 def save_file_record(record: FileRecord, statistics: str | os.PathLike) -> None:
-    """Write the record beside the statistics file of the same scan."""
+    """Write a record that :func:`load_file_record` reads.
+
+    Args:
+        record: the record of a scan.
+        statistics: path of the statistics file of the same scan, beside which it is written.
+    """
     files = {file: {str(c): number for c, number in pixels.items()} for file, pixels in record.files.items()}
     write_json(record_path(statistics), dict(format=_FORMAT, classes=record.classes, files=files), indent=None)
 

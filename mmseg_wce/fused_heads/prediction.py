@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads.deferred_logits import DeferredLogits, SlidingWindows
 from mmseg_wce.model_walk import main_head
-from mmseg_wce.rebalancing.sweep import RebalancedArgmax
+from mmseg_wce.rebalanced_argmax import RebalancedArgmax
 from mmseg_wce.upsampling import RunningArgmax
 from mmseg_wce.validation_loss import SUMS, LossTerm, RunningSums
 from torch import Tensor

@@ -1,5 +1,7 @@
-"""Move a trained model between rare and common classes: one number a class, added to the logits or to a bias."""
+"""What ``tools/rebalance.py`` does to models and checkpoints: see ``docs/rebalancing.md``."""
 
-from mmseg_wce.rebalancing.offsets import ClassCounts, class_offsets
+from mmseg_wce.rebalancing.checkpoints import write_rebalanced
+from mmseg_wce.rebalancing.output_layer import OutputBiasHook, find_output_layer
+from mmseg_wce.rebalancing.scores import RebalancedScores
 
-__all__ = ['ClassCounts', 'class_offsets']
+__all__ = ['OutputBiasHook', 'RebalancedScores', 'find_output_layer', 'write_rebalanced']

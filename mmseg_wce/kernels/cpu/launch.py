@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from mmseg_wce.kernels.cpu import resized_backward, resized_forward, same_size
+from mmseg_wce.kernels.cpu import focal, resized_backward, resized_forward, same_size
 from mmseg_wce.kernels.cpu.input_rows import BFLOAT16, FLOAT16, FLOAT32, STRIDED, Gradient, Logits
 from mmseg_wce.kernels.cpu.layout import axes, bands, blocks
 from mmseg_wce.kernels.cpu.scalars import EXP2
@@ -17,7 +17,7 @@ from torch import Tensor
 
 _KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 _EMPTY_FLOAT32, _EMPTY_HALF = np.zeros((0, 0, 0, 0), np.float32), np.zeros((0, 0, 0, 0), np.int16)
-_NO_SMOOTHING = np.zeros(0, np.float32)
+_NO_SMOOTHING = _NO_WEIGHT = np.zeros(0, np.float32)
 
 
 def _to_logits(x: Tensor) -> Logits:
@@ -132,3 +132,30 @@ def backward(
     if inputs.is_resized:
         resized_backward.join.compiled()(0, len(problem.pieces), problem.pieces, gradient, edges)
     return out
+
+
+def focal_sum(
+    nll: Tensor, target: Tensor, ignore_index: int, num_classes: int, class_weight: Tensor | None, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the weighted focal losses of the valid pixels, and its derivative for each nll.
+
+    Args:
+        nll: any shape, float32, contiguous.
+        target: labels of the same shape, int64.
+        ignore_index: label of the pixels to ignore.
+        num_classes: C.
+        class_weight: (C,), float32, contiguous, or None for ones.
+        gamma: above 0.
+
+    Returns:
+        Scalar and a tensor of the shape of ``nll``, float32.
+    """
+    number, weight = nll.numel(), _NO_WEIGHT if class_weight is None else class_weight.numpy()
+    starts = np.arange(0, number, focal.PIECE)
+    pieces = np.stack([starts, np.minimum(starts + focal.PIECE, number)], 1)
+    slope, sums = np.empty(number, np.float32), np.zeros(len(pieces))
+    pixels = nll.reshape(-1).numpy(), target.reshape(-1).numpy()
+    arguments = pieces, *pixels, ignore_index, num_classes, weight, gamma, EXP2, slope, sums
+    kernel = focal.add_up.compiled()
+    run(lambda first, last: kernel(first, last, *arguments), len(pieces), number)
+    return torch.tensor(sums.sum(), dtype=torch.float32), torch.from_numpy(slope).view(nll.shape)

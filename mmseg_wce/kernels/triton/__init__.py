@@ -20,7 +20,7 @@ from mmseg_wce.kernels.triton.forward import (
     measure_resized,
     measure_same_size,
 )
-from mmseg_wce.kernels.triton.sums import add_up, describe_labels, finish_sums
+from mmseg_wce.kernels.triton.sums import add_up, add_up_focal, describe_labels, finish_sums
 from mmseg_wce.kernels.triton.tiles import (
     TILES,
     Axis,
@@ -38,7 +38,7 @@ from mmseg_wce.kernels.triton.tiles import (
 from mmseg_wce.kernels.units import NUM_LABEL_BINS
 from torch import Tensor
 
-__all__ = ['TILES', 'Tiles', 'backward', 'describe_invalid_labels', 'forward', 'softmax_stats_size']
+__all__ = ['TILES', 'Tiles', 'backward', 'describe_invalid_labels', 'focal_sum', 'forward', 'softmax_stats_size']
 
 
 class _SoftmaxStats(NamedTuple):
@@ -246,6 +246,22 @@ def backward(
                 *z.stride(), *gradient.stride(), *problem.axes[0], *problem.axes[1], FINE=fine, **flags,
             )  # fmt: skip
     return result
+
+
+def focal_sum(
+    nll: Tensor, target: Tensor, ignore_index: int, num_classes: int, class_weight: Tensor | None, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Compute the same as :func:`mmseg_wce.kernels.cpu.launch.focal_sum`, on CUDA."""
+    pixels = nll.numel()
+    programs = triton.cdiv(pixels, TILES.sum_rounds * TILES.sum_lanes)
+    partial_sums = nll.new_empty(programs, dtype=torch.float64)
+    slope, exponent = torch.empty_like(nll), nll.new_full((), gamma)
+    with torch.cuda.device_of(nll):
+        add_up_focal[(programs,)](
+            nll, target.contiguous(), class_weight, slope, partial_sums, exponent, ignore_index, num_classes,
+            pixels, ROUNDS=TILES.sum_rounds, **options(TILES.sum_lanes),
+        )  # fmt: skip
+    return partial_sums.sum().float(), slope
 
 
 def run_smallest_kernel(device: torch.device) -> None:

@@ -17,7 +17,7 @@ _STRIDES = 'stride_n stride_c stride_h stride_w grad_stride_n grad_stride_c grad
 _POINTERS = (
     'logits max_logit target smoothing_weight smoothing_sum class_weight nll smooth correct log_sums origins '
     'fine_log_sums flag grad_nll grad_smooth grad_loss_sum grad_smooth_sum gradient partial_sums loss_sum smooth_sum '
-    'counts num_invalid report'
+    'counts num_invalid report slope gamma'
 )
 
 kernel = partial(

@@ -1,4 +1,4 @@
-"""Triton kernels that add up the maps of a forward, and those that describe invalid labels.
+"""Triton kernels that add up the maps of a forward or the focal loss, and those that describe invalid labels.
 
 Sums are made in a fixed order, so they have the same bits from run to run.
 """
@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 from mmseg_wce.kernels.triton.compiling import kernel
 from mmseg_wce.kernels.triton.coordinates import is_within
+from mmseg_wce.kernels.units import LOG2_E
+
+_LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit(do_not_specialize=['programs', 'ignore_index'])  # threads load several neighbouring numbers at once
@@ -61,6 +64,38 @@ def finish_sums(partial_sums, loss_sum, smooth_sum, counts, programs, LANES: tl.
     tl.store(loss_sum, result.to(tl.float32), mask=which == 0)
     tl.store(smooth_sum, result.to(tl.float32), mask=which == 1)
     tl.store(counts + which - 2, result, mask=which >= 2)
+
+
+@kernel
+def add_up_focal(
+    nll, target, class_weight, slope, partial_sums, gamma, ignore_index, channels, pixels,
+    ROUNDS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Write the slopes of the weighted losses of some pixels, and the sum of the losses."""
+    losses = tl.zeros([LANES], tl.float32)
+    exponent = tl.load(gamma)
+    first = tl.program_id(0).to(tl.int64) * ROUNDS * LANES
+    for i in range(ROUNDS):
+        pixel = first + i * LANES + tl.arange(0, LANES)
+        mask = pixel < pixels
+        label = tl.load(target + pixel, mask=mask, other=ignore_index)
+        valid = (label != ignore_index) & is_within(label, channels)
+        weight = tl.where(valid, 1.0, 0.0)
+        if class_weight is not None:
+            weight = tl.load(class_weight + label, mask=valid, other=0.0)
+        loss = tl.load(nll + pixel, mask=valid, other=0.0)
+        loss = tl.where(loss < 0, 0.0, loss)  # not maximum(), which drops NaN
+        # below 1/4 a series for 1 - exp(-n): a difference would lose its digits
+        series = 1 / 6 - loss * (1 / 24 - loss * (1 / 120 - loss / 720))
+        series = loss * (1 - loss * (1 / 2 - loss * series))
+        wrong = tl.where(loss < 0.25, series, 1 - tl.exp2(-loss * _LOG2_E))
+        bounded = tl.where(wrong < 1.2e-38, 1.2e-38, wrong)
+        power = tl.exp2(exponent * tl.log2(bounded))
+        losses += weight * (power * loss)
+        ratio = tl.where(loss > 100, 100.0, loss) / bounded  # exp(-100) is 0 beside 1
+        result = weight * power * (1 + exponent * (1 - wrong) * ratio)
+        tl.store(slope + pixel, tl.where(valid, result, 0.0), mask=mask)
+    tl.store(partial_sums + tl.program_id(0), tl.sum(losses, 0).to(tl.float64))
 
 
 @kernel

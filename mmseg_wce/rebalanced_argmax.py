@@ -24,7 +24,7 @@ class RebalancedArgmax:
 
     Example:
         >>> import torch
-        >>> from mmseg_wce.rebalancing.sweep import RebalancedArgmax
+        >>> from mmseg_wce.rebalanced_argmax import RebalancedArgmax
         >>> logits = torch.tensor([[[[3.0, 1.0]], [[2.0, 1.5]]]])  # two classes, 1 x 2 pixels
         >>> argmax = RebalancedArgmax(torch.tensor([-1.0, 1.0]), taus=[0.0, 1.0])
         >>> argmax.update(logits, first=0)

@@ -9,7 +9,9 @@ from numbers import Real
 
 import numpy as np
 import torch
-from mmseg_wce.class_weights import ClassWeight, LabelStatistics, load_class_weight, load_statistics
+from mmseg_wce.class_weights.statistics import LabelStatistics
+from mmseg_wce.class_weights.statistics_file import load_statistics
+from mmseg_wce.class_weights.weights import ClassWeight, load_class_weight
 from torch import Tensor
 
 __all__ = ['ClassCounts', 'class_offsets']

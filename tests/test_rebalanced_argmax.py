@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mmseg_wce.rebalancing.sweep import RebalancedArgmax
+from mmseg_wce.rebalanced_argmax import RebalancedArgmax
 
 TAUS = [-0.5, 0.0, 0.25, 1.0, 0.5]
 
