@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from mmseg_wce.upsampling import RunningArgmax
 from torch import Tensor
 
-__all__ = ['RebalancedArgmax']
+__all__ = ['RebalancedArgmax', 'RebalancedClasses']
+
+
+class RebalancedClasses(NamedTuple):
+    """Predicted classes for T values of tau. Most pixels have the same class for all of them.
+
+    Attributes:
+        lowest: (N, H, W), int64, the classes for the smallest tau.
+        moving: (K,), int64, indices into the flattened ``lowest`` of the pixels whose class changes.
+        classes: (T, K), int64, the classes of these pixels.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_wce.rebalanced_argmax import RebalancedClasses
+        >>> classes = RebalancedClasses(torch.tensor([[[3, 1]]]), torch.tensor([1]), torch.tensor([[1], [2]]))
+        >>> classes.prediction(1)
+        tensor([[[3, 2]]])
+    """
+
+    lowest: Tensor
+    moving: Tensor
+    classes: Tensor
+
+    def prediction(self, t: int) -> Tensor:
+        """Return the classes of all pixels for one tau, (N, H, W)."""
+        return self.lowest.flatten().index_copy(0, self.moving, self.classes[t]).view(self.lowest.shape)
 
 
 class RebalancedArgmax:
@@ -29,44 +55,44 @@ class RebalancedArgmax:
         >>> argmax = RebalancedArgmax(torch.tensor([-1.0, 1.0]), taus=[0.0, 1.0])
         >>> argmax.update(logits, first=0)
         >>> argmax.refine(logits, first=0)
-        >>> argmax.index
-        tensor([[[[0, 1]]],
-        <BLANKLINE>
-        <BLANKLINE>
-                [[[1, 1]]]])
+        >>> [argmax.result.prediction(t).flatten().tolist() for t in (0, 1)]
+        [[0, 1], [1, 1]]
     """
 
     def __init__(self, direction: Tensor, taus: Sequence[float]) -> None:
         self._offsets = torch.tensor(taus, dtype=torch.float64).view(-1, 1) * direction.double().cpu()
-        self._ends = taus.index(min(taus)), taus.index(max(taus))
-        self._at_ends = RunningArgmax(), RunningArgmax()
-        self._refined = [RunningArgmax() for _ in taus]
+        self._ends = [taus.index(min(taus)), taus.index(max(taus))]
+        self._between = [t for t in range(len(taus)) if t not in self._ends]
+        self._lowest, self._highest, self._refined = RunningArgmax(), RunningArgmax(), RunningArgmax()
         self._moving: Tensor | None = None
 
-    def _added(self, channels: Tensor, first: int, t: int) -> Tensor:
+    def _added(self, channels: Tensor, first: int, rows: list[int]) -> Tensor:
+        """Return the channels (1, K, ...) or (N, K, ...) with some rows of offsets added, one row or one image."""
         dtype = torch.promote_types(channels.dtype, torch.float32)
-        offset = self._offsets[t, first : first + channels.shape[1]].to(channels.device, dtype)
-        return channels + offset.view(-1, *[1] * (channels.dim() - 2))
+        offsets = self._offsets[rows, first : first + channels.shape[1]].to(channels.device, dtype)
+        return channels + offsets.view(*offsets.shape, *[1] * (channels.dim() - 2))
 
     def update(self, channels: Tensor, first: int) -> None:
         """Add a group of channels in the first pass, (N, number of channels, H, W), the first of index ``first``."""
-        for argmax, t in zip(self._at_ends, self._ends, strict=True):
-            argmax.update(self._added(channels, first, t), first)
+        for argmax, t in zip((self._lowest, self._highest), self._ends, strict=True):
+            argmax.update(self._added(channels, first, [t]), first)
 
     def refine(self, channels: Tensor, first: int) -> None:
         """Add a group of channels in the second pass, when the first is complete."""
         if self._moving is None:
-            lowest, highest = (argmax.index for argmax in self._at_ends)
-            self._moving = (lowest != highest).flatten().nonzero().flatten()
-        moving = channels.movedim(1, 0).flatten(1)[None, :, self._moving]  # (1, number of channels, moving pixels)
-        for t, argmax in enumerate(self._refined):
-            argmax.update(self._added(moving, first, t), first)
+            self._moving = (self._lowest.index != self._highest.index).flatten().nonzero().flatten()
+        if self._between:
+            moving = channels.movedim(1, 0).flatten(1)[:, self._moving]  # (number of channels, K)
+            self._refined.update(self._added(moving[None], first, self._between), first)
 
     @property
-    def index(self) -> Tensor:
-        """Class for each tau, (T, N, H, W), int64: the lowest at a tie, and the first whose logit is NaN."""
+    def result(self) -> RebalancedClasses:
+        """Classes for each tau: the lowest at a tie, and the first whose logit is NaN."""
         assert self._moving is not None, 'refine() has not been called yet'
-        lowest = self._at_ends[0].index
-        classes = lowest.repeat(len(self._refined), *[1] * lowest.dim())
-        classes.view(len(self._refined), -1)[:, self._moving] = torch.cat([argmax.index for argmax in self._refined])
-        return classes
+        lowest, highest = self._lowest.index, self._highest.index
+        classes = lowest.new_empty(len(self._offsets), len(self._moving))
+        for t, at_end in zip(self._ends, (lowest, highest), strict=True):
+            classes[t] = at_end.flatten()[self._moving]
+        if self._between:
+            classes[self._between] = self._refined.index
+        return RebalancedClasses(lowest, self._moving, classes)

@@ -14,7 +14,7 @@ def swept(logits, direction, taus, groups):
         for channels in logits.split(groups, 1):
             add(channels, first)
             first += channels.shape[1]
-    return argmax.index
+    return torch.stack([argmax.result.prediction(t) for t in range(len(taus))])
 
 
 @given(

@@ -186,8 +186,14 @@ def add_rebalancing(model: Any, direction: Tensor, taus: Sequence[float]) -> Non
     Args:
         model: a model that :func:`fuse_predict` has fused.
         direction: offset of each channel for tau = 1.
-        taus: T numbers; the samples get ``rebalanced_predictions``, (T, H, W), int16.
+        taus: T numbers, with 0. The samples get ``rebalanced_classes``, the predictions for each tau
+            (:class:`mmseg_wce.rebalanced_argmax.RebalancedClasses`), and ``pred_sem_seg``, those for tau 0.
+
+    Raises:
+        ValueError: 0 is not among the taus.
     """
+    if 0.0 not in taus:
+        raise ValueError(f'taus must hold 0, for pred_sem_seg: got {taus}')
     model.predict.keywords['rebalancing'] = Rebalancing(direction, taus)
 
 

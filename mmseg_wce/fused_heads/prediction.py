@@ -5,7 +5,8 @@ Each function replaces a method of one model. Called from anywhere but :func:`pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,18 +16,19 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from mmseg_wce.fused_heads.deferred_logits import DeferredLogits, SlidingWindows
 from mmseg_wce.model_walk import main_head
-from mmseg_wce.rebalanced_argmax import RebalancedArgmax
+from mmseg_wce.rebalanced_argmax import RebalancedArgmax, RebalancedClasses
 from mmseg_wce.upsampling import RunningArgmax
 from mmseg_wce.validation_loss import SUMS, LossTerm, RunningSums
 from torch import Tensor
 
 __all__ = ['REBALANCED', 'Rebalancing', 'predict', 'predict_by_feat', 'slide_inference']
 
-REBALANCED = 'rebalanced_predictions'  # field of a sample: (T, H, W), int16, a prediction for each tau
+_MAX_KEPT = 1 << 24  # numbers of full-size logits that are kept for a second pass: 64 MB in float32
+REBALANCED = 'rebalanced_classes'  # field of a sample: RebalancedClasses of (H, W)
 
 
 class Rebalancing(NamedTuple):
-    """Offsets to predict with, tau times a direction: (channels,), float32, and T values of tau."""
+    """Offsets to predict with, tau times a direction: (channels,), float32, and T values of tau, with 0."""
 
     direction: Tensor
     taus: Sequence[float]
@@ -53,7 +55,7 @@ def predict(
         data_samples: one per image, with its size before resizing, padding and flipping.
         keep_logits: also build full-size logits, and keep them in the samples.
         terms: losses to sum over the images whose samples have labels.
-        rebalancing: offsets; the classes predicted with these are stored in the samples as ``rebalanced_predictions``.
+        rebalancing: offsets; the classes predicted with these are stored in the samples, as ``rebalanced_classes``.
 
     Returns:
         ``data_samples``, or new samples without them, with ``pred_sem_seg``.
@@ -73,17 +75,29 @@ def predict(
             _ImagePrediction(sample, None if data_samples is None else meta, logits, *options)
             for sample, meta in zip(samples, metas, strict=True)
         ]
-        passes = [_ImagePrediction.update]
+        numbers = logits.num_channels * sum(math.prod(image.size) for image in images)
+        are_kept = rebalancing is not None and numbers <= _MAX_KEPT
+        groups: Iterable[tuple[_ImagePrediction, Tensor, int]] = _resized_groups(logits, images)
+        if are_kept:
+            groups = list(groups)
+        for image, channels, first in groups:
+            image.update(channels, first)
         if rebalancing is not None:
-            passes.append(_ImagePrediction.refine)
-        for add in passes:
-            for channels in logits.slices([image.size for image in images]):
-                batch = logits.read(channels)
-                for i, image in enumerate(images):
-                    add(image, batch[i : i + 1], channels.start)
+            for image, channels, first in groups if are_kept else _resized_groups(logits, images):
+                image.refine(channels, first)
         for image in images:
             image.finish()
     return samples
+
+
+def _resized_groups(
+    logits: DeferredLogits | SlidingWindows, images: Sequence[_ImagePrediction]
+) -> Iterator[tuple[_ImagePrediction, Tensor, int]]:
+    """Yield groups of channels of each image at its original size, with the index of the first channel."""
+    for channels in logits.slices([image.size for image in images]):
+        batch = logits.read(channels)
+        for i, image in enumerate(images):
+            yield image, image.resize(batch[i : i + 1]), channels.start
 
 
 def predict_by_feat(head: Any, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor | DeferredLogits:
@@ -157,7 +171,7 @@ class _SampleWithoutLogits(SegDataSample):
 
 
 class _ImagePrediction:
-    """Running prediction of one image, from its logits at the tested size."""
+    """Running prediction of one image."""
 
     def __init__(
         self,
@@ -181,14 +195,12 @@ class _ImagePrediction:
         self._losses = RunningSums(terms, sample, self.size, self._num_channels) if terms else None
 
     def update(self, channels: Tensor, first: int) -> None:
-        """Add channels, (1, number of channels, H, W), of which the first has index ``first``, at the tested size."""
-        channels = self._resize_to_original(channels)
+        """Add channels, (1, number of channels, H, W), of which the first has index ``first``."""
         if self._num_channels == 1:
             self._logits = channels[0]
         else:
-            self._argmax.update(channels.detach(), first)
-            if self._rebalanced is not None:
-                self._rebalanced.update(channels.detach(), first)
+            argmax = self._argmax if self._rebalanced is None else self._rebalanced
+            argmax.update(channels.detach(), first)
             if self._keep_logits:
                 if self._logits is None:
                     self._logits = channels.new_empty((self._num_channels, *self.size))
@@ -200,10 +212,10 @@ class _ImagePrediction:
         """Add channels in a second pass, after :meth:`update` of all of them, to predict with offsets."""
         if self._num_channels > 1:
             assert self._rebalanced is not None
-            self._rebalanced.refine(self._resize_to_original(channels).detach(), first)
+            self._rebalanced.refine(channels.detach(), first)
 
-    def _resize_to_original(self, channels: Tensor) -> Tensor:
-        """Remove the padding, undo a flip and resize to the size of the original image."""
+    def resize(self, channels: Tensor) -> Tensor:
+        """Remove the padding, undo a flip and resize from the tested size to that of the original image."""
         if self._meta is None:
             return channels
         left, right, top, bottom = self._meta.get('img_padding_size', self._meta.get('padding_size', [0] * 4))
@@ -226,9 +238,7 @@ class _ImagePrediction:
             self._logits = self._logits.sigmoid()
             prediction = (self._logits > self._threshold).to(self._logits)
         else:
-            prediction = self._argmax.index
-            if self._rebalanced is not None:
-                self._sample.set_field(self._rebalanced.index[:, 0].short(), REBALANCED)
+            prediction = self._argmax.index if self._rebalancing is None else self._rebalanced_prediction()
         self._sample.set_data(dict(pred_sem_seg=PixelData(data=prediction)))
         self._sample.pop(SUMS, None)  # left by an earlier prediction
         if self._losses is not None:
@@ -241,10 +251,21 @@ class _ImagePrediction:
         if type(self._sample) is SegDataSample:
             object.__setattr__(self._sample, '__class__', _SampleWithoutLogits)
 
+    def _rebalanced_prediction(self) -> Tensor:
+        """Store the classes for every tau; return those for tau 0, (1, H, W)."""
+        assert self._rebalanced is not None
+        assert self._rebalancing is not None
+        result = self._rebalanced.result
+        self._sample.set_field(result._replace(lowest=result.lowest[0]), REBALANCED)
+        return result.prediction(self._rebalancing.taus.index(0.0))
+
     def _rebalance_one_channel(self, logits: Tensor) -> None:
-        """Store the predictions from the logits of label 1, (1, H, W)."""
-        if self._rebalancing is not None:
-            direction, taus = self._rebalancing
-            offsets = direction.double() * torch.tensor(taus, dtype=torch.float64)
-            moved = logits.float() + offsets.to(logits.device, torch.float32).view(-1, 1, 1)
-            self._sample.set_field((moved.sigmoid() > self._threshold).short(), REBALANCED)
+        """Store the classes for every tau from the logits of label 1, (1, H, W)."""
+        if self._rebalancing is None:
+            return
+        direction, taus = self._rebalancing
+        offsets = direction.double() * torch.tensor(taus, dtype=torch.float64)
+        moved = logits.float() + offsets.to(logits.device, torch.float32).view(-1, 1, 1)
+        classes = (moved.sigmoid() > self._threshold).long()
+        everywhere = torch.arange(classes[0].numel(), device=classes.device)
+        self._sample.set_field(RebalancedClasses(classes[0], everywhere, classes.flatten(1)), REBALANCED)

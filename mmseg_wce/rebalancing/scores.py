@@ -10,7 +10,8 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 from mmseg_wce.fused_heads.prediction import REBALANCED
-from mmseg_wce.metrics import area_scores
+from mmseg_wce.metrics import area_scores, class_areas
+from mmseg_wce.rebalanced_argmax import RebalancedClasses
 from mmseg_wce.targets import name_sources, valid_pixels
 from torch import Tensor
 
@@ -41,25 +42,29 @@ class RebalancedScores(BaseMetric):
         """Count the pixels of each image."""
         num_classes = len((self.dataset_meta or {})['classes'])
         for sample in data_samples:
-            predictions, label = sample[REBALANCED], sample['gt_sem_seg']['data'].squeeze(0)
-            file = str(sample.get('seg_map_path') or sample.get('img_path', 'an image'))
-            if label.shape != predictions.shape[1:]:
+            predicted, label = sample[REBALANCED], sample['gt_sem_seg']['data'].squeeze(0)
+            file, size = str(sample.get('seg_map_path') or sample.get('img_path', 'an image')), predicted.lowest.shape
+            if label.shape != size:
                 raise ValueError(
-                    f'{file}: its labels are {tuple(label.shape)}, the prediction {tuple(predictions.shape[1:])}: in a '
-                    'test pipeline LoadAnnotations must come after Resize'
+                    f'{file}: its labels are {tuple(label.shape)}, the prediction {tuple(size)}: in a test pipeline '
+                    'LoadAnnotations must come after Resize'
                 )
-            self.results.append(self._count(predictions, label.to(predictions.device), num_classes, file))
+            self.results.append(self._count(predicted, label.to(predicted.lowest.device).long(), num_classes, file))
 
-    def _count(self, predictions: Tensor, label: Tensor, num_classes: int, file: str) -> np.ndarray:
+    def _count(self, predicted: RebalancedClasses, label: Tensor, num_classes: int, file: str) -> np.ndarray:
+        """Count the pixels of an image, (T, 3, C): those that move, and those that do not, only once."""
         name_sources([file])
         try:
-            (valid,) = valid_pixels(label[None].long(), num_classes, self._ignore_index)
+            (valid,) = valid_pixels(label[None], num_classes, self._ignore_index)
         finally:
             name_sources([])
-        moving = (predictions != predictions[0]).any(0) & valid
-        still = ~moving & valid
-        areas = _areas(predictions[:1, still], label[still], num_classes) + np.zeros((len(predictions), 1, 1), int)
-        return areas + _areas(predictions[:, moving], label[moving], num_classes)
+        valid, label, lowest = valid.flatten(), label.flatten(), predicted.lowest.flatten()
+        is_counted = valid[predicted.moving]
+        moving, classes = predicted.moving[is_counted], predicted.classes[:, is_counted]
+        valid[moving] = False
+        still = valid.nonzero().flatten()
+        areas = _areas(lowest[still][None], label[still], num_classes)
+        return areas + _areas(classes, label[moving], num_classes)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Keep the counts of all images; return the means at every tau."""
@@ -74,13 +79,11 @@ class RebalancedScores(BaseMetric):
 
 def _areas(predictions: Tensor, label: Tensor, num_classes: int) -> np.ndarray:
     """Count right, predicted and labelled pixels of each class, (T, 3, C), for predictions (T, P), labels (P,)."""
-    label = label.long()
-    areas = torch.zeros(len(predictions), 3, num_classes, dtype=torch.int64)
-    areas[:, 2] = label.bincount(minlength=num_classes)
-    for t, prediction in enumerate(predictions.long()):
-        areas[t, 0] = label[prediction == label].bincount(minlength=num_classes)
-        areas[t, 1] = prediction.bincount(minlength=num_classes)
-    return areas.numpy()
+    taus = torch.arange(len(predictions), device=label.device).view(-1, 1)
+    pairs = (taus * num_classes + label) * num_classes + predictions
+    confusion = pairs.flatten().bincount(minlength=len(predictions) * num_classes**2)
+    right, _, predicted, labelled = class_areas(confusion.view(-1, num_classes, num_classes).cpu().numpy())
+    return np.stack([right, predicted, labelled], 1)
 
 
 def mean_scores(areas: np.ndarray) -> dict[str, np.ndarray]:

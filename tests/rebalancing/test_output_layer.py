@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from mmseg_wce.fused_heads import fuse_predict
+from mmseg_wce.fused_heads import fuse_predict, prediction
 from mmseg_wce.fused_heads.predict_hook import add_rebalancing
 from mmseg_wce.rebalancing.output_layer import OutputBiasHook, find_output_layer
 from photos import runner_of
@@ -77,9 +77,10 @@ def assert_bias_is_as_offsets(model: nn.Module, layer: str, channels: int) -> No
                 limit = torch.tensor(model.decode_head.threshold).logit()
                 wanted = (logits.logit()[0] + tau * direction > limit).long()
             # rounding decides near ties
-            for found in (with_bias.pred_sem_seg.data[0].long(), swept.rebalanced_predictions[t].long()):
+            for found in (with_bias.pred_sem_seg.data[0].long(), swept.rebalanced_classes.prediction(t)):
                 assert (found == wanted).float().mean() > 0.999
-    lowest, unchanged, _, highest = stored[0].rebalanced_predictions
+    lowest, unchanged, _, highest = map(stored[0].rebalanced_classes.prediction, range(4))
+    assert torch.equal(unchanged, stored[0].pred_sem_seg.data[0])
     changes = [(moved != unchanged).float().mean() for moved in (lowest, highest)]
     assert max(changes) > 0.02, 'offsets that change nothing would show little'
 
@@ -94,9 +95,11 @@ def test_official_models(name):
     assert_bias_is_as_offsets(model, layer, model.out_channels)
 
 
+@pytest.mark.parametrize('kept', [1 << 24, 0])
 @pytest.mark.parametrize('one_channel', [False, True])
 @pytest.mark.parametrize('mode', ['whole', 'slide'])
-def test_windows_and_one_channel(one_channel, mode):
+def test_windows_and_one_channel(one_channel, mode, kept, monkeypatch):
+    monkeypatch.setattr(prediction, '_MAX_KEPT', kept)
     model = tiny_segmentor(dict(type='WeightedCrossEntropyLoss', use_sigmoid=one_channel), one_channel=one_channel)
     model.test_cfg = ConfigDict(mode=mode, crop_size=(32, 40), stride=(20, 27))
     model.float().eval()

@@ -3,6 +3,7 @@ import pytest
 import torch
 from mmengine.evaluator import Evaluator
 from mmseg.evaluation import IoUMetric
+from mmseg_wce.rebalanced_argmax import RebalancedClasses
 from mmseg_wce.rebalancing.scores import RebalancedScores, mean_scores
 
 TAUS = [0.0, 0.25, 1.0]
@@ -21,14 +22,16 @@ def samples():
         first = torch.randint(0, 4, size, generator=generator)
         moves = torch.rand(3, *size, generator=generator) < 0.2
         predictions = torch.where(moves, torch.randint(0, 4, (3, *size), generator=generator), first)
-        made.append(dict(rebalanced_predictions=predictions.short(), gt_sem_seg=dict(data=label), img_path=f'{i}.jpg'))
+        moving = (predictions != predictions[0]).any(0).flatten().nonzero().flatten()
+        classes = RebalancedClasses(predictions[0], moving, predictions.flatten(1)[:, moving])
+        made.append(dict(rebalanced_classes=classes, gt_sem_seg=dict(data=label), img_path=f'{i}.jpg'))
     return made
 
 
 def by_mmseg(samples, t):
     metric = IoUMetric(iou_metrics=['mIoU'])
     metric.dataset_meta = dict(classes=CLASSES)
-    maps = [dict(s, pred_sem_seg=dict(data=s['rebalanced_predictions'][t][None].long())) for s in samples]
+    maps = [dict(s, pred_sem_seg=dict(data=s['rebalanced_classes'].prediction(t)[None])) for s in samples]
     metric.process({}, maps)
     return metric.evaluate(len(samples))
 
