@@ -130,7 +130,7 @@ def test_from_config_to_page_with_an_interruption(compare, demo_folder, capsys, 
     assert '3 trainings, 3 of them done' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('loss', ['built_in', 'enet', 'hard_pixels'])
+@pytest.mark.parametrize('loss', ['built_in', 'enet', 'hard_pixels', 'focal', 'rare_class_sampling_sqrt'])
 def test_only_the_losses_on_pixels_change(a_run, loss):
     """And nothing else in a config: of three heads, one of them weighted differently."""
     run = a_run(loss, 7, 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py', options=())
@@ -147,11 +147,16 @@ def test_only_the_losses_on_pixels_change(a_run, loss):
         settings = head.pop('loss_decode')
         assert settings.loss_weight == before.pop('loss_decode').loss_weight
         assert settings.type == ('CrossEntropyLoss' if loss == 'built_in' else 'WeightedCrossEntropyLoss')
-        assert settings.get('class_weight', {}).get('scheme') == ('enet' if loss == 'enet' else None)
+        scheme = dict(enet='enet', rare_class_sampling_sqrt='sqrt_inverse_frequency').get(loss)
+        assert settings.get('class_weight', {}).get('scheme') == scheme
+        assert settings.get('focal_gamma', 0) == (2.0 if loss == 'focal' else 0)
         sampler = head.pop('sampler', None)
         expected = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=int(0.2 * 192 * 256))
         assert sampler == (expected if loss == 'hard_pixels' else None)
     assert found.model == config.model
+    images = found.train_dataloader.sampler
+    assert images.type == ('RareClassSampler' if 'rare' in loss else config.train_dataloader.sampler.type)
+    assert images.get('statistics') == (str(run.comparison.labels.resolve()) if 'rare' in loss else None)
 
 
 def write(run, confusion, classes=('sky', 'road', 'flag'), **changes) -> None:
@@ -169,6 +174,13 @@ def write(run, confusion, classes=('sky', 'road', 'flag'), **changes) -> None:
     )
     run.result_file.parent.mkdir(parents=True, exist_ok=True)
     run.result_file.write_text(json.dumps({**content, **changes}))
+
+
+def write_sweep(run, areas_of_taus) -> None:
+    """Write what tools/rebalance.py counts: pixels right, predicted and labelled for tau -1, 0 and 1."""
+    content = dict(taus=[-1, 0, 1], classes=['sky', 'road', 'flag'], chosen_on='these', reported_on='those')
+    run.rebalanced_file.parent.mkdir(parents=True, exist_ok=True)
+    run.rebalanced_file.write_text(json.dumps(content | dict(choice=areas_of_taus, report=areas_of_taus)))
 
 
 def load(*runs):
@@ -599,3 +611,72 @@ def test_gpus_are_those_that_may_be_used(tool, monkeypatch):
     slots = tool.Slots(jobs=2, processes=2)
 
     assert [slots._free.get()['CUDA_VISIBLE_DEVICES'] for _ in range(2)] == ['2,3', '5,7']
+
+
+UNCHANGED = [[90, 50, 1], [95, 64, 11], [100, 50, 10]]
+FLAGS_MOVED = [[80, 50, 8], [81, 61, 18], [100, 50, 10]]
+NO_FLAGS = [[91, 50, 0], [98, 62, 0], [100, 50, 10]]
+
+
+def means_by_hand(areas) -> tuple[float, float, float]:
+    right, predicted, labelled = map(np.array, areas)
+    iou, accuracy = right / (predicted + labelled - right), right / labelled
+    return 100 * iou.mean(), 100 * accuracy.mean(), 100 * right.sum() / labelled.sum()
+
+
+def test_a_training_is_done_when_it_is_rebalanced_too(a_run):
+    run = a_run('unweighted', 0)
+    write(run, BASE)
+    assert run.is_done()
+
+    asked = replace(run, comparison=replace(run.comparison, rebalanced=('unweighted',)))
+
+    assert not asked.is_done()
+    write_sweep(asked, [NO_FLAGS, UNCHANGED, FLAGS_MOVED])
+    assert asked.is_done()
+
+
+def test_rebalanced_trainings_in_the_report(a_run, compare, demo_folder):
+    """For each seed the tau with the best mean IoU, and how it differs from the training as it is."""
+    asked = ('built_in', 'unweighted')
+    for seed in (0, 1):
+        write(a_run('built_in', seed), BASE)
+        run = a_run('unweighted', seed)
+        run = replace(run, comparison=replace(run.comparison, rebalanced=('unweighted',)))
+        write(run, BASE)
+        write_sweep(run, [NO_FLAGS, UNCHANGED, FLAGS_MOVED])
+
+    assert compare('--report', '--rebalance', 'unweighted', losses=asked, seeds=('0', '1')) == 0
+
+    folder = demo_folder / FOLDER
+    text = folder.parent.joinpath('summary.md').read_text()
+    moved = text.split('moved after the training')[1].split('###')[0]
+    (iou, accuracy, pixels), (old_iou, old_accuracy, old_pixels) = map(means_by_hand, (FLAGS_MOVED, UNCHANGED))
+    pairs = (iou, old_iou), (accuracy, old_accuracy), (pixels, old_pixels)
+    cells = ' | '.join(f'{new:.1f} ± 0.0, {new - old:+.1f}' for new, old in pairs)
+    assert f'| `unweighted` | 2 | 1, 1 | {cells} |' in moved
+    assert plt.imread(folder / 'prices.png').std() > 0.02
+    assert 'Moved after the training' in (folder.parent / 'report.html').read_text()
+
+
+def test_the_command_that_rebalances(a_run, monkeypatch):
+    """With the statistics of the comparison, and the test images for the report."""
+    from compare import runs as module
+
+    run = a_run('unweighted', 3)
+    run = replace(run, comparison=replace(run.comparison, rebalanced=('unweighted',)))
+    commands = []
+    monkeypatch.setattr(module, 'watch', lambda command, *_: commands.append(command) or 900.0)
+    monkeypatch.setattr(module.Run, '_last_checkpoint', lambda *_: 'last.pth')
+    monkeypatch.setattr(module.Run, '_keep', lambda *_: None)
+    run.write_config()
+
+    run.train_and_test({}, lambda *_: None)
+
+    *_, rebalance = commands
+    assert [Path(command[1]).name for command in commands] == ['train.py', 'test.py', 'rebalance.py']
+    assert rebalance[2:6] == [str(run.config_file), 'last.pth', '--report-on', 'test']
+    assert rebalance[rebalance.index('--statistics') + 1] == str(run.comparison.labels.resolve())
+    assert rebalance[rebalance.index('--json') + 1] == str(run.rebalanced_file)
+    assert [float(tau) for tau in rebalance[rebalance.index('--taus') + 1 :][:17]] == [i / 8 for i in range(-8, 9)]
+    assert rebalance[rebalance.index('--cfg-options') + 1 :] == OPTIONS
