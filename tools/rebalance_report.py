@@ -100,20 +100,18 @@ class Sweep:
 
 def print_sweep(result: Sweep, t: int, best: str | None) -> None:
     """Print the means for every tau, and the scores of every class before and after."""
-    is_apart = result.chosen_on != result.reported_on
     how = 'as given' if best is None else f'chosen by {best} on {result.chosen_on}'
-    table = Table(title=f'tau {result.taus[t]:g}, {how}')
-    table.add_column('tau', justify='right')
-    parts = [(result.chosen_on, result.choice), (result.reported_on, result.report)][not is_apart :]
-    for name, _ in parts:
-        for score in MEANS:
-            table.add_column(f'{score}, {name}' if is_apart else score, justify='right')
-    means = [mean_scores(areas) for _, areas in parts]
-    for i, tau in enumerate(result.taus):
-        mark = ' <' if i == t else ''
-        cells = [f'{part[score][i]:.2f}' for part in means for score in MEANS]
-        table.add_row(f'{tau:g}{mark}', *cells, style='bold' if i == t else None)
-    console.print(table)
+    console.print(f'tau {result.taus[t]:g}, {how}')
+    parts = {result.chosen_on: result.choice, result.reported_on: result.report}
+    for name, areas in parts.items():
+        table, means = Table(title=name), mean_scores(areas)
+        for column in ('tau', *MEANS):
+            table.add_column(column, justify='right')
+        for i, tau in enumerate(result.taus):
+            mark = ' <' if i == t else ''
+            row = (f'{means[score][i]:.2f}' for score in MEANS)
+            table.add_row(f'{tau:g}{mark}', *row, style='bold' if i == t else None)
+        console.print(table)
     zero, scores = result.taus.index(0.0), area_scores(result.report)
     table = Table(title=f'Every class on {result.reported_on}: as trained, and with tau {result.taus[t]:g}')
     table.add_column('class')
@@ -156,7 +154,7 @@ def draw_sweep(path: Path, result: Sweep, t: int, share: np.ndarray) -> None:
         axis.set_title(f'{title} (%)', loc='left')
         axis.grid(color='0.92')
         axis.set_xlabel('tau')
-    axes[0, 0].legend(fontsize=8, frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper right', ncols=2, frameon=False)
     scores = area_scores(result.report)
     for axis, key, title in zip(axes[1], ('IoU', 'Acc', 'Precision'), ('IoU', 'recall', 'precision'), strict=True):
         values = scores[key][:, order].T
