@@ -55,7 +55,7 @@ def prepare(base: str, file: Path, args: argparse.Namespace) -> Comparison:
         raise PreflightError(
             f'{place}: test_dataloader must have one data set with LoadAnnotations: {reason}'
         ) from error
-    if not (comparison.labels.exists() and record_path(comparison.labels).exists()):
+    if not (comparison.labels.exists() and Path(record_path(comparison.labels)).exists()):
         title = f'Counting pixels for {file.stem}'
         print_failures(scan_and_save(from_config(config), 0, title, comparison.labels))
     return comparison

@@ -9,12 +9,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from drawing import plain, save
 from label_arguments import console
+from marked_tables import markdown
 from mmseg_wce.metrics import area_scores
 from mmseg_wce.rebalancing.scores import mean_scores
 from mmseg_wce.training.preflight import PreflightError
 from rich.table import Table
 
 MEANS = ('mIoU', 'mAcc', 'aAcc')
+SCORES = dict(IoU='IoU', Acc='recall', Precision='precision')
 MAX_NAMES = 40  # classes in a picture, the rarest
 
 
@@ -52,11 +54,19 @@ class Sweep:
         if share is None:
             name = f'the {number} images of {first}'
             return cls(taus, classes, name, name, counts.sum(0), counts.sum(0))
+        cut = cls.check_share(share, number)
+        names = f'the first {cut} of {number} images of {first}', f'the other {number - cut} images of {first}'
+        return cls(taus, classes, *names, counts[:cut].sum(0), counts[cut:].sum(0))
+
+    @staticmethod
+    def check_share(share: float | None, number: int) -> int:
+        """Return how many images are the first share of a number; raise PreflightError if none or all are."""
+        if share is None:
+            return number
         cut = round(share * number)
         if not 0 < cut < number:
             raise PreflightError(f'--choose-on {share} divides {number} images into {cut} and {number - cut}')
-        names = f'the first {cut} of {number} images of {first}', f'the other {number - cut} images of {first}'
-        return cls(taus, classes, *names, counts[:cut].sum(0), counts[cut:].sum(0))
+        return cut
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> 'Sweep':
@@ -78,13 +88,7 @@ class Sweep:
         if score in MEANS:
             return mean_scores(self.choice)[score]
         name, _, wanted = score.partition('/')
-        scores = {key: value for key, value in area_scores(self.choice).items() if key != 'aAcc'}
-        if name not in scores or wanted not in self.classes:
-            raise PreflightError(
-                f'--best {score}: give one of {", ".join(MEANS)}, or {", ".join(f"{key}/CLASS" for key in scores)} '
-                f'with one of the classes {", ".join(self.classes)}'
-            )
-        return scores[name][:, self.classes.index(wanted)]
+        return area_scores(self.choice)[name][:, list(self.classes).index(wanted)]
 
     def to_json(self) -> dict[str, Any]:
         """Return all counts as plain Python values."""
@@ -98,9 +102,16 @@ class Sweep:
         )
 
 
-def print_sweep(result: Sweep, t: int, best: str | None) -> None:
+def check_score(score: str, classes: Sequence[str]) -> None:
+    """Raise PreflightError for a score that there is not: it must be a mean, or that of a class."""
+    name, _, wanted = score.partition('/')
+    if score not in MEANS and (name not in SCORES or wanted not in classes):
+        scores = ', '.join([*MEANS, *(f'{key}/CLASS' for key in SCORES)])
+        raise PreflightError(f'--best {score}: give one of {scores}, with one of the classes {", ".join(classes)}')
+
+
+def print_sweep(result: Sweep, t: int, how: str) -> None:
     """Print the means for every tau, and the scores of every class before and after."""
-    how = 'as given' if best is None else f'chosen by {best} on {result.chosen_on}'
     console.print(f'tau {result.taus[t]:g}, {how}')
     parts = {result.chosen_on: result.choice, result.reported_on: result.report}
     for name, areas in parts.items():
@@ -115,12 +126,27 @@ def print_sweep(result: Sweep, t: int, best: str | None) -> None:
     zero, scores = result.taus.index(0.0), area_scores(result.report)
     table = Table(title=f'Every class on {result.reported_on}: as trained, and with tau {result.taus[t]:g}')
     table.add_column('class')
-    for title in ('IoU', 'recall', 'precision'):
+    for title in SCORES.values():
         table.add_column(title, justify='right')
     for c, name in enumerate(result.classes):
-        pairs = [(scores[key][zero, c], scores[key][t, c]) for key in ('IoU', 'Acc', 'Precision')]
+        pairs = [(scores[key][zero, c], scores[key][t, c]) for key in SCORES]
         table.add_row(name, *(f'{_number(before)} -> {_number(after)}' for before, after in pairs))
     console.print(table)
+
+
+def write_tables(path: Path, result: Sweep, t: int, how: str) -> None:
+    """Write the means and the scores of every class for every tau, in Markdown."""
+    lines = [f'tau {result.taus[t]:g}, {how}', '']
+    for name, areas in {result.chosen_on: result.choice, result.reported_on: result.report}.items():
+        means = mean_scores(areas)
+        rows = [[f'{tau:g}', *(f'{means[score][i]:.2f}' for score in MEANS)] for i, tau in enumerate(result.taus)]
+        lines += [f'## {name[0].upper()}{name[1:]}', '', *markdown(['tau', *MEANS], rows), '']
+        for key, title in SCORES.items():
+            values = area_scores(areas)[key]
+            rows = [[c, *map(_number, values[:, i])] for i, c in enumerate(result.classes)]
+            taus = [f'tau {tau:g}' for tau in result.taus]
+            lines += [f'### {title[0].upper()}{title[1:]}, {name}', '', *markdown(['class', *taus], rows), '']
+    path.write_text('\n'.join(lines))
 
 
 def _number(value: float) -> str:
@@ -156,7 +182,7 @@ def draw_sweep(path: Path, result: Sweep, t: int, share: np.ndarray) -> None:
         axis.set_xlabel('tau')
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper right', ncols=2, frameon=False)
     scores = area_scores(result.report)
-    for axis, key, title in zip(axes[1], ('IoU', 'Acc', 'Precision'), ('IoU', 'recall', 'precision'), strict=True):
+    for axis, key, title in zip(axes[1], *zip(*SCORES.items(), strict=True), strict=True):
         values = scores[key][:, order].T
         picture = axis.imshow(values, cmap='viridis', vmin=0, vmax=100, aspect='auto')
         if len(result.taus) <= 12:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import os.path as osp
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,35 +36,48 @@ class FileRecord:
     def table(self, files: Sequence[str]) -> np.ndarray:
         """Return the pixels of each class in some label files.
 
+        A data set that has been moved as a whole is found, too: then paths below the folder that holds all files count,
+        and a warning is logged.
+
         Args:
-            files: paths of label files; a file may occur more than once. Folders above the one that holds all files
-                may differ from those of the record: the data set may have been moved.
+            files: paths of label files; a file may occur more than once.
 
         Returns:
-            (number of files, C), int64.
+            (number of files, C), int64; zeros for a file that could not be read.
 
         Raises:
             ValueError: the record does not have a file.
         """
-        recorded = dict(zip(_below_common_folder(list(self.files)), self.files.values(), strict=True))
+        recorded = {osp.abspath(file): pixels for file, pixels in self.files.items()}
+        names = list(map(osp.abspath, files))
+        missing = next((file for file, name in zip(files, names, strict=True) if name not in recorded), None)
+        if missing is not None:
+            folders = _common_folder(list(recorded)), _common_folder(names)
+            recorded = {osp.relpath(file, folders[0]): pixels for file, pixels in recorded.items()}
+            names = [osp.relpath(name, folders[1]) for name in names]
+            if recorded.keys() != set(names):
+                raise ValueError(
+                    f'the record of label files does not have {missing!r}: it is of the {len(self.files)} files in '
+                    f'{folders[0]!r}. Run tools/class_weights.py on your config again'
+                )
+            warnings.warn(
+                f'the record of label files is of {folders[0]!r}, and is used for files of the same names in '
+                f'{folders[1]!r}',
+                stacklevel=2,
+            )
         table = np.zeros((len(files), len(self.classes)), np.int64)
-        for row, file, name in zip(table, files, _below_common_folder(files), strict=True):
-            if name not in recorded:
-                raise ValueError(f'the record of label files does not have {file!r}: run tools/class_weights.py again')
+        for row, name in zip(table, names, strict=True):
             row[list(recorded[name])] = list(recorded[name].values())
         return table
 
 
-def _below_common_folder(files: Sequence[str]) -> list[str]:
-    """Return the paths of files, relative to the deepest folder that holds all of them."""
-    paths = [osp.abspath(file) for file in files]
-    common = osp.commonpath([osp.dirname(path) for path in paths]) if paths else ''
-    return [osp.relpath(path, common) for path in paths]
+def _common_folder(paths: Sequence[str]) -> str:
+    return osp.commonpath([osp.dirname(path) for path in paths]) if paths else ''
 
 
-def record_path(statistics: str | os.PathLike) -> Path:
+def record_path(statistics: str | os.PathLike) -> str:
     """Return the path of the record that belongs to a statistics file."""
-    return Path(statistics).with_suffix('.files.json')
+    return f'{osp.splitext(os.fspath(statistics))[0]}.files.json'
 
 
 def save_file_record(record: FileRecord, statistics: str | os.PathLike) -> None:
@@ -74,7 +88,7 @@ def save_file_record(record: FileRecord, statistics: str | os.PathLike) -> None:
         statistics: path of the statistics file of the same scan, beside which it is written.
     """
     files = {file: {str(c): number for c, number in pixels.items()} for file, pixels in record.files.items()}
-    write_json(record_path(statistics), dict(format=_FORMAT, classes=record.classes, files=files), indent=None)
+    write_json(Path(record_path(statistics)), dict(format=_FORMAT, classes=record.classes, files=files), indent=None)
 
 
 def load_file_record(statistics: str | os.PathLike) -> FileRecord:
@@ -89,7 +103,7 @@ def load_file_record(statistics: str | os.PathLike) -> FileRecord:
     advice = 'run tools/class_weights.py on your config, which writes it beside the statistics'
     if os.fspath(statistics) in BUNDLED:
         raise ValueError(f'statistics={statistics!r} come without a record of your label files: {advice}')
-    path = os.fspath(record_path(statistics))
+    path = record_path(statistics)
     try:
         content = json.loads(read_file(path, _MAX_FILE_SIZE))
         if content['format'] != _FORMAT:

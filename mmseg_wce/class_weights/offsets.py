@@ -53,24 +53,22 @@ def class_offsets(counts: ClassCounts, tau: float, class_weight: ClassWeight | N
     Example:
         >>> from mmseg_wce.functional import class_offsets
         >>> class_offsets([900, 90, 10], tau=0.5)
-        tensor([-1.1334,  0.0179,  1.1155])
+        tensor([-1.1337,  0.0176,  1.1162])
     """
     if isinstance(tau, bool) or not isinstance(tau, Real):
         raise TypeError(f'tau must be a number, got {tau!r}')
     if not math.isfinite(tau):
         raise ValueError(f'tau must be finite, got {tau}')
-    prior = _class_counts(counts)
-    if class_weight is not None:
-        weights = load_class_weight(class_weight).double().numpy()
-        if weights.shape != prior.shape:
-            raise ValueError(f'class_weight has {len(weights)} weights for {len(prior)} classes')
-        prior = prior * weights
-    learnt = prior > 0
+    number = _class_counts(counts)
+    weights = np.ones(len(number)) if class_weight is None else load_class_weight(class_weight).double().numpy()
+    if weights.shape != number.shape:
+        raise ValueError(f'class_weight has {len(weights)} weights for {len(number)} classes')
+    learnt = (number > 0) & (weights > 0)
     if not learnt.any():
         raise ValueError('no class has both pixels and a weight above 0, so there is no prior')
-    log_prior = np.log(prior[learnt])
+    log_prior = np.log(number[learnt]) + np.log(weights[learnt])
     offsets = float(tau) * (log_prior.mean() - log_prior)
-    result = np.full(len(prior), offsets.min())
+    result = np.full(len(number), offsets.min())
     result[learnt] = offsets
     return torch.from_numpy(result).float()
 
@@ -81,7 +79,7 @@ def _class_counts(counts: ClassCounts) -> np.ndarray:
     if isinstance(counts, LabelStatistics):
         counts = counts.pixels
     elif isinstance(counts, Tensor):
-        counts = counts.detach().cpu().numpy()
+        counts = counts.detach().cpu().double().numpy()
     array = np.asarray(counts)
     if array.dtype.kind not in 'iuf' or array.ndim != 1 or len(array) < 2:
         raise TypeError(f'counts must be one number for each of at least 2 classes, or statistics, got {counts!r:.100}')

@@ -12,7 +12,8 @@ def draws_per_epoch(class_pixels: np.ndarray, temperature: float, max_repeats: f
 
     Rare class sampling of DAFormer (Hoyer et al. 2022, https://arxiv.org/abs/2111.14887, equations 8 and 9) draws a
     class c with probability proportional to exp((1 - f_c) / T), f_c being its share of the pixels, and then one of the
-    images that contain it. Here ``max_repeats`` bounds the draws of an image; what is cut off is divided among the
+    images that contain it. (There an image needs many pixels of the class, and crops without it are drawn again.)
+    Here ``max_repeats`` bounds the draws of an image; what is cut off is divided among the
     other images in proportion to their draws.
 
     Args:
@@ -32,7 +33,7 @@ def draws_per_epoch(class_pixels: np.ndarray, temperature: float, max_repeats: f
         >>> from mmseg_wce.class_weights.rare_class_sampling import draws_per_epoch
         >>> class_pixels = np.array([[100, 0], [100, 0], [90, 10]])  # the last image has the rare class
         >>> draws_per_epoch(class_pixels, temperature=0.5, max_repeats=3).round(2)
-        array([0.14, 0.14, 2.71])
+        array([0.13, 0.13, 2.73])
     """
     number = len(class_pixels)
     contains = class_pixels > 0

@@ -130,9 +130,13 @@ class LabelFiles:
     def count(
         self, indices: Sequence[int] | None = None, with_images: bool = False
     ) -> tuple[LabelStatistics, dict[str, dict[int, int]]]:
-        """Count the labels of files as :meth:`statistics`; return the pixels of each class in each file, too."""
+        """Count the labels of files as :meth:`statistics`; return the pixels of each class in each file, too.
+
+        A file that cannot be read has none.
+        """
         counted, failed, dropped = [], {}, None
-        for index in range(len(self)) if indices is None else indices:
+        indices = range(len(self)) if indices is None else indices
+        for index in indices:
             sample = self.samples[index]
             if not sample.has_label:
                 failed[sample.label] = 'the data set names no label for this image'
@@ -144,7 +148,8 @@ class LabelFiles:
             except Exception as error:  # each decoder has its own errors, and one file must not end the scan
                 failed[sample.label] = _failure_reason(error)
         statistics = LabelStatistics.from_files(self.dataset, self.classes, self.convention, counted)
-        files = {file.file: self._class_pixels(file) for file in counted}
+        files: dict[str, dict[int, int]] = {sample.label: {} for sample in map(self.samples.__getitem__, indices)}
+        files |= {file.file: self._class_pixels(file) for file in counted}
         return replace(statistics, failed=failed, dropped=dropped, folders=(self.common_folder,)), files
 
     def _class_pixels(self, file: FileLabels) -> dict[int, int]:

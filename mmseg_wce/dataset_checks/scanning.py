@@ -106,12 +106,13 @@ def scan_parts(
     Yields:
         Number of files read so far and the statistics of each part, repeatedly; the last time for all files.
     """
-    class_pixels = {} if class_pixels is None else class_pixels
     chunks = _Chunks(parts, with_images)
     for part in parts:
         if isinstance(part.reader, AnnotationReader):
             _ = part.reader.table  # computed once here, not in each process
-    state = _ScanState(Path(unfinished), parts, with_images) if unfinished is not None else None
+    keeps = class_pixels is not None
+    state = _ScanState(Path(unfinished), parts, (with_images, keeps)) if unfinished is not None else None
+    class_pixels = {} if class_pixels is None else class_pixels
     empty = [LabelStatistics.empty(part.dataset, part.classes, part.convention) for part in parts]
     first, done, totals, counted = (state and state.load()) or (0, 0, empty, {})
     class_pixels.update(counted)
@@ -124,7 +125,8 @@ def scan_parts(
     try:
         for index, (number, i, statistics, counted) in enumerate(loader, first + 1):
             done, totals[i] = done + number, totals[i] + statistics
-            class_pixels.update(counted)
+            if keeps:
+                class_pixels.update(counted)
             if state and time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
                 state.save(index, done, totals, class_pixels)
                 last_save = time.monotonic()
@@ -140,8 +142,8 @@ def scan_parts(
 class _ScanState:
     """State of an interrupted scan, in a file."""
 
-    def __init__(self, path: Path, parts: Sequence[LabelFiles], with_images: bool) -> None:
-        self.path, self.digest, self.number = path, _digest(parts, with_images), len(parts)
+    def __init__(self, path: Path, parts: Sequence[LabelFiles], options: tuple[bool, bool]) -> None:
+        self.path, self.digest, self.number = path, _digest(parts, options), len(parts)
 
     def load(self) -> tuple[int, int, list[LabelStatistics], dict[str, dict[int, int]]] | None:
         """Return chunks read, files read, statistics of each part, and class pixels; None if there is no such state."""
@@ -161,9 +163,10 @@ class _ScanState:
         write_json(self.path, dict(digest=self.digest, chunks=chunks, files=files, **state))
 
 
-def _digest(parts: Iterable[LabelFiles], with_images: bool) -> str:
+def _digest(parts: Iterable[LabelFiles], options: tuple[bool, bool]) -> str:
     """Return a hash of the inputs of the statistics: size and time of change of local files, names of others."""
-    digest = hashlib.sha256(str(with_images).encode())
+    with_images = options[0]
+    digest = hashlib.sha256(str(options).encode())
     for part in parts:
         settings = f'{part.dataset} {part.classes} {part.convention} {part.transforms} {part.times}'
         digest.update(re.sub(r' at 0x[0-9a-f]+', '', settings).encode())  # addresses in memory

@@ -146,6 +146,11 @@ class _SharedMaps:
                 self._sigmoid[key] = sweep_sigmoid(self.logits, self.label, *options)
         return self._sigmoid[key]
 
+    def _any_sigmoid_maps(self, ignore_index: int) -> SigmoidMaps:
+        """Return maps for sigmoids, of any ``focal_gamma``: it does not change which pixels are correct."""
+        known = (maps for (ignored, _), maps in self._sigmoid.items() if ignored == ignore_index)
+        return next(known, None) or self.sigmoid_maps(ignore_index)
+
     def value(self, loss: Any, label_override: Tensor | None = None, **options: Any) -> Tensor:
         """Compute a loss as the head would call it; ``label_override``, (N, H, W), may only ignore more pixels."""
         label = self.label if label_override is None else label_override.long()
@@ -195,7 +200,7 @@ class _SharedMaps:
         """
         ignore_index = self.head.ignore_index
         if self.channels == 1 or (self._sigmoid and not self._softmax):
-            maps = PixelMaps(*self.sigmoid_maps(ignore_index))
+            maps = PixelMaps(*self._any_sigmoid_maps(ignore_index))
         elif self._softmax:
             maps = self.softmax_maps(ignore_index)
         else:

@@ -180,21 +180,23 @@ def add_validation_loss(model: Any) -> tuple[list[LossTerm], list[str]]:
     return terms, left_out
 
 
-def add_rebalancing(model: Any, direction: Tensor, taus: Sequence[float]) -> None:
-    """Make a fused segmentor also predict with tau times a direction added to its logits.
+def add_rebalancing(model: Any, offsets: Tensor, unchanged: int) -> None:
+    """Make a fused segmentor also predict with offsets added to its logits.
+
+    The samples get ``rebalanced_classes``, the predictions for each row of offsets
+    (:class:`mmseg_wce.rebalanced_argmax.RebalancedClasses`).
 
     Args:
         model: a model that :func:`fuse_predict` has fused.
-        direction: offset of each channel for tau = 1.
-        taus: T numbers, with 0. The samples get ``rebalanced_classes``, the predictions for each tau
-            (:class:`mmseg_wce.rebalanced_argmax.RebalancedClasses`), and ``pred_sem_seg``, those for tau 0.
+        offsets: (T, channels), :func:`mmseg_wce.class_weights.class_offsets` of ascending tau.
+        unchanged: index of the row for tau 0, whose predictions become ``pred_sem_seg``.
 
     Raises:
-        ValueError: 0 is not among the taus.
+        ValueError: row ``unchanged`` is not all 0.
     """
-    if 0.0 not in taus:
-        raise ValueError(f'taus must hold 0, for pred_sem_seg: got {taus}')
-    model.predict.keywords['rebalancing'] = Rebalancing(direction, taus)
+    if offsets[unchanged].any():
+        raise ValueError(f'offsets[{unchanged}] must be all 0, for pred_sem_seg: got {offsets[unchanged].tolist()}')
+    model.predict.keywords['rebalancing'] = Rebalancing(offsets, unchanged)
 
 
 def _restore_methods(model: nn.Module) -> None:

@@ -28,10 +28,15 @@ REBALANCED = 'rebalanced_classes'  # field of a sample: RebalancedClasses of (H,
 
 
 class Rebalancing(NamedTuple):
-    """Offsets to predict with, tau times a direction: (channels,), float32, and T values of tau, with 0."""
+    """Offsets to predict with, (T, channels), linear in tau below row ``unchanged``, which is all 0, and above it."""
 
-    direction: Tensor
-    taus: Sequence[float]
+    offsets: Tensor
+    unchanged: int
+
+    @property
+    def knots(self) -> list[int]:
+        """Rows between which offsets are linear in tau."""
+        return sorted({0, self.unchanged, len(self.offsets) - 1})
 
 
 class _ImageMetas(list):
@@ -190,7 +195,7 @@ class _ImagePrediction:
         self._argmax, self._keep_logits = RunningArgmax(), keep_logits
         self._logits: Tensor | None = None
         self._rebalancing = rebalancing
-        self._rebalanced = RebalancedArgmax(*rebalancing) if rebalancing is not None else None
+        self._rebalanced = None if rebalancing is None else RebalancedArgmax(rebalancing.offsets, rebalancing.knots)
         self.size: tuple[int, int] = logits.size if meta is None else tuple(meta['ori_shape'])
         self._losses = RunningSums(terms, sample, self.size, self._num_channels) if terms else None
 
@@ -252,20 +257,18 @@ class _ImagePrediction:
             object.__setattr__(self._sample, '__class__', _SampleWithoutLogits)
 
     def _rebalanced_prediction(self) -> Tensor:
-        """Store the classes for every tau; return those for tau 0, (1, H, W)."""
+        """Store the classes for every row of offsets; return those without, (1, H, W)."""
         assert self._rebalanced is not None
         assert self._rebalancing is not None
         result = self._rebalanced.result
         self._sample.set_field(result._replace(lowest=result.lowest[0]), REBALANCED)
-        return result.prediction(self._rebalancing.taus.index(0.0))
+        return result.prediction(self._rebalancing.unchanged)
 
     def _rebalance_one_channel(self, logits: Tensor) -> None:
-        """Store the classes for every tau from the logits of label 1, (1, H, W)."""
+        """Store the classes for every row of offsets, from the logits of label 1, (1, H, W)."""
         if self._rebalancing is None:
             return
-        direction, taus = self._rebalancing
-        offsets = direction.double() * torch.tensor(taus, dtype=torch.float64)
-        moved = logits.float() + offsets.to(logits.device, torch.float32).view(-1, 1, 1)
+        moved = logits.float() + self._rebalancing.offsets.to(logits.device, torch.float32).view(-1, 1, 1)
         classes = (moved.sigmoid() > self._threshold).long()
         everywhere = torch.arange(classes[0].numel(), device=classes.device)
         self._sample.set_field(RebalancedClasses(classes[0], everywhere, classes.flatten(1)), REBALANCED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +14,30 @@ from mmseg_wce.training.resuming import read_checkpoint
 from mmseg_wce.version import __version__
 from torch import Tensor
 
-__all__ = ['NOTE', 'check_not_rebalanced', 'write_rebalanced']
+__all__ = ['NOTE', 'check_layer', 'rebalancing_of', 'write_rebalanced']
 
 NOTE = 'rebalanced'
 """Key of a checkpoint's ``meta``: a list with what was done, in order."""
 
 
-def check_not_rebalanced(path: str) -> None:
-    """Raise PreflightError if a checkpoint was written by :func:`write_rebalanced`; the message says how."""
-    notes = _notes(_content(path))
-    if notes:
-        done = '; '.join(f'tau {note["tau"]:g} from {note["source"]!r}' for note in notes)
-        raise PreflightError(f'checkpoint {path!r} has been rebalanced already ({done})')
+def rebalancing_of(path: str) -> str:
+    """Describe how a checkpoint was rebalanced; empty if it was not written by :func:`write_rebalanced`.
+
+    Raises:
+        PreflightError: the checkpoint cannot be read.
+    """
+    return '; '.join(f'tau {note["tau"]:g} from {note["source"]!r}' for note in _notes(_content(path)))
+
+
+def check_layer(path: str, layer: str, channels: int) -> None:
+    """Raise PreflightError unless a checkpoint has a layer.
+
+    Args:
+        path: path of a checkpoint.
+        layer: name of the layer.
+        channels: number of its output channels.
+    """
+    _changed_states(path, _content(path), layer, torch.zeros(channels))
 
 
 def write_rebalanced(source: str, target: str | os.PathLike, layer: str, offsets: Tensor, **note: Any) -> bool:
@@ -50,11 +63,7 @@ def write_rebalanced(source: str, target: str | os.PathLike, layer: str, offsets
     if target.exists() and os.path.samefile(source, target):
         raise PreflightError(f'{str(target)!r} is the checkpoint itself: give the new one another name')
     content = _content(source)
-    had_bias = True
-    states = {}
-    for name in ('state_dict', 'ema_state_dict'):
-        if name in content:
-            states[name], had_bias = _with_offsets(content[name], layer, offsets, f'{name} of checkpoint {source!r}')
+    states, had_bias = _changed_states(source, content, layer, offsets)
     done = dict(note, source=source, layer=layer, offsets=offsets.tolist(), mmseg_wce=__version__)
     meta = dict(content.get('meta') or {}, **{NOTE: [*_notes(content), done]})
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,14 +84,26 @@ def _notes(content: Mapping[str, Any]) -> list[dict]:
     return list((content.get('meta') or {}).get(NOTE, []))
 
 
-def _with_offsets(
-    state: Mapping[str, Tensor], layer: str, offsets: Tensor, place: str
-) -> tuple[dict[str, Tensor], bool]:
+def _changed_states(
+    path: str, content: Mapping[str, Any], layer: str, offsets: Tensor
+) -> tuple[dict[str, Mapping[str, Tensor]], bool]:
+    """Return copies of the weights and averaged weights with offsets added, and whether the layer had a bias."""
+    states, had_bias = {}, True
+    for name in ('state_dict', 'ema_state_dict'):
+        if name in content:
+            place = f'{name} of checkpoint {path!r}'
+            states[name], had_bias = _with_offsets(content[name], layer, offsets, place)
+    return states, had_bias
+
+
+def _with_offsets(state: Any, layer: str, offsets: Tensor, place: str) -> tuple[Any, bool]:
     prefix = next((prefix for prefix in ('', 'module.') if f'{prefix}{layer}.weight' in state), None)
     if prefix is None:
         raise PreflightError(f'{place} has no {layer}.weight: is it of this config?')
     weight, bias = state[f'{prefix}{layer}.weight'], state.get(f'{prefix}{layer}.bias')
     if len(weight) != len(offsets):
         raise PreflightError(f'{place} has {len(weight)} channels in {layer}, the model of the config {len(offsets)}')
-    changed = offsets.to(weight.dtype) if bias is None else (bias.double() + offsets.double()).to(bias.dtype)
-    return {**state, f'{prefix}{layer}.bias': changed}, bias is not None
+    changed = copy.copy(state)  # keeps the versions of modules, which some read when they are loaded
+    added = offsets.to(weight.dtype) if bias is None else (bias.double() + offsets.double()).to(bias.dtype)
+    changed[f'{prefix}{layer}.bias'] = added
+    return changed, bias is not None

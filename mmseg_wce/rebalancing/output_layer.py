@@ -39,7 +39,7 @@ def find_output_layer(model: Any) -> str:
     head = main_head(model)
     device = next(model.parameters()).device
     random = torch.Generator().manual_seed(0)
-    images = torch.randn(1, 3, *_image_size(model), generator=random).to(device)
+    images = torch.randn(1, *_image_shape(model), generator=random).to(device)
     logits = _head_logits(model, head, images)
     channels = logits.shape[1]
     added = torch.linspace(1, 2, channels, device=device)
@@ -56,10 +56,13 @@ def find_output_layer(model: Any) -> str:
     )
 
 
-def _image_size(model: Any) -> tuple[int, int]:
-    """Return a size that the model works with: of its windows, or of its training images."""
-    size = (model.test_cfg or {}).get('crop_size') or getattr(model.data_preprocessor, 'size', None) or _DEFAULT_SIZE
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _image_shape(model: Any) -> tuple[int, int, int]:
+    """Return channels and a size that the model works with: of its windows, or of its training images."""
+    preprocessor = model.data_preprocessor
+    mean = getattr(preprocessor, 'mean', None)
+    size = (model.test_cfg or {}).get('crop_size') or getattr(preprocessor, 'size', None) or _DEFAULT_SIZE
+    height, width = (size, size) if isinstance(size, int) else size
+    return 3 if mean is None else len(mean), height, width
 
 
 def _head_logits(model: Any, head: Any, images: Tensor) -> Tensor:

@@ -42,8 +42,11 @@ class RebalancedScores(BaseMetric):
         """Count the pixels of each image."""
         num_classes = len((self.dataset_meta or {})['classes'])
         for sample in data_samples:
+            file = str(sample.get('seg_map_path') or sample.get('img_path', 'an image'))
+            if 'gt_sem_seg' not in sample:
+                raise ValueError(f'{file} has no labels: LoadAnnotations must be in the pipeline of these images')
             predicted, label = sample[REBALANCED], sample['gt_sem_seg']['data'].squeeze(0)
-            file, size = str(sample.get('seg_map_path') or sample.get('img_path', 'an image')), predicted.lowest.shape
+            size = predicted.lowest.shape
             if label.shape != size:
                 raise ValueError(
                     f'{file}: its labels are {tuple(label.shape)}, the prediction {tuple(size)}: in a test pipeline '

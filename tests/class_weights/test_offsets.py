@@ -61,7 +61,8 @@ def test_counts_of_every_kind():
     statistics = load_statistics('ade20k')
     expected = class_offsets(statistics.pixels, 0.5)
 
-    for counts in (statistics, 'ade20k', statistics.pixels.tolist(), torch.from_numpy(statistics.pixels)):
+    pixels = statistics.pixels
+    for counts in (statistics, 'ade20k', pixels.tolist(), torch.from_numpy(pixels), torch.from_numpy(pixels).double()):
         assert torch.equal(class_offsets(counts, 0.5), expected)
     assert expected.shape == (150,)
     assert (expected[0], expected[149]) == (expected.min(), expected.max())  # wall and flag
@@ -97,3 +98,10 @@ def test_weights_by_a_scheme():
 def test_arguments_that_cannot_be(arguments, error, message):
     with pytest.raises(error, match=message):
         class_offsets(*arguments)
+
+
+def test_huge_numbers_and_low_precision():
+    assert class_offsets([1e300, 1e300], 1, [1e30, 1e10]).isfinite().all()
+    assert (
+        class_offsets(torch.tensor([4.0, 1.0], dtype=torch.bfloat16), 1).tolist() == class_offsets([4, 1], 1).tolist()
+    )

@@ -63,7 +63,7 @@ def assert_bias_is_as_offsets(model: nn.Module, layer: str, channels: int) -> No
     fuse_predict(fused)
     scale = expected[0].seg_logits.data.std().item() if channels > 1 else 1.0
     direction = direction * scale if channels > 1 else torch.tensor([1.5])
-    add_rebalancing(fused, direction, TAUS)
+    add_rebalancing(fused, torch.tensor(TAUS).view(-1, 1) * direction, TAUS.index(0.0))
     stored = predictions(fused, images)
     for t, tau in enumerate(TAUS):
         changed = copy.deepcopy(model)

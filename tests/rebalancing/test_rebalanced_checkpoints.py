@@ -1,6 +1,8 @@
+from collections import OrderedDict
+
 import pytest
 import torch
-from mmseg_wce.rebalancing.checkpoints import NOTE, check_not_rebalanced, write_rebalanced
+from mmseg_wce.rebalancing.checkpoints import NOTE, check_layer, rebalancing_of, write_rebalanced
 from mmseg_wce.training.preflight import PreflightError
 from mmseg_wce.version import __version__
 
@@ -66,6 +68,16 @@ def test_a_layer_without_bias_gets_one(write):
     assert torch.equal(found['state_dict'][f'{LAYER}.bias'], OFFSETS)
 
 
+def test_versions_of_modules_stay(write):
+    """The attribute _metadata of a state dict, which torch.save keeps."""
+    weights = OrderedDict(state())
+    weights._metadata = {'': dict(version=2)}
+
+    found, _ = write(dict(state_dict=weights))
+
+    assert found['state_dict']._metadata == {'': dict(version=2)}
+
+
 def test_half_precision_stays(write):
     weights = {name: value.half() for name, value in state().items()}
 
@@ -78,9 +90,8 @@ def test_a_second_time_is_found_and_noted(write, tmp_path):
     found, _ = write(dict(state_dict=state()), tau=0.25)
     path = str(tmp_path / 'new/target.pth')
 
-    with pytest.raises(PreflightError, match=r"has been rebalanced already \(tau 0\.25 from '.*source\.pth'\)"):
-        check_not_rebalanced(path)
-    check_not_rebalanced(str(tmp_path / 'source.pth'))
+    assert rebalancing_of(path) == f'tau 0.25 from {str(tmp_path / "source.pth")!r}'
+    assert rebalancing_of(str(tmp_path / 'source.pth')) == ''
     write_rebalanced(path, tmp_path / 'twice.pth', LAYER, OFFSETS, tau=0.25)
 
     twice = torch.load(tmp_path / 'twice.pth', weights_only=True)
@@ -100,6 +111,8 @@ def test_checkpoints_of_other_models(write, tmp_path, content, options, message)
     with pytest.raises(PreflightError, match=message):
         write(content, **options)
     assert not (tmp_path / 'new').exists()
+    with pytest.raises(PreflightError, match=message):
+        check_layer(str(tmp_path / 'source.pth'), options.get('layer', LAYER), len(options.get('offsets', OFFSETS)))
 
 
 def test_the_source_is_not_overwritten(tmp_path):

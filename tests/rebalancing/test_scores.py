@@ -84,3 +84,12 @@ def test_labels_of_another_size(samples):
 
     with pytest.raises(ValueError, match=r'0\.jpg: its labels are \(9, 9\), the prediction \(20, 30\)'):
         metric.process({}, samples)
+
+
+def test_an_image_without_labels(samples):
+    metric = RebalancedScores(TAUS)
+    metric.dataset_meta = dict(classes=CLASSES)
+    del samples[2]['gt_sem_seg']
+
+    with pytest.raises(ValueError, match=r'2\.jpg has no labels: LoadAnnotations must be in the pipeline'):
+        metric.process({}, samples)

@@ -3,8 +3,12 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,9 +17,12 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
-from mmseg_wce.class_weights import load_statistics
+from mmseg_wce.class_weights import LabelEncoding, LabelStatistics, load_statistics, save_statistics
+from mmseg_wce.datasets import DemoScenesDataset
 from mmseg_wce.functional import class_offsets
+from mmseg_wce.metrics import area_scores
 from mmseg_wce.rebalancing.scores import mean_scores
+from mmseg_wce.training.preflight import PreflightError
 
 CONFIG = 'configs/demo/fast_scnn_1xb4-400_demo-192x256.py'
 WEIGHTED = 'configs/demo/fast_scnn_1xb4-wce-400_demo-192x256.py'
@@ -25,6 +32,12 @@ OPTIONS = [
 ]
 LAYER = 'decode_head.conv_seg'
 MEANS = ('mIoU', 'mAcc', 'aAcc')
+
+
+def demo_statistics() -> LabelStatistics:
+    classes = DemoScenesDataset.METAINFO['classes']
+    statistics = LabelStatistics.empty('demo', classes, LabelEncoding())
+    return replace(statistics, pixels=np.arange(1, len(classes) + 1))
 
 
 @pytest.fixture
@@ -115,13 +128,14 @@ def test_prior_of_the_training_labels_and_what_is_noted(make_checkpoint, rebalan
     checkpoint = torch.load('new.pth', weights_only=True)
     (note,) = checkpoint['meta']['rebalanced']
     assert note['offsets'] == pytest.approx(class_offsets(statistics, found['chosen']).tolist())
-    assert (note['tau'], note['statistics'], note['chosen']) == (
-        found['chosen'],
-        file,
-        'by mAcc on the 2 images of val',
-    )
+    assert (note['tau'], note['statistics']) == (found['chosen'], file)
+    assert note['how'] == 'chosen by mAcc on the 2 images of val'
     assert note['prior'] == dict(kind='trained', counts=statistics.pixels.tolist(), class_weight=None)
     assert (demo_folder / 'model.rebalance.png').stat().st_size > 10_000
+    tables = (demo_folder / 'model.rebalance.md').read_text()
+    assert tables.startswith(f'tau {found["chosen"]:g}, chosen by mAcc')
+    recall = area_scores(np.array(found['choice']))['Acc'][:, 0]
+    assert f'| {statistics.classes[0]} | {" | ".join(f"{x:.1f}" for x in recall)} |' in tables.split('### Recall')[1]
     for name, score in zip(statistics.classes, found['choice'][1][0], strict=True):
         assert name in printed
         assert score >= 0
@@ -153,23 +167,149 @@ def test_weights_that_have_evened_out_the_classes(make_checkpoint, rebalance, ca
     assert '--prior frequency moves along the frequencies' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('tau', [-0.5, 0.5])
+def test_a_class_that_was_not_learnt_gains_on_no_class(make_checkpoint, rebalance, demo_folder, tau):
+    options = [
+        'model.decode_head.loss_decode.type=WeightedCrossEntropyLoss',
+        'model.decode_head.loss_decode.class_weight=[1,1,1,1,1,1,1,1,1,0]',
+    ]
+
+    assert rebalance(make_checkpoint(), f'--tau={tau}', '--out', 'new.pth', options=options) == 0
+
+    found = json.loads((demo_folder / 'model.rebalance.json').read_text())
+    (note,) = torch.load('new.pth', weights_only=True)['meta']['rebalanced']
+    assert note['offsets'][9] == min(note['offsets'])
+    predicted = dict(zip(found['taus'], (areas[1][9] for areas in found['report']), strict=True))
+    assert predicted[tau] <= predicted[0]
+
+
+def test_one_number_for_the_foreground(make_checkpoint, rebalance, demo_folder):
+    option = 'model.decode_head.loss_decode.class_weight=3.0'
+
+    assert rebalance(make_checkpoint(BINARY), '--taus', '0.5', config=BINARY, options=[option]) == 0
+
+    found = json.loads((demo_folder / 'model.rebalance.json').read_text())
+    assert found['prior']['class_weight'] == [1, 3]
+
+
+def test_images_drawn_by_their_classes(make_checkpoint, rebalance, root, demo_folder):
+    """The prior is that of the images as the training drew them."""
+    checkpoint = make_checkpoint()
+    assert rebalance(checkpoint, '--taus', '0.5') == 0
+    before = json.loads((demo_folder / 'model.rebalance.json').read_text())['prior']['counts']
+    statistics = 'work_dirs/class_weights/fast_scnn_1xb4-400_demo-192x256.json'
+    sampler = dict(_delete_=True, type='RareClassSampler', statistics=statistics, temperature=0.05)
+    text = f"_base_ = '{root / CONFIG}'\ntrain_dataloader = dict(sampler={sampler!r})\n"
+    (demo_folder / 'rare.py').write_text(text)
+
+    assert rebalance(checkpoint, '--taus', '0.5', '--statistics', statistics, config=demo_folder / 'rare.py') == 0
+
+    after = json.loads((demo_folder / 'model.rebalance.json').read_text())['prior']['counts']
+    rarest = int(np.argmin(before))
+    assert after[rarest] / sum(after) > 1.05 * before[rarest] / sum(before)
+
+
+def test_a_loss_whose_weights_are_not_known_is_named(make_checkpoint, rebalance, capsys):
+    options = ['model.decode_head.loss_decode.type=DiceLoss', 'model.decode_head.loss_decode.loss_name=loss_dice']
+    checkpoint = make_checkpoint()
+    options.append('model.decode_head.loss_decode.use_sigmoid=False')
+
+    assert rebalance(checkpoint, '--taus', '0.5', options=options) == 0
+
+    assert 'loss_dice (a DiceLoss)' in ' '.join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize('change', ['indices', 'folder'])
+def test_statistics_of_another_training_set_are_not_reused(make_checkpoint, rebalance, demo_folder, capsys, change):
+    checkpoint = make_checkpoint()
+    assert rebalance(checkpoint, '--taus', '0.5') == 0
+    if change == 'folder':
+        shutil.copytree(demo_folder / 'data/demo_scenes', demo_folder / 'data/other')
+    option = dict(indices='indices=3', folder='data_root=data/other')[change]
+
+    assert rebalance(checkpoint, '--taus', '0.5', options=[f'train_dataloader.dataset.{option}']) == 2
+
+    assert 'holds statistics of 8 labels in' in capsys.readouterr().err
+
+
+def test_several_evaluators_and_their_ignored_label(make_checkpoint, rebalance, tool, root, demo_folder):
+    evaluators = [dict(type='IoUMetric', iou_metrics=['mIoU'], ignore_index=3), dict(type='IoUMetric', prefix='b')]
+    text = f"_base_ = '{root / CONFIG}'\nval_evaluator = {evaluators!r}\ntest_evaluator = {evaluators!r}\n"
+    (demo_folder / 'several.py').write_text(
+        text + 'resume = True\ntrain_dataloader = train_cfg = optim_wrapper = param_scheduler = None\n'
+    )
+    statistics = demo_folder / 'labels.json'
+    save_statistics(demo_statistics(), statistics)
+
+    checkpoint = make_checkpoint()
+    settings = tool.test_settings(Config.fromfile('several.py'), 'val', [0.0])
+    assert settings['test_evaluator']['ignore_index'] == 3
+
+    text = (demo_folder / 'several.py').read_text().replace("'ignore_index': 3", "'ignore_index': 255")
+    (demo_folder / 'several.py').write_text(text)
+    arguments = ['--taus', '0.5', '--statistics', str(statistics)]
+    assert rebalance(checkpoint, *arguments, config=demo_folder / 'several.py') == 0
+
+
+@pytest.fixture
+def check_classes(import_tool):
+    """Compare the classes of statistics with those of images; return the notes."""
+    module = import_tool('rebalance_classes')
+
+    def check(*classes: str) -> list[str]:
+        dataset, notes = SimpleNamespace(metainfo=dict(classes=demo_statistics().classes)), []
+        module.check_classes(replace(demo_statistics(), classes=classes), [dataset], notes.append)
+        return notes
+
+    return check
+
+
+def test_classes_of_statistics_and_images_are_compared(check_classes):
+    first, *others = demo_statistics().classes
+    assert check_classes(first.upper(), *others) == []
+    assert check_classes('somewhere', *others) == [
+        f"classes have other names: class 0 is {first!r} in the images, and 'somewhere' in the statistics. Check that "
+        'they mean the same'
+    ]
+    with pytest.raises(PreflightError, match=f'the classes are in another order: class 0 is {first!r} in the images'):
+        check_classes(*others, first)
+    with pytest.raises(PreflightError, match='the images have 10 classes, the statistics 3'):
+        check_classes(*others[:3])
+
+
+def test_a_split_without_a_loader_and_a_checkpoint_elsewhere(
+    make_checkpoint, rebalance, tool, root, demo_folder, capsys
+):
+    text = f"_base_ = '{root / CONFIG}'\ntest_dataloader = None\ntest_evaluator = None\ntest_cfg = None\n"
+    (demo_folder / 'val_only.py').write_text(text)
+    checkpoint = make_checkpoint()
+
+    arguments = ['--taus', '0.5', '--report-on', 'test']
+    assert tool.main([str(demo_folder / 'val_only.py'), checkpoint, *arguments]) == 2
+    assert 'the config has no test_dataloader' in capsys.readouterr().err
+    assert rebalance('https://example.com/model.pth') == 2
+    assert 'download it first' in capsys.readouterr().err
+
+
 def test_images_that_are_chosen_on_and_images_of_the_report(make_checkpoint, rebalance, demo_folder, capsys):
     checkpoint = make_checkpoint()
     assert rebalance(checkpoint, '--taus', '0.5', '--json', 'all.json') == 0
     assert rebalance(checkpoint, '--taus', '0.5', '--choose-on', '0.5', '--json', 'halves.json') == 0
-    assert rebalance(checkpoint, '--taus', '0.5', '--report-on', 'test', '--json', 'splits.json') == 0
+    one = 'test_dataloader.dataset.indices=1'
+    assert rebalance(checkpoint, '--taus', '0.5', '--report-on', 'test', '--json', 'splits.json', options=[one]) == 0
 
     whole, halves, splits = (
         json.loads((demo_folder / f'{name}.json').read_text()) for name in ('all', 'halves', 'splits')
     )
     assert whole['choice'] == whole['report']
     assert (np.array(halves['choice']) + halves['report']).tolist() == whole['choice']
-    assert splits['choice'] == splits['report'] == whole['choice']  # here the same images
+    assert splits['choice'] == whole['choice']
+    assert splits['report'] == halves['choice'] != halves['report']  # here the first of the same images
     assert (halves['chosen_on'], halves['reported_on']) == (
         'the first 1 of 2 images of val',
         'the other 1 images of val',
     )
-    assert splits['reported_on'] == 'the 2 images of test'
+    assert splits['reported_on'] == 'the 1 images of test'
 
 
 @pytest.mark.heavy
@@ -221,19 +361,28 @@ def test_a_layer_without_a_bias(make_checkpoint, rebalance, tool, capsys, monkey
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--best', 'Dice'], r'--best Dice: give one of mIoU, mAcc, aAcc, or IoU/CLASS'),
+        (['--best', 'Dice'], r'--best Dice: give one of mIoU, mAcc, aAcc, IoU/CLASS'),
         (['--best', 'IoU/unicorn'], r'--best IoU/unicorn: give one of .* with one of the classes '),
+        (['--json', 'model.pth'], "--json 'model.pth' is the checkpoint itself: give another name"),
+        (['--json', 'a.md', '--tables', 'a.md'], "--json 'a.md' is the file of --tables"),
         (['--statistics', 'nowhere.json'], r"statistics 'nowhere\.json' cannot be read"),
         (['--statistics', 'ade20k'], 'statistics of 150 classes do not fit a head with 10 channels'),
         (['--choose-on', '0.1'], r'--choose-on 0\.1 divides 2 images into 0 and 2'),
-        (['--out', 'model.pth'], "'model.pth' is the checkpoint itself"),
+        (['--out', 'model.pth'], "--out 'model.pth' is the checkpoint itself"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(make_checkpoint, rebalance, capsys, arguments, message):
-    assert rebalance(make_checkpoint(), '--taus', '0.5', *arguments) == 2
+def test_what_cannot_be_done_is_said_before_the_pass(
+    make_checkpoint, rebalance, tool, capsys, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(tool, 'count', lambda *_: pytest.fail('images were predicted'))
+    checkpoint = make_checkpoint()
+    before = Path(checkpoint).read_bytes()
+
+    assert rebalance(checkpoint, '--taus', '0.5', *arguments) == 2
 
     error = capsys.readouterr().err.strip()
     assert re.search(f'^error: .*{message}', error.splitlines()[-1])
+    assert Path(checkpoint).read_bytes() == before
 
 
 def test_a_checkpoint_that_does_not_exist(rebalance, capsys):
@@ -249,6 +398,8 @@ def test_a_checkpoint_that_does_not_exist(rebalance, capsys):
         (['--choose-on', '1'], '--choose-on must be above 0 and below 1'),
         (['--accuracy-loss', '-1'], '--accuracy-loss must not be negative'),
         (['--taus', 'nan'], 'every tau must be finite'),
+        (['--accuracy-loss', '1', '--tau', '0.5'], '--accuracy-loss bounds the choice of tau'),
+        (['--picture', 'a.txt'], '--picture a.txt must end in .png'),
     ],
 )
 def test_arguments_that_contradict_each_other(rebalance, capsys, arguments, message):
