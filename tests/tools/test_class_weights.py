@@ -19,6 +19,7 @@ from mmseg_wce.class_weights import (
     load_statistics,
     save_statistics,
 )
+from mmseg_wce.class_weights.file_record import load_file_record
 from three_classes import config_text, dataset_config, make_masks, write_data
 
 
@@ -55,7 +56,11 @@ def test_config_and_folder(drawing_tool, tmp_path, capsys, source):
     np.testing.assert_allclose(np.array(weights) / weights[0], expected / expected[0])
     output = capsys.readouterr().out
     assert "loss_decode=dict(type='WeightedCrossEntropyLoss', class_weight='new/weights.json')" in output
-    (kept,) = (tmp_path / 'work_dirs/class_weights').glob('*.json')
+    kept, record = sorted((tmp_path / 'work_dirs/class_weights').glob('*.json'), key=lambda path: len(path.name))
+    assert record.name == f'{kept.stem}.files.json'
+    table = load_file_record(kept).table(sorted(map(str, (tmp_path / 'data/annotations').rglob('*.png'))))
+    expected = [[(mask == c + 1).sum() for c in range(3)] for mask in make_masks(20)]
+    assert table.tolist() == expected
     assert kept.stem == 'config' if source[0] == 'config.py' else kept.stem.endswith('-data-annotations')
     np.testing.assert_allclose(load_statistics(kept).share, share_of_the_masks())
     assert kept.with_suffix('.png').stat().st_size > 5000
@@ -215,7 +220,7 @@ def test_errors_are_one_line_and_nothing_is_read_before(tool, tmp_path, capsys, 
         (tmp_path / folder).mkdir()
     (tmp_path / 'data/w.json').touch()
     save_statistics(LabelStatistics.empty('others', 'ab', LabelEncoding()), 'of_others.json')
-    monkeypatch.setattr(tool, 'scan_with_progress', None)  # nothing is read before all this is known
+    monkeypatch.setattr(tool, 'scan_and_save', None)  # nothing is read before all this is known
 
     assert tool.main(arguments) == 2
 
