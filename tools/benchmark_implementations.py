@@ -144,7 +144,7 @@ IMPLEMENTATIONS = {
     'checkpointed': Implementation(checkpointed),
     'mmseg_wce': Implementation(ours),
     'mmseg_wce, weighted': Implementation(ours_weighted),
-    'mmseg_wce, focal': Implementation(partial(ours, focal_gamma=2.0), by_default=False),
+    'mmseg_wce, focal': Implementation(partial(ours, focal_gamma=2.0)),
     'built-in, sigmoid': Implementation(partial(built_in, use_sigmoid=True), by_default=False),
     'mmseg_wce, sigmoid': Implementation(ours_sigmoid, by_default=False),
 }

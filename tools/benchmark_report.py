@@ -16,6 +16,7 @@ COLORS = {
     'checkpointed': '#8fb7a3',
     'mmseg_wce': '#d9480f',
     'mmseg_wce, weighted': '#f08c5a',
+    'mmseg_wce, focal': '#7950f2',
 }
 
 

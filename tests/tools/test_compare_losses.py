@@ -178,7 +178,9 @@ def write(run, confusion, classes=('sky', 'road', 'flag'), **changes) -> None:
 
 def write_sweep(run, areas_of_taus) -> None:
     """Write what tools/rebalance.py counts: pixels right, predicted and labelled for tau -1, 0 and 1."""
-    content = dict(taus=[-1, 0, 1], classes=['sky', 'road', 'flag'], chosen_on='these', reported_on='those')
+    content = dict(
+        run=run.identity(), taus=[-1, 0, 1], classes=['sky', 'road', 'flag'], chosen_on='these', reported_on='those'
+    )
     run.rebalanced_file.parent.mkdir(parents=True, exist_ok=True)
     run.rebalanced_file.write_text(json.dumps(content | dict(choice=areas_of_taus, report=areas_of_taus)))
 
@@ -361,19 +363,22 @@ def test_summary_by_hand(a_run, compare, demo_folder):
 
 
 def test_what_is_published_is_of_todays_configs_and_says_what_was_found(tool, root, import_tool):
-    from compare.report import _rows, _table
+    from compare.rebalanced import load_rebalanced
+    from compare.report import _moved_table, _rows, _table
     from compare.runs import Comparison, Run
 
     published, every = root / 'docs/comparison', []
     read_table = import_tool('marked_tables').read_table
     for name in ('fast_scnn_1xb8-2k_camvid-176x240', 'fpn_r18_1xb8-2k_camvid-176x240'):
         config = root / f'configs/camvid/{name}.py'
-        comparison = Comparison('', config, Config.fromfile(config), Path('nowhere'), published)
+        moved = ('unweighted', 'sqrt_inverse_frequency')
+        comparison = Comparison('', config, Config.fromfile(config), Path('nowhere'), published, rebalanced=moved)
         runs = [Run(comparison, loss, seed) for loss in tool.DEFAULT for seed in (0, 1, 2)]
 
         assert all(run.is_done() for run in runs)  # raises where the config has changed
 
-        every += [run.result_file for run in runs]
+        every += [run.result_file for run in runs] + [run.rebalanced_file for run in runs if run.loss in moved]
+        assert read_table(root / 'docs/comparison.md', f'moved-{name}') == _moved_table(load_rebalanced(runs))
         table = _table(_rows(load(*runs)))
         assert '\n'.join([f'## {name}', '', *table, '']) in (published / 'summary.md').read_text()
         assert read_table(root / 'docs/comparison.md', name) == table
@@ -412,6 +417,72 @@ def test_what_the_page_says_beside_its_tables(tool, root):
     assert f'is {ours[0]}, {fpns[0]} points above those six after 1,000 iterations and {ours[1]}, {fpns[1]}' in text
     ranges = [f'{np.min(part):.0f} to {np.max(part):.0f} %' for part in (falls[:7], falls[7:])]
     assert f'{ranges[0]} below that of the 500 before with FastSCNN and {ranges[1]} with FPN' in text
+
+
+@pytest.fixture
+def published(root):
+    """Read published files: of a model, with this pattern of names."""
+
+    def read(model: str, pattern: str) -> list[dict]:
+        files = sorted((root / 'docs/comparison').glob(f'{model}*/{pattern}.json'))
+        assert len(files) == 3
+        return [json.loads(file.read_text()) for file in files]
+
+    return read
+
+
+def moved_areas(sweeps: list[dict], tau: float | None) -> np.ndarray:
+    """Pixels right, predicted and labelled on the test images, (3 seeds, 3, C); at the chosen tau if none is given."""
+    return np.array([s['report'][s['taus'].index(s['chosen'] if tau is None else tau)] for s in sweeps])
+
+
+def mean_iou_and_accuracy(areas: np.ndarray) -> np.ndarray:
+    right, predicted, labelled = areas.swapaxes(0, 1)
+    return 100 * np.array([(right / (predicted + labelled - right)).mean(), (right.sum(1) / labelled.sum(1)).mean()])
+
+
+def in_words(values, form: str = '.1f') -> str:
+    return ', '.join(f'{value:{form}}' for value in values)
+
+
+def test_what_the_page_says_of_moved_trainings(root, published):
+    """Figures that are not in its tables, from the counts by other means; FastSCNN, FPN."""
+    text = ' '.join((root / 'docs/comparison.md').read_text().split())
+    built_in, sweeps = [], []
+    for model in ('fast_scnn', 'fpn'):
+        confusion = np.array([result['confusion'] for result in published(model, 'built_in-seed?')])
+        right = np.diagonal(confusion, axis1=1, axis2=2)
+        built_in.append(mean_iou_and_accuracy(np.stack([right, confusion.sum(1), confusion.sum(2)], 1)))
+        losses = 'unweighted', 'sqrt_inverse_frequency'
+        sweeps.append({loss: published(model, f'{loss}-seed?.rebalanced') for loss in losses})
+
+    def scores(loss: str, tau: float | None) -> np.ndarray:
+        """Mean IoU, then pixel accuracy, of both models, (2, 2)."""
+        return np.array([mean_iou_and_accuracy(moved_areas(of_model[loss], tau)) for of_model in sweeps]).T
+
+    back, forward = scores('sqrt_inverse_frequency', None), scores('unweighted', None)
+    gains, prices = back - np.array(built_in).T
+    assert f'gain {in_words(gains)} points of mean IoU for {in_words(prices, "+.1f")} of pixel accuracy' in text
+    assert f'stays {in_words(back[0] - forward[0])} points below the trainings with weights' in text
+    assert {sweep['chosen'] for of_model in sweeps for sweep in of_model['unweighted']} == {0.5}
+    quarter, unchanged = scores('unweighted', 0.25), scores('unweighted', 0.0)
+    assert f'in mean IoU ({in_words(quarter[0])}) and costs {in_words((unchanged - quarter)[1])} points' in text
+
+
+def test_what_the_page_says_of_recall_and_precision(root, published):
+    text = ' '.join((root / 'docs/comparison.md').read_text().split())
+    sweeps = published('fast_scnn', 'unweighted-seed?.rebalanced')
+    person, house = (sweeps[0]['classes'].index(name) for name in ('pedestrian', 'building'))
+    people, houses = [], []
+    for tau in (0, 0.5, 1):
+        right, predicted, labelled = moved_areas(sweeps, tau).swapaxes(0, 1)
+        people.append([f'{100 * (right / number)[:, person].mean():.0f}' for number in (labelled, predicted)])
+        houses.append(f'{100 * (right / (predicted + labelled - right))[:, house].mean():.0f}')
+
+    first, second, third = people
+    assert f'finds {first[0]} % of the pedestrians, and {first[1]} % of what it calls so is right' in text
+    assert f'with tau = 0.5 it is {" and ".join(second)} %, with tau = 1 it is {" and ".join(third)} %' in text
+    assert f'The IoU of building falls from {houses[0]} to {houses[1]} and {houses[2]}.' in text
 
 
 @pytest.mark.parametrize('classes', [1, 150])
@@ -670,6 +741,7 @@ def test_the_command_that_rebalances(a_run, monkeypatch):
     monkeypatch.setattr(module.Run, '_last_checkpoint', lambda *_: 'last.pth')
     monkeypatch.setattr(module.Run, '_keep', lambda *_: None)
     run.write_config()
+    (run.work_dir / 'rebalance.json').write_text(json.dumps(dict(taus=[0], config='a', checkpoint='b', statistics='c')))
 
     run.train_and_test({}, lambda *_: None)
 
@@ -677,6 +749,6 @@ def test_the_command_that_rebalances(a_run, monkeypatch):
     assert [Path(command[1]).name for command in commands] == ['train.py', 'test.py', 'rebalance.py']
     assert rebalance[2:6] == [str(run.config_file), 'last.pth', '--report-on', 'test']
     assert rebalance[rebalance.index('--statistics') + 1] == str(run.comparison.labels.resolve())
-    assert rebalance[rebalance.index('--json') + 1] == str(run.rebalanced_file)
+    assert json.loads(run.rebalanced_file.read_text()).keys() == {'run', 'environment', 'taus'}  # no paths
     assert [float(tau) for tau in rebalance[rebalance.index('--taus') + 1 :][:17]] == [i / 8 for i in range(-8, 9)]
     assert rebalance[rebalance.index('--cfg-options') + 1 :] == OPTIONS

@@ -42,6 +42,7 @@ FOCAL_GAMMA = 2.0  # as published
 TAUS = [i / 8 for i in range(-8, 9)]
 MEANS = ('mIoU', 'mAcc', 'aAcc')
 _MEBIBYTE = 2**20 / 1e6  # mmengine logs MiB
+_PATHS = 'config', 'checkpoint', 'statistics'  # of the machine, in what tools/rebalance.py writes
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Run:
 
     @property
     def rebalanced_file(self) -> Path | None:
-        """File of the counts that tools/rebalance.py writes; None if this training is not rebalanced."""
+        """File of the counts for every tau; None if this training is not rebalanced."""
         return self.result_file.with_suffix('.rebalanced.json') if self.loss in self.comparison.rebalanced else None
 
     @property
@@ -110,6 +111,11 @@ class Run:
     def _started(self) -> Path:
         """File with the identity of the training in the work dir, and its peak memory so far."""
         return self.work_dir / 'run.json'
+
+    @property
+    def _counts(self) -> Path:
+        """File that tools/rebalance.py writes."""
+        return self.work_dir / 'rebalance.json'
 
     @property
     def _confusion(self) -> Path:
@@ -129,8 +135,9 @@ class Run:
 
     def is_done(self) -> bool:
         """Return True if the result exists; raise ValueError if it or the work dir belongs to another training."""
-        for file, option in ((self.result_file, '--out'), (self._started, '--work-dir')):
-            if file.exists() and (other := read_json(file).get('run')) != self.identity():
+        files = (self.result_file, '--out'), (self.rebalanced_file, '--out'), (self._started, '--work-dir')
+        for file, option in files:
+            if file is not None and file.exists() and (other := read_json(file).get('run')) != self.identity():
                 raise ValueError(f'{str(file)!r} is of {other}, not of {self.identity()}: choose another {option}')
         return self.result_file.exists() and (self.rebalanced_file is None or self.rebalanced_file.exists())
 
@@ -209,8 +216,14 @@ class Run:
         run('test', checkpoint, '--out', str(self.predictions))
         self._keep(environment)
         if self.rebalanced_file is not None:
-            files = ['--statistics', self._labels, '--json', str(self.rebalanced_file)]
+            files = ['--statistics', self._labels, '--json', str(self._counts)]
             run('rebalance', checkpoint, '--report-on', 'test', '--taus', *map(str, TAUS), *files)
+            self._keep_counts(environment)
+
+    def _keep_counts(self, environment: dict[str, str]) -> None:
+        counts = {key: value for key, value in read_json(self._counts).items() if key not in _PATHS}
+        content = dict(run=self.identity(), environment=_environment(environment), **counts)
+        write_json(self.rebalanced_file, content, indent=None)
 
     def _last_checkpoint(self, hook: dict | None) -> str:
         """Return the checkpoint of the last iteration; raise Failed if there is none, or a damaged one."""
