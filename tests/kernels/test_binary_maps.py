@@ -96,8 +96,8 @@ def test_registration(layout, pixels, channels):
     logits, target = problem(channels, pixels=pixels, dtype=torch.float32)
     logits = layouts(logits)[layout].detach().requires_grad_()
 
-    torch.library.opcheck(operation, (logits, target, 255, 0.5, False))
-    torch.library.opcheck(operation, (logits[..., :6, :6], target[:, :6, :6].mT, 255, 0.3, True))
+    torch.library.opcheck(operation, (logits, target, 255, 0.5, False, 0.0))
+    torch.library.opcheck(operation, (logits[..., :6, :6], target[:, :6, :6].mT, 255, 0.3, True, 2.0))
 
 
 def test_logits_are_left_as_they_are():

@@ -124,3 +124,14 @@ def test_sum_keeps_nan_and_infinity(pixels):
         torch.testing.assert_close(total, torch.tensor(value), equal_nan=True)
         assert gradient[0, 0, 1:].isfinite().all()
         assert gradient[0, 0, 0].isnan() == (value != torch.inf)
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_registration(pixels, weighted):
+    pytest.importorskip('numba')
+    nll, target, weight = pixels
+    nll = nll.where(nll.isfinite(), 0.5).requires_grad_()
+
+    torch.library.opcheck(
+        torch.ops.mmseg_wce.focal_sum.default, (nll, target, 255, 7, weight if weighted else None, 2.0)
+    )
