@@ -307,6 +307,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PreflightError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    finally:
+        if torch.distributed.is_initialized():  # else gloo's threads may end a rank that is done before the others
+            torch.distributed.destroy_process_group()
     return 0
 
 
