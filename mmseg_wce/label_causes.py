@@ -93,7 +93,7 @@ def _interpolated(e: LabelEvidence) -> str | None:
     fills_gap = any(low + 0.8 * (high - low) <= value < high for value in rare)
     if 2 * len(between) < len(rare) or not fills_gap:
         return None
-    values = ', '.join(f'{value:.0f}' for value in rare[:3])
+    values = ', '.join(f'{value:.0f}' for value in [value for value in rare if math.isfinite(value)][:3])
     cause = (
         f'masks were resized with interpolation or saved as JPEG, which makes values such as {values}: '
         'resize masks with nearest neighbour (cv2.INTER_NEAREST, PIL.Image.NEAREST) and save them as PNG'

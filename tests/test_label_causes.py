@@ -206,3 +206,11 @@ def test_values_that_a_device_counted_together_are_told_by_the_first():
     assert 'mapping={-7: 255}' in likely_causes(findings.evidence)[0]
     assert 'mapping={65535: 255}' in likely_causes(above.evidence)[0]
     assert (findings.bad_counts, findings.num_bad) == ({-math.inf: 3}, 3)
+
+
+def test_infinities_are_no_example_of_interpolated_values():
+    counts = {0: 3, 1: 1, -1: 1, 2: 1, -2: 1, 3: 1, 8: 1, 9: 3, math.inf: 1, -math.inf: 1}
+
+    causes = likely_causes(LabelEvidence(counts, 1, 255, None))
+
+    assert 'which makes values such as -2, -1, 1: ' in causes[0]
