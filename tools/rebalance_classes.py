@@ -1,10 +1,10 @@
 """Check that the statistics, and the images that a model is rebalanced on, have the same classes in the same order."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmseg_wce.class_weights import LabelStatistics
+from mmseg_wce.dataset_checks.class_names import find_difference
 from mmseg_wce.training.preflight import PreflightError
 
 
@@ -27,12 +27,11 @@ def check_classes(statistics: LabelStatistics, datasets: Sequence[Any], note: Ca
     ]:
         if len(other) != len(first):
             raise PreflightError(f'the images have {len(first)} classes, {source} {len(other)}: they must be the same')
-        one, two = ([re.sub(r'[\s_-]+', ' ', name.strip().lower()) for name in pair] for pair in (first, other))
-        if one == two:
+        if (difference := find_difference(first, other)) is None:
             continue
-        c = next(c for c in range(len(one)) if one[c] != two[c])
-        difference = f'class {c} is {first[c]!r} in the images, and {other[c]!r} in {source}'
-        if sorted(one) == sorted(two):
-            raise PreflightError(f'the classes are in another order: {difference}')
-        note(f'classes have other names: {difference}. Check that they mean the same')
+        c = difference.first
+        detail = f'class {c} is {first[c]!r} in the images, and {other[c]!r} in {source}'
+        if difference.is_order:
+            raise PreflightError(f'the classes are in another order: {detail}')
+        note(f'classes have other names: {detail}. Check that they mean the same')
     return first

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg_wce.class_weights import LabelStatistics, load_statistics
 from mmseg_wce.config_walk import class_of, has_one_channel, heads_of, leaf_datasets, main_head, nodes, type_name
+from mmseg_wce.dataset_checks.class_names import find_difference, normalize
 from mmseg_wce.dataset_checks.findings import Finding, Severity
 from mmseg_wce.dataset_checks.known_transforms import Effect, effect_of, reads_as_load_annotations
 from mmseg_wce.dataset_checks.label_files import LabelFiles
@@ -135,25 +135,21 @@ def check_joined_classes(parts: list[LabelFiles]) -> list[Finding]:
     """Check that joined data sets have the same classes in the same order, ignoring case and separators."""
     findings, first = [], parts[0]
     for number, part in enumerate(parts[1:], 2):
-        one, other = (tuple(map(_normalize, names)) for names in (first.named_classes, part.named_classes))
-        if not one or len(one) != len(other) or one == other:
+        names, others = first.named_classes, part.named_classes
+        if len(names) != len(others) or (difference := find_difference(names, others)) is None:
             continue
-        i = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
-        names = f'{first.named_classes[i]!r} in the first, and {part.named_classes[i]!r} in data set {number}'
-        difference = f'class {i} is {names} ({part.dataset}, {part.common_folder})'
-        if sorted(one) == sorted(other):
-            what = f'joined data sets have their classes in another order: {difference}'
-            change = f'labels are indices, so the order has to be the same: {", ".join(first.named_classes)}'
+        i = difference.first
+        where = f'{names[i]!r} in the first, and {others[i]!r} in data set {number}'
+        detail = f'class {i} is {where} ({part.dataset}, {part.common_folder})'
+        if difference.is_order:
+            what = f'joined data sets have their classes in another order: {detail}'
+            change = f'labels are indices, so the order has to be the same: {", ".join(names)}'
             has_transforms = not (first.reads_raw_values and part.reads_raw_values)  # which may correct the order
             findings.append(Finding(Severity.WARNING if has_transforms else Severity.ERROR, what, change))
         else:
-            what = f'joined data sets name their classes differently: {difference}'
+            what = f'joined data sets name their classes differently: {detail}'
             findings.append(Finding(Severity.NOTE, what, 'check that the labels mean the same'))
     return list(dict.fromkeys(findings))
-
-
-def _normalize(name: str) -> str:
-    return re.sub(r'[\s_-]+', ' ', name.strip().lower())
 
 
 def check_weights(model: dict, parts: list[LabelFiles]) -> list[Finding]:
@@ -181,7 +177,7 @@ def check_weights(model: dict, parts: list[LabelFiles]) -> list[Finding]:
 
 def _compare_statistics(source: str, statistics: LabelStatistics, parts: list[LabelFiles]) -> Iterator[Finding]:
     part, numbered = parts[0], tuple(str(c) for c in range(len(statistics.classes)))
-    names = [tuple(map(_normalize, classes)) for classes in (statistics.classes, part.classes)]
+    names = [tuple(map(normalize, classes)) for classes in (statistics.classes, part.classes)]
     change = 'give the statistics of this data set: tools/class_weights.py writes them'
     if len(statistics.classes) != len(part.classes):
         what = f'class_weight: {source!r} has {len(statistics.classes)} classes, {part.dataset} has {len(part.classes)}'
