@@ -17,6 +17,9 @@ from torch import Tensor
 
 __all__ = ['ClassIoUMetric', 'confusion_matrix']
 
+MEANS = ('mIoU', 'mAcc', 'aAcc')
+"""Means over the classes, and pixel accuracy, by the names that IoUMetric gives them."""
+
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Count the pixels of each labelled class (row) that were predicted as each class (column).
@@ -97,6 +100,19 @@ def area_scores(areas: np.ndarray) -> dict[str, np.ndarray]:
             Precision=100 * intersection / predicted,
             aAcc=100 * intersection.sum(-1) / labelled.sum(-1),
         )
+
+
+def mean_scores(areas: np.ndarray) -> dict[str, np.ndarray]:
+    """Return mIoU, mAcc and aAcc in percent, as mmseg's IoUMetric defines them.
+
+    Args:
+        areas: (..., 3, C), pixels that are right, predicted and labelled.
+
+    Returns:
+        (...) each.
+    """
+    scores = area_scores(areas)
+    return dict(mIoU=np.nanmean(scores['IoU'], -1), mAcc=np.nanmean(scores['Acc'], -1), aAcc=scores['aAcc'])
 
 
 @METRICS.register_module()

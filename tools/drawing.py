@@ -12,6 +12,7 @@ from PIL import Image
 
 matplotlib.use('Agg')  # needs no display
 IGNORED = 255
+MAX_NAMES = 40  # classes that a picture names: the rarest
 STYLE = {'font.family': 'DejaVu Sans', 'hatch.color': '0.75', 'hatch.linewidth': 0.8}
 
 

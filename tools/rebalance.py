@@ -43,7 +43,7 @@ TAUS = (-0.5, -0.25, 0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0)
 WITH_WEIGHTS, FREQUENCY = 'trained', 'frequency'
 FLAT = 0.25  # a prior with less than this part of the frequencies' range hardly moves anything
 SPLITS = ('val', 'test')
-OUTPUTS = dict(out='checkpoint to write', picture='picture', tables='tables in Markdown', json='counts')
+REPORTS = dict(picture=('picture', '.png'), tables=('tables in Markdown', '.md'), json=('counts', '.json'))
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,8 +81,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, help='checkpoint to write')
     parser.add_argument('--again', action='store_true', help='accept a checkpoint that this tool has written')
-    for name, suffix in (('picture', '.png'), ('tables', '.md'), ('json', '.json')):
-        parser.add_argument(f'--{name}', type=Path, help=f'{OUTPUTS[name]} [CHECKPOINT.rebalance{suffix}]')
+    for name, (content, suffix) in REPORTS.items():
+        parser.add_argument(f'--{name}', type=Path, help=f'{content} [CHECKPOINT.rebalance{suffix}]')
     add_run_arguments(parser)
     args = parser.parse_args(arguments)
     if args.report_on is not None and args.choose_on is not None:
@@ -99,7 +99,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error('every tau must be finite')
     args.taus = sorted({*args.taus, 0.0, *([] if args.tau is None else [args.tau])})
     stem = args.checkpoint.removesuffix('.pth')
-    for name, suffix in (('picture', '.png'), ('tables', '.md'), ('json', '.json')):
+    for name, (_, suffix) in REPORTS.items():
         if getattr(args, name) is None:
             setattr(args, name, Path(f'{stem}.rebalance{suffix}'))
     if args.picture.suffix.lower() != '.png':
@@ -110,7 +110,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def check_outputs(args: argparse.Namespace) -> None:
     """Raise PreflightError or ValueError if a file cannot be written, or would replace another one."""
     taken = {os.path.realpath(args.checkpoint): 'the checkpoint itself'}
-    for name in OUTPUTS:
+    for name in ('out', *REPORTS):
         path = getattr(args, name)
         if path is None:
             continue

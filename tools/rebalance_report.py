@@ -7,17 +7,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import plain, save
+from drawing import MAX_NAMES, plain, save
 from label_arguments import console
 from marked_tables import markdown
-from mmseg_wce.metrics import area_scores
-from mmseg_wce.rebalancing.scores import mean_scores
+from mmseg_wce.metrics import MEANS, area_scores, mean_scores
 from mmseg_wce.training.preflight import PreflightError
 from rich.table import Table
 
-MEANS = ('mIoU', 'mAcc', 'aAcc')
 SCORES = dict(IoU='IoU', Acc='recall', Precision='precision')
-MAX_NAMES = 40  # classes in a picture, the rarest
 
 
 @dataclass(frozen=True)

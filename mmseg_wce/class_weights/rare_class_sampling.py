@@ -1,4 +1,4 @@
-"""How often to draw each image so that rare classes are seen more often (Hoyer et al. 2022)."""
+"""Number of times that each image is drawn, so that rare classes are seen more often (Hoyer et al. 2022)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def draws_per_epoch(class_pixels: np.ndarray, temperature: float, max_repeats: f
 
     Rare class sampling of DAFormer (Hoyer et al. 2022, https://arxiv.org/abs/2111.14887, equations 8 and 9) draws a
     class c with probability proportional to exp((1 - f_c) / T), f_c being its share of the pixels, and then one of the
-    images that contain it. (There an image needs many pixels of the class, and crops without it are drawn again.)
-    Here ``max_repeats`` bounds the draws of an image; what is cut off is divided among the
-    other images in proportion to their draws.
+    images that contain it. (There an image needs many pixels of the class, and crops without it are drawn again.) Here
+    ``max_repeats`` bounds the draws of an image; what is cut off is divided among the other images in proportion to
+    their draws.
 
     Args:
         class_pixels: (N, C), pixels of each class in each image.

@@ -17,7 +17,11 @@ class Difference(NamedTuple):
 
 
 def find_difference(names: Sequence[str], others: Sequence[str]) -> Difference | None:
-    """Return how the names of equally many classes differ; None if they are the same.
+    """Return how the class names of two data sets differ; None if they are the same.
+
+    Args:
+        names: names in the order of the classes.
+        others: as many names.
 
     Raises:
         ValueError: the numbers of names differ.

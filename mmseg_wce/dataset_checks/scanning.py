@@ -30,8 +30,8 @@ _SECONDS_BETWEEN_SAVES = 2.0
 class _Chunks(Dataset):
     """Data set of chunks of files; an item is a chunk's number of files, the index of its part, and its counts."""
 
-    def __init__(self, parts: Sequence[LabelFiles], with_images: bool) -> None:
-        self.parts, self.with_images = parts, with_images
+    def __init__(self, parts: Sequence[LabelFiles], with_images: bool, with_class_pixels: bool) -> None:
+        self.parts, self.with_images, self.with_class_pixels = parts, with_images, with_class_pixels
         self.bounds = [(i, start) for i, part in enumerate(parts) for start in range(0, len(part), _FILES_IN_CHUNK)]
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class _Chunks(Dataset):
         part = self.parts[i]
         files = range(start, min(start + _FILES_IN_CHUNK, len(part)))
         statistics, class_pixels = part.count(files, self.with_images)
-        return len(files), i, statistics * part.times, class_pixels
+        return len(files), i, statistics * part.times, class_pixels if self.with_class_pixels else {}
 
 
 def cores() -> int:
@@ -106,11 +106,11 @@ def scan_parts(
     Yields:
         Number of files read so far and the statistics of each part, repeatedly; the last time for all files.
     """
-    chunks = _Chunks(parts, with_images)
+    keeps = class_pixels is not None
+    chunks = _Chunks(parts, with_images, with_class_pixels=keeps)
     for part in parts:
         if isinstance(part.reader, AnnotationReader):
             _ = part.reader.table  # computed once here, not in each process
-    keeps = class_pixels is not None
     state = _ScanState(Path(unfinished), parts, (with_images, keeps)) if unfinished is not None else None
     class_pixels = {} if class_pixels is None else class_pixels
     empty = [LabelStatistics.empty(part.dataset, part.classes, part.convention) for part in parts]
@@ -125,8 +125,7 @@ def scan_parts(
     try:
         for index, (number, i, statistics, counted) in enumerate(loader, first + 1):
             done, totals[i] = done + number, totals[i] + statistics
-            if keeps:
-                class_pixels.update(counted)
+            class_pixels.update(counted)
             if state and time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
                 state.save(index, done, totals, class_pixels)
                 last_save = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from numbers import Real
 from typing import Any
 
@@ -57,11 +57,12 @@ class RareClassSampler(InfiniteSampler):
         max_repeats: float = 10.0,
         seed: int | None = None,
     ) -> None:
-        for name, value, least in (('temperature', temperature, 0), ('max_repeats', max_repeats, 1)):
+        for name, value in dict(temperature=temperature, max_repeats=max_repeats).items():
+            is_valid, description = _OPTIONS[name]
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f'RareClassSampler: {name} must be a number, got {value!r}')
-            if not least <= value < math.inf or value == 0:
-                raise ValueError(f'RareClassSampler: {name} must be finite and {_LIMITS[name]}, got {value}')
+            if not is_valid(value):
+                raise ValueError(f'RareClassSampler: {name} must be {description}, got {value}')
         record = load_file_record(statistics)
         class_pixels = record.table(_label_files(dataset))
         self.draws = draws_per_epoch(class_pixels, temperature, max_repeats)
@@ -85,7 +86,11 @@ class RareClassSampler(InfiniteSampler):
         )
 
 
-_LIMITS = dict(temperature='above 0', max_repeats='at least 1')
+# Check and description of each option.
+_OPTIONS: dict[str, tuple[Callable[[float], bool], str]] = {
+    'temperature': (lambda value: 0 < value < math.inf, 'finite and above 0'),
+    'max_repeats': (lambda value: 1 <= value < math.inf, 'finite and at least 1'),
+}
 
 
 def _draw(draws: np.ndarray, random: np.random.Generator) -> np.ndarray:

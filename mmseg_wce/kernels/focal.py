@@ -29,7 +29,7 @@ def focal_loss(nll: Tensor, gamma: float) -> Tensor:
     if gamma == 0:
         return nll
     # not as a product: the gradient of a power of 0 is infinite for gamma below 1
-    return torch.where(nll <= 0, 0, _wrong_probability(nll) ** gamma * nll)
+    return torch.where(nll <= 0, 0, _wrong_probability(_bounded(nll)) ** gamma * nll)
 
 
 def focal_slope(nll: Tensor, gamma: float) -> Tensor:
@@ -42,7 +42,8 @@ def focal_slope(nll: Tensor, gamma: float) -> Tensor:
     Returns:
         The shape of ``nll``.
     """
-    wrong, bounded = _wrong_probability(nll), _bounded(nll)
+    bounded = _bounded(nll)
+    wrong = _wrong_probability(bounded)
     return wrong**gamma * (1 + gamma * (bounded / wrong) * torch.exp(-bounded))
 
 
@@ -50,8 +51,8 @@ def _bounded(nll: Tensor) -> Tensor:
     return nll.clamp(torch.finfo(nll.dtype).tiny, _CERTAINLY_WRONG)
 
 
-def _wrong_probability(nll: Tensor) -> Tensor:
-    return -torch.expm1(-_bounded(nll))
+def _wrong_probability(bounded: Tensor) -> Tensor:
+    return -torch.expm1(-bounded)
 
 
 def focal_sum(

@@ -1,4 +1,4 @@
-"""What ``tools/rebalance.py`` does to models and checkpoints: see ``docs/rebalancing.md``."""
+"""Scores and checkpoints of a model whose logits are moved between rare and common classes, after its training."""
 
 from mmseg_wce.rebalancing.checkpoints import write_rebalanced
 from mmseg_wce.rebalancing.output_layer import OutputBiasHook, find_output_layer

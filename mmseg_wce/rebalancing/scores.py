@@ -10,12 +10,12 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 from mmseg_wce.fused_heads.prediction import REBALANCED
-from mmseg_wce.metrics import area_scores, class_areas
+from mmseg_wce.metrics import class_areas, mean_scores
 from mmseg_wce.rebalanced_argmax import RebalancedClasses
 from mmseg_wce.targets import name_sources, valid_pixels
 from torch import Tensor
 
-__all__ = ['RebalancedScores', 'mean_scores']
+__all__ = ['RebalancedScores']
 
 
 @METRICS.register_module()
@@ -87,16 +87,3 @@ def _areas(predictions: Tensor, label: Tensor, num_classes: int) -> np.ndarray:
     confusion = pairs.flatten().bincount(minlength=len(predictions) * num_classes**2)
     right, _, predicted, labelled = class_areas(confusion.view(-1, num_classes, num_classes).cpu().numpy())
     return np.stack([right, predicted, labelled], 1)
-
-
-def mean_scores(areas: np.ndarray) -> dict[str, np.ndarray]:
-    """Return mIoU, mAcc and aAcc in percent, as mmseg's IoUMetric defines them.
-
-    Args:
-        areas: (..., 3, C), pixels that are right, predicted and labelled.
-
-    Returns:
-        (...) each.
-    """
-    scores = area_scores(areas)
-    return dict(mIoU=np.nanmean(scores['IoU'], -1), mAcc=np.nanmean(scores['Acc'], -1), aAcc=scores['aAcc'])

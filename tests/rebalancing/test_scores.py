@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import Evaluator
+from mmengine.registry import init_default_scope
 from mmseg.evaluation import IoUMetric
+from mmseg_wce.metrics import mean_scores
 from mmseg_wce.rebalanced_argmax import RebalancedClasses
-from mmseg_wce.rebalancing.scores import RebalancedScores, mean_scores
+from mmseg_wce.rebalancing.scores import RebalancedScores
 
 TAUS = [0.0, 0.25, 1.0]
 CLASSES = tuple('abcd')
@@ -55,6 +57,7 @@ def test_scores_are_mmsegs(samples):
 
 
 def test_in_an_evaluator(samples):
+    init_default_scope('mmseg')
     evaluator = Evaluator(dict(type='RebalancedScores', taus=TAUS, ignore_index=3))
     evaluator.dataset_meta = dict(classes=CLASSES)
     for sample in samples:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import plain, save
+from drawing import MAX_NAMES, plain, save
 
-from compare.results import MAX_NAMES, ConfigResults
+from compare.results import ConfigResults
 from compare.runs import BUILT_IN, FOCAL, HARD_PIXELS, NON_IGNORE, RARE, RARE_SQRT, UNWEIGHTED
 
 COLORS = {

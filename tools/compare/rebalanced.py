@@ -7,13 +7,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from drawing import save
-from mmseg_wce.rebalancing.scores import mean_scores
+from mmseg_wce.metrics import MEANS, mean_scores
 from mmseg_wce.safe_io.json_files import read_json
 from rebalance_report import Sweep
 
 from compare.figures import COLORS, MARKERS, STYLE, TITLES
 from compare.results import ConfigResults
-from compare.runs import MEANS, Run
+from compare.runs import Run
 
 CHOSEN_BY = 'mIoU'
 

@@ -9,11 +9,12 @@ import numpy as np
 from drawing import shrink
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from marked_tables import markdown
+from mmseg_wce.metrics import MEANS
 
 from compare.figures import draw_agreement, draw_changes, draw_classes, draw_confusions, draw_curves, draw_means
 from compare.rebalanced import Rebalanced, draw_prices, load_rebalanced
 from compare.results import ConfigResults, load_results
-from compare.runs import MEANS, Comparison, Run
+from compare.runs import Comparison, Run
 from compare.scenes import draw_scenes, keep_predictions, scenes
 
 TEMPLATE = Path(__file__).with_name('report.html.j2')

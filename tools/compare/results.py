@@ -7,13 +7,13 @@ from math import comb
 from pathlib import Path
 
 import numpy as np
+from drawing import MAX_NAMES
 from mmseg_wce.metrics import class_scores
 from mmseg_wce.safe_io.json_files import read_json
 
 from compare.runs import BUILT_IN, NAMES, NON_IGNORE, UNWEIGHTED, Run
 
 WITHOUT_WEIGHTS = (BUILT_IN, NON_IGNORE, UNWEIGHTED)
-MAX_NAMES = 40  # class names in a picture
 MAX_CHANCE = 1 / 20
 
 

@@ -23,6 +23,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg_wce.class_weights import SCHEMES, load_statistics
 from mmseg_wce.config_walk import nodes
+from mmseg_wce.metrics import MEANS
 from mmseg_wce.safe_io.json_files import read_json, write_json
 from mmseg_wce.training.checkpoints import checkpoints_in
 from mmseg_wce.training.preflight import PreflightError
@@ -32,15 +33,14 @@ TOOLS = Path(__file__).resolve().parent.parent
 BUILT_IN, NON_IGNORE, UNWEIGHTED, HARD_PIXELS = 'built_in', 'built_in_avg_non_ignore', 'unweighted', 'hard_pixels'
 FOCAL, RARE, RARE_SQRT = 'focal', 'rare_class_sampling', 'rare_class_sampling_sqrt'
 NAMES = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES, HARD_PIXELS, FOCAL, RARE, RARE_SQRT)
-"""What can be compared: mmseg's loss, and ours without weights, with those of each scheme, on hard pixels, with
-focal_gamma, and with RareClassSampler, without weights and with those of sqrt_inverse_frequency."""
+"""Losses that can be compared. The first two are mmseg's; the others are ours: without weights, with those of each
+scheme, on hard pixels, with focal_gamma, and with RareClassSampler (the last with square-root weights, too)."""
 SCHEMES_SHOWN = ('sqrt_inverse_frequency', 'median_frequency', 'effective_number')
 DEFAULT = (BUILT_IN, NON_IGNORE, UNWEIGHTED, *SCHEMES_SHOWN, HARD_PIXELS)
 # As in mmseg's configs with OHEM: pixels whose class has a lower probability, and at least a fifth of the crop.
 HARD_BELOW, HARD_SHARE = 0.7, 0.2
 FOCAL_GAMMA = 2.0  # as published
 TAUS = [i / 8 for i in range(-8, 9)]
-MEANS = ('mIoU', 'mAcc', 'aAcc')
 _MEBIBYTE = 2**20 / 1e6  # mmengine logs MiB
 _PATHS = 'config', 'checkpoint', 'statistics'  # of the machine, in what tools/rebalance.py writes
 

@@ -1,0 +1,139 @@
+"""docs/comparison.md: its tables and the figures of its text, from the published result files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+
+@pytest.fixture
+def tool(import_tool):
+    return import_tool('compare_losses')
+
+
+def test_what_is_published_is_of_todays_configs_and_says_what_was_found(tool, root, import_tool):
+    from compare.rebalanced import load_rebalanced
+    from compare.report import _moved_table, _rows, _table
+    from compare.results import load_results
+    from compare.runs import Comparison, Run
+
+    published, every = root / 'docs/comparison', []
+    read_table = import_tool('marked_tables').read_table
+    for name in ('fast_scnn_1xb8-2k_camvid-176x240', 'fpn_r18_1xb8-2k_camvid-176x240'):
+        config = root / f'configs/camvid/{name}.py'
+        moved = ('unweighted', 'sqrt_inverse_frequency')
+        comparison = Comparison('', config, Config.fromfile(config), Path('nowhere'), published, rebalanced=moved)
+        runs = [Run(comparison, loss, seed) for loss in tool.DEFAULT for seed in (0, 1, 2)]
+
+        assert all(run.is_done() for run in runs)  # raises where the config has changed
+
+        every += [run.result_file for run in runs] + [run.rebalanced_file for run in runs if run.loss in moved]
+        assert read_table(root / 'docs/comparison.md', f'moved-{name}') == _moved_table(load_rebalanced(runs))
+        table = _table(_rows(load_results(runs)))
+        assert '\n'.join([f'## {name}', '', *table, '']) in (published / 'summary.md').read_text()
+        assert read_table(root / 'docs/comparison.md', name) == table
+    assert sorted(published.glob('*/*.json')) == sorted(every)
+
+
+def test_what_the_page_says_beside_its_tables(tool, root):
+    """Figures against the six trainings with the same function without weights, and of the curves."""
+    from compare.results import load_results
+    from compare.runs import Comparison, Run
+
+    leads, to_six, falls = [], [], []
+    for name in ('fast_scnn_1xb8-2k_camvid-176x240', 'fpn_r18_1xb8-2k_camvid-176x240'):
+        comparison = Comparison('', Path(name), Config(), Path('nowhere'), root / 'docs/comparison')
+        runs = [Run(comparison, loss, seed) for loss in tool.DEFAULT for seed in (0, 1, 2)]
+        outcomes = load_results(runs).outcomes
+        weighted = outcomes['sqrt_inverse_frequency'], outcomes['median_frequency']
+        six = outcomes['built_in_avg_non_ignore'], outcomes['unweighted']
+
+        for key in ('mIoU', 'mAcc'):
+            base = np.mean([outcome.means[key] for outcome in six])
+            to_six.append([f'{outcome.means[key].mean() - base:+.1f}' for outcome in weighted])
+        steps, validated = weighted[0].curve('validation', 'mIoU')
+        lead = validated.mean(0) - np.mean([outcome.curve('validation', 'mIoU')[1].mean(0) for outcome in six], 0)
+        leads.append([f'{lead[steps == step].item():.1f}' for step in (1000, 2000)])
+        for outcome in outcomes.values():
+            steps, losses = outcome.curve('training', 'loss')
+            before, last = (losses[:, (steps > at) & (steps <= at + 500)].mean(1) for at in (1000, 1500))
+            falls.append(100 * (1 - last / before))
+
+    iou, accuracy, fpn_iou, fpn_accuracy = to_six  # square root, median
+    text = ' '.join((root / 'docs/comparison.md').read_text().split())
+    assert (
+        f'`sqrt_inverse_frequency` has {iou[0]}, {fpn_iou[0]} points of mean IoU and {accuracy[0]}, {fpn_accuracy[0]} '
+        f'of class accuracy, `median_frequency` {iou[1]}, {fpn_iou[1]} and {accuracy[1]}, {fpn_accuracy[1]}.'
+    ) in text
+    ours, fpns = leads
+    assert f'is {ours[0]}, {fpns[0]} points above those six after 1,000 iterations and {ours[1]}, {fpns[1]}' in text
+    ranges = [f'{np.min(part):.0f} to {np.max(part):.0f} %' for part in (falls[:7], falls[7:])]
+    assert f'{ranges[0]} below that of the 500 before with FastSCNN and {ranges[1]} with FPN' in text
+
+
+@pytest.fixture
+def published(root):
+    """Read published files: of a model, with this pattern of names."""
+
+    def read(model: str, pattern: str) -> list[dict]:
+        files = sorted((root / 'docs/comparison').glob(f'{model}*/{pattern}.json'))
+        assert len(files) == 3
+        return [json.loads(file.read_text()) for file in files]
+
+    return read
+
+
+def moved_areas(sweeps: list[dict], tau: float | None) -> np.ndarray:
+    """Pixels right, predicted and labelled on the test images, (3 seeds, 3, C); at the chosen tau if none is given."""
+    return np.array([s['report'][s['taus'].index(s['chosen'] if tau is None else tau)] for s in sweeps])
+
+
+def mean_iou_and_accuracy(areas: np.ndarray) -> np.ndarray:
+    right, predicted, labelled = areas.swapaxes(0, 1)
+    return 100 * np.array([(right / (predicted + labelled - right)).mean(), (right.sum(1) / labelled.sum(1)).mean()])
+
+
+def listed(values, form: str = '.1f') -> str:
+    return ', '.join(f'{value:{form}}' for value in values)
+
+
+def test_what_the_page_says_of_moved_trainings(root, published):
+    """Figures that are not in its tables, from the counts by other means; FastSCNN, FPN."""
+    text = ' '.join((root / 'docs/comparison.md').read_text().split())
+    built_in, sweeps = [], []
+    for model in ('fast_scnn', 'fpn'):
+        confusion = np.array([result['confusion'] for result in published(model, 'built_in-seed?')])
+        right = np.diagonal(confusion, axis1=1, axis2=2)
+        built_in.append(mean_iou_and_accuracy(np.stack([right, confusion.sum(1), confusion.sum(2)], 1)))
+        losses = 'unweighted', 'sqrt_inverse_frequency'
+        sweeps.append({loss: published(model, f'{loss}-seed?.rebalanced') for loss in losses})
+
+    def scores(loss: str, tau: float | None) -> np.ndarray:
+        """Mean IoU, then pixel accuracy, of both models, (2, 2)."""
+        return np.array([mean_iou_and_accuracy(moved_areas(of_model[loss], tau)) for of_model in sweeps]).T
+
+    back, forward = scores('sqrt_inverse_frequency', None), scores('unweighted', None)
+    gains, prices = back - np.array(built_in).T
+    assert f'gain {listed(gains)} points of mean IoU for {listed(prices, "+.1f")} of pixel accuracy' in text
+    assert f'stays {listed(back[0] - forward[0])} points below the trainings with weights' in text
+    assert {sweep['chosen'] for of_model in sweeps for sweep in of_model['unweighted']} == {0.5}
+    quarter, unchanged = scores('unweighted', 0.25), scores('unweighted', 0.0)
+    assert f'in mean IoU ({listed(quarter[0])}) and costs {listed((unchanged - quarter)[1])} points' in text
+
+
+def test_what_the_page_says_of_recall_and_precision(root, published):
+    text = ' '.join((root / 'docs/comparison.md').read_text().split())
+    sweeps = published('fast_scnn', 'unweighted-seed?.rebalanced')
+    person, house = (sweeps[0]['classes'].index(name) for name in ('pedestrian', 'building'))
+    people, houses = [], []
+    for tau in (0, 0.5, 1):
+        right, predicted, labelled = moved_areas(sweeps, tau).swapaxes(0, 1)
+        people.append([f'{100 * (right / number)[:, person].mean():.0f}' for number in (labelled, predicted)])
+        houses.append(f'{100 * (right / (predicted + labelled - right))[:, house].mean():.0f}')
+
+    first, second, third = people
+    assert f'finds {first[0]} % of the pedestrians, and {first[1]} % of what it calls so is right' in text
+    assert f'with tau = 0.5 it is {" and ".join(second)} %, with tau = 1 it is {" and ".join(third)} %' in text
+    assert f'The IoU of building falls from {houses[0]} to {houses[1]} and {houses[2]}.' in text
