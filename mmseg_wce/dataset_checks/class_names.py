@@ -17,11 +17,14 @@ class Difference(NamedTuple):
 
 
 def find_difference(names: Sequence[str], others: Sequence[str]) -> Difference | None:
-    """Return how the class names of two data sets differ; None if they are the same.
+    """Compare the class names of two data sets.
 
     Args:
         names: names in the order of the classes.
         others: as many names.
+
+    Returns:
+        How they differ; None if they are the same.
 
     Raises:
         ValueError: the numbers of names differ.
