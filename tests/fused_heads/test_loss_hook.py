@@ -189,6 +189,12 @@ OHEM = dict(type='OhemCrossEntropy', thres=0.3, min_kept=200, class_weight=WEIGH
         ('PIDHead', [OURS, dict(OURS, ignore_index=255), dict(type='BoundaryLoss'), OHEM], True, 'fused'),
         (
             'PIDHead',
+            [OURS, dict(OURS, focal_gamma=2), dict(type='BoundaryLoss'), dict(OURS, focal_gamma=1)],
+            False,
+            'fused',
+        ),
+        (
+            'PIDHead',
             [OURS, OHEM, dict(type='BoundaryLoss'), OHEM],
             False,
             'fused; full-size logits are still built for loss_ohem (a softmax OhemCrossEntropy, which built_in=True '
@@ -197,6 +203,7 @@ OHEM = dict(type='OhemCrossEntropy', thres=0.3, min_kept=200, class_weight=WEIGH
         ('DDRHead', [OHEM, OHEM], True, 'fused'),
         ('DDRHead', [OURS, dict(OHEM, thres=0.9, min_kept=1)], True, 'fused'),
         ('DDRHead', [dict(OURS, label_smoothing=0.2), OURS], False, 'fused'),
+        ('DDRHead', [dict(OURS, focal_gamma=0.5), OURS], False, 'fused'),
     ],
 )
 def test_heads_of_two_branches(kind, losses, built_in, line):

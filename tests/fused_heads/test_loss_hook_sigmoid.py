@@ -239,6 +239,7 @@ BOUNDARY = dict(type='BoundaryLoss')
         ('PIDHead', [SOFTMAX, OURS, OURS, dict(OURS, normalize_by='all')], {}),
         ('PIDHead', [OURS, SOFTMAX, BUILT_IN, OURS], {}),
         ('PIDHead', [OURS, SIGMOID_OHEM, BOUNDARY, OURS], {}),
+        ('PIDHead', [OURS, dict(OURS, focal_gamma=2), BOUNDARY, dict(OURS, focal_gamma=1)], {}),
         ('PIDHead', [OURS, TWO, BOUNDARY, OURS], ONE),
         ('DDRHead', [OURS, WEIGHTED], {}),
         ('DDRHead', [SOFTMAX, OURS], {}),

@@ -120,7 +120,7 @@ def said(folder) -> str:
     return next(folder.glob('*/*.log')).read_text()
 
 
-def by_hand(logits, label, class_weight, pixel_weight=1.0, ignore_index=255) -> ClassFigures:
+def by_hand(logits, label, class_weight, pixel_weight=1.0, ignore_index=255, focal_gamma=0) -> ClassFigures:
     """The figures class by class, of full-size logits."""
     z = F.interpolate(logits.double(), size=label.shape[1:], mode='bilinear')
     log_p, best = z.log_softmax(1).numpy(), z.argmax(1).numpy()
@@ -131,7 +131,8 @@ def by_hand(logits, label, class_weight, pixel_weight=1.0, ignore_index=255) -> 
         of_class = (label == c) & (label != ignore_index)
         pixels[c] = of_class.sum()
         correct[c] = (best[of_class] == c).sum()
-        nll[c] = -(log_p[:, c][of_class] * pixel_weight[of_class]).sum()
+        of_label = log_p[:, c][of_class]
+        nll[c] = -((1 - np.exp(of_label)) ** focal_gamma * of_label * pixel_weight[of_class]).sum()
     weighted = nll * np.array(class_weight)
     with np.errstate(invalid='ignore'):
         accuracy = correct / pixels
@@ -152,13 +153,13 @@ def batch(num_classes=5, ignored=255):
     return logits.requires_grad_(), label, torch.rand(label.shape, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize('label_smoothing', [0.0, 0.1])
+@pytest.mark.parametrize('form', [{}, dict(label_smoothing=0.1), dict(focal_gamma=1.5)], ids=str)
 @pytest.mark.parametrize('weighted', [True, False])
 @pytest.mark.parametrize('ignored', [255, 2, -1])
-def test_figures_by_hand(label_smoothing, weighted, ignored):
+def test_figures_by_hand(form, weighted, ignored):
     class_weight = [0.1, 3.0, 1.0, 0.3, 2.0]
     logits, label, pixel_weight = batch(ignored=ignored)
-    options = dict(class_weight=class_weight, label_smoothing=label_smoothing, ignore_index=ignored)
+    options = dict(class_weight=class_weight, ignore_index=ignored, **form)
     plain, seen = WeightedCrossEntropyLoss(**options), WeightedCrossEntropyLoss(**options)
     tally = ClassTally(5, torch.device('cpu'))
     seen.observer = tally.add
@@ -172,9 +173,8 @@ def test_figures_by_hand(label_smoothing, weighted, ignored):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0], rtol=0, atol=0)
     figures = ClassFigures.from_sums(tally.sums.numpy())
     assert not tally.sums.requires_grad
-    assert_same(
-        figures, by_hand(logits.detach(), label, class_weight, pixel_weight.numpy() if weighted else 1.0, ignored)
-    )
+    weight_of_pixels, focal_gamma = pixel_weight.numpy() if weighted else 1.0, form.get('focal_gamma', 0)
+    assert_same(figures, by_hand(logits.detach(), label, class_weight, weight_of_pixels, ignored, focal_gamma))
     assert np.isnan(figures.accuracy[4])
     counts = torch.bincount(label[label != ignored], minlength=5)
     assert tally.sums[0].tolist() == [*counts.tolist(), (label == ignored).sum().item()]
@@ -221,6 +221,7 @@ def test_figures_without_pixels_are_zero_or_nan():
     [
         (OURS, None),
         (dict(OURS, label_smoothing=0.1), None),
+        (dict(OURS, focal_gamma=2), None),
         ([dict(type='DiceLoss', loss_name='loss_dice'), OURS], None),
         (OURS, dict(type='OHEMPixelSampler', thresh=0.3, min_kept=50)),
         (OURS, dict(type='OHEMPixelSampler', min_kept=50)),  # ranks pixels by the loss itself

@@ -44,6 +44,7 @@ class Case(NamedTuple):
         memory_format: of the logits.
         misaligned: the address of the logits is not divisible by 16.
         far_apart: 32 bits do not reach from one row of logits to the next. What is between stays unused.
+        focal: only the sum of the focal loss, of a map that a forward has made.
         is_quick: part of the quick set.
     """
 
@@ -57,6 +58,7 @@ class Case(NamedTuple):
     memory_format: torch.memory_format = torch.contiguous_format
     misaligned: bool = False
     far_apart: bool = False
+    focal: bool = False
     is_quick: bool = True
 
     def run(self) -> None:
@@ -72,6 +74,10 @@ class Case(NamedTuple):
             logits = memory.as_strided(logits.shape, (0, width, _FAR, 1))
         size = height * self.pixels // 8, width * self.pixels // 8
         weight, one = torch.ones(self.channels), torch.ones(())
+        if self.focal:
+            nll, target = torch.zeros(images, *size), torch.zeros(images, *size, dtype=torch.long)
+            kernels.focal_sum(nll, target, 255, self.channels, weight if self.weighted else None, 2.0)
+            return
         inputs = Inputs(
             logits, torch.zeros(images, *size, dtype=torch.long), 255,
             weight if self.smoothed else None, weight if self.weighted else None, False,
@@ -93,6 +99,8 @@ CASES = {
     'same size': Case(8),
     'same size, other sizes': Case(8, sizes=_SIZES, misaligned=True),
     'same size, weights and smoothing': Case(8, smoothed=True, weighted=True),
+    'focal loss': Case(8, focal=True),
+    'focal loss, weights': Case(8, focal=True, weighted=True),
     'scale 4, float32': Case(32, dtype=torch.float32, is_quick=False),
     'scale 4, float16': Case(32, dtype=torch.float16, is_quick=False),
     'scale 4, gradients of maps': Case(32, smoothed=True, of_maps=True, is_quick=False),
@@ -114,8 +122,8 @@ class _Kernel:
         constants = {function.arg_names[path[0]]: value for path, value in constants.items()}
         is_fine, name = constants.get('FINE', False), function.__name__
         self.name, self.cubin = f'{name}, FINE' if is_fine else name, b''
-        # those that compute in float64 usually return at once
-        is_usual = not is_fine and name != 'measure_in_float64'
+        # those that compute in float64 usually return at once; add_up_focal has no loop over classes
+        is_usual = not is_fine and name not in ('measure_in_float64', 'add_up_focal')
         self.pairs = math.prod(constants.get(key, 1) for key in _PIXELS_AND_CLASSES) if is_usual else None
         driver.active.compiled.append(self)
 
