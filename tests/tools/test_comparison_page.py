@@ -9,11 +9,12 @@ from mmengine.config import Config
 
 
 @pytest.fixture
-def tool(import_tool):
-    return import_tool('compare_losses')
+def losses(import_tool):
+    """The losses that were published."""
+    return *import_tool('compare_losses').DEFAULT, 'focal', 'rare_class_sampling'
 
 
-def test_what_is_published_is_of_todays_configs_and_says_what_was_found(tool, root, import_tool):
+def test_what_is_published_is_of_todays_configs_and_says_what_was_found(losses, root, import_tool):
     from compare.rebalanced import load_rebalanced
     from compare.report import _moved_table, _rows, _table
     from compare.results import load_results
@@ -25,7 +26,7 @@ def test_what_is_published_is_of_todays_configs_and_says_what_was_found(tool, ro
         config = root / f'configs/camvid/{name}.py'
         moved = ('unweighted', 'sqrt_inverse_frequency')
         comparison = Comparison('', config, Config.fromfile(config), Path('nowhere'), published, rebalanced=moved)
-        runs = [Run(comparison, loss, seed) for loss in tool.DEFAULT for seed in (0, 1, 2)]
+        runs = [Run(comparison, loss, seed) for loss in losses for seed in (0, 1, 2)]
 
         assert all(run.is_done() for run in runs)  # raises where the config has changed
 
@@ -37,7 +38,7 @@ def test_what_is_published_is_of_todays_configs_and_says_what_was_found(tool, ro
     assert sorted(published.glob('*/*.json')) == sorted(every)
 
 
-def test_what_the_page_says_beside_its_tables(tool, root):
+def test_what_the_page_says_beside_its_tables(losses, root):
     """Figures against the six trainings with the same function without weights, and of the curves."""
     from compare.results import load_results
     from compare.runs import Comparison, Run
@@ -45,7 +46,7 @@ def test_what_the_page_says_beside_its_tables(tool, root):
     leads, to_six, falls = [], [], []
     for name in ('fast_scnn_1xb8-2k_camvid-176x240', 'fpn_r18_1xb8-2k_camvid-176x240'):
         comparison = Comparison('', Path(name), Config(), Path('nowhere'), root / 'docs/comparison')
-        runs = [Run(comparison, loss, seed) for loss in tool.DEFAULT for seed in (0, 1, 2)]
+        runs = [Run(comparison, loss, seed) for loss in losses for seed in (0, 1, 2)]
         outcomes = load_results(runs).outcomes
         weighted = outcomes['sqrt_inverse_frequency'], outcomes['median_frequency']
         six = outcomes['built_in_avg_non_ignore'], outcomes['unweighted']
@@ -57,8 +58,8 @@ def test_what_the_page_says_beside_its_tables(tool, root):
         lead = validated.mean(0) - np.mean([outcome.curve('validation', 'mIoU')[1].mean(0) for outcome in six], 0)
         leads.append([f'{lead[steps == step].item():.1f}' for step in (1000, 2000)])
         for outcome in outcomes.values():
-            steps, losses = outcome.curve('training', 'loss')
-            before, last = (losses[:, (steps > at) & (steps <= at + 500)].mean(1) for at in (1000, 1500))
+            steps, values = outcome.curve('training', 'loss')
+            before, last = (values[:, (steps > at) & (steps <= at + 500)].mean(1) for at in (1000, 1500))
             falls.append(100 * (1 - last / before))
 
     iou, accuracy, fpn_iou, fpn_accuracy = to_six  # square root, median
@@ -69,7 +70,7 @@ def test_what_the_page_says_beside_its_tables(tool, root):
     ) in text
     ours, fpns = leads
     assert f'is {ours[0]}, {fpns[0]} points above those six after 1,000 iterations and {ours[1]}, {fpns[1]}' in text
-    ranges = [f'{np.min(part):.0f} to {np.max(part):.0f} %' for part in (falls[:7], falls[7:])]
+    ranges = [f'{np.min(part):.0f} to {np.max(part):.0f} %' for part in (falls[: len(losses)], falls[len(losses) :])]
     assert f'{ranges[0]} below that of the 500 before with FastSCNN and {ranges[1]} with FPN' in text
 
 
@@ -104,9 +105,7 @@ def test_what_the_page_says_of_moved_trainings(root, published):
     text = ' '.join((root / 'docs/comparison.md').read_text().split())
     built_in, sweeps = [], []
     for model in ('fast_scnn', 'fpn'):
-        confusion = np.array([result['confusion'] for result in published(model, 'built_in-seed?')])
-        right = np.diagonal(confusion, axis1=1, axis2=2)
-        built_in.append(mean_iou_and_accuracy(np.stack([right, confusion.sum(1), confusion.sum(2)], 1)))
+        built_in.append(mean_iou_and_accuracy(pixels_of(published(model, 'built_in-seed?'))))
         losses = 'unweighted', 'sqrt_inverse_frequency'
         sweeps.append({loss: published(model, f'{loss}-seed?.rebalanced') for loss in losses})
 
@@ -137,3 +136,65 @@ def test_what_the_page_says_of_recall_and_precision(root, published):
     assert f'finds {first[0]} % of the pedestrians, and {first[1]} % of what it calls so is right' in text
     assert f'with tau = 0.5 it is {" and ".join(second)} %, with tau = 1 it is {" and ".join(third)} %' in text
     assert f'The IoU of building falls from {houses[0]} to {houses[1]} and {houses[2]}.' in text
+
+
+def pixels_of(results: list[dict]) -> np.ndarray:
+    """Pixels right, predicted and labelled on the test images, (3 seeds, 3, C), of trainings."""
+    confusion = np.array([result['confusion'] for result in results])
+    return np.stack([np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(1), confusion.sum(2)], 1)
+
+
+def recall(areas: np.ndarray) -> np.ndarray:
+    return 100 * areas[:, 0] / areas[:, 2]
+
+
+def changes(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[str, str, str]:
+    """Points of class accuracy, mean IoU and pixel accuracy from the first to the second, of both models."""
+    found = [
+        (recall(after).mean() - recall(before).mean(), *mean_iou_and_accuracy(after) - mean_iou_and_accuracy(before))
+        for before, after in pairs
+    ]
+    return tuple(listed(values, '+.1f') for values in zip(*found, strict=True))
+
+
+def test_the_decision_table(root, published):
+    """Figures of docs/class_weights.md, from the counts by other means; FastSCNN, FPN."""
+    table = (root / 'docs/class_weights.md').read_text().split('## Decision table')[1]
+    models = 'fast_scnn', 'fpn'
+    built_in = [pixels_of(published(model, 'built_in-seed?')) for model in models]
+    unweighted, weighted = (
+        [published(model, f'{loss}-seed?.rebalanced') for model in models]
+        for loss in ('unweighted', 'sqrt_inverse_frequency')
+    )
+
+    for loss in ('sqrt_inverse_frequency', 'median_frequency'):
+        trained = [pixels_of(published(model, f'{loss}-seed?')) for model in models]
+        classes, iou, accuracy = changes(list(zip(built_in, trained, strict=True)))
+        assert f'| class accuracy {classes}; mean IoU {iou}; pixel accuracy {accuracy} |' in table
+    back = [moved_areas(sweeps, None) for sweeps in weighted]
+    _, iou, accuracy = changes(list(zip(built_in, back, strict=True)))
+    assert f'| mean IoU {iou}; pixel accuracy {accuracy} |' in table
+    unchanged, quarter = ([moved_areas(sweeps, tau) for sweeps in unweighted] for tau in (0, 0.25))
+    classes, iou, accuracy = changes(list(zip(unchanged, quarter, strict=True)))
+    assert f'class accuracy {classes}; mean IoU {iou}; pixel accuracy {accuracy} (to the model as it was)' in table
+
+    person = unweighted[0][0]['classes'].index('pedestrian')
+    found = [np.array([most_found(sweep, person) for sweep in sweeps]) for sweeps in weighted]
+    recalls, precisions = (
+        [
+            listed([(100 * areas[:, 0] / areas[:, of])[:, person].mean() for areas in part], '.0f')
+            for part in (found, unchanged)
+        ]
+        for of in (2, 1)
+    )
+    assert f'recall of pedestrian {recalls[0]} % ({recalls[1]} % without weights)' in table
+    *_, accuracy = changes(list(zip(unchanged, found, strict=True)))
+    assert f'precision {precisions[0]} % ({precisions[1]} %); pixel accuracy {accuracy} (to `unweighted`)' in table
+
+
+def most_found(sweep: dict, c: int) -> list:
+    """Counts on the test images where a class is found most on the validation images for one point of accuracy."""
+    right, _, labelled = np.array(sweep['choice']).swapaxes(0, 1)
+    accuracy = 100 * right.sum(1) / labelled.sum(1)
+    allowed = accuracy >= accuracy[sweep['taus'].index(0)] - 1
+    return sweep['report'][np.where(allowed, right[:, c] / labelled[:, c], -1).argmax()]

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import cv2
 import matplotlib.pyplot as plt
@@ -106,7 +107,7 @@ def draw_scenes(path: Path, zoomed: bool, runs: Sequence[Run], chosen: Sequence[
             corner, size = (cols.start, rows.start), cols.stop - cols.start
             row[0].add_patch(Rectangle(corner, size, size, fill=False, color='white', linewidth=1.5))
     for axis, title in zip(axes[0], ['image', 'label', *(run.loss.replace('_', ' ') for run in runs)], strict=True):
-        axis.set_title(title, fontsize=9, wrap=True)
+        axis.set_title(fill(title, 16), fontsize=9)
     shown = set(np.unique(np.concatenate([scene.label.ravel() for scene in chosen])).tolist())
     handles = patches(results.classes, colors, [c for c in results.order if c in shown])
     figure.legend(handles=handles, loc='outside lower center', ncols=12, frameon=False, handlelength=1.2)
