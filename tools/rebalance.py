@@ -25,17 +25,17 @@ from mmengine.runner import Runner
 from mmseg.registry import DATA_SAMPLERS, DATASETS
 from mmseg_wce.class_weights import LabelStatistics, class_offsets, load_statistics
 from mmseg_wce.config_walk import nodes, type_name
-from mmseg_wce.dataset_checks import LabelFiles, cores, from_config
+from mmseg_wce.dataset_checks import cores, from_config
 from mmseg_wce.fused_heads import FusedPredictHook
 from mmseg_wce.fused_heads.predict_hook import add_rebalancing, fuse_predict
 from mmseg_wce.model_walk import main_head, unwrap_model
-from mmseg_wce.rebalancing.checkpoints import check_layer, rebalancing_of, write_rebalanced
+from mmseg_wce.rebalancing.checkpoints import check_layer, rebalancing_of, training_config_of, write_rebalanced
 from mmseg_wce.rebalancing.output_layer import find_output_layer
 from mmseg_wce.safe_io.json_files import write_json
 from mmseg_wce.training.launch import add_run_arguments, build_runner, config_from
 from mmseg_wce.training.preflight import PreflightError, check_checkpoint, check_data
 from mmseg_wce.validation_loss import loss_terms
-from rebalance_classes import check_classes
+from rebalance_checks import check_classes, check_images, check_same_files, check_training
 from rebalance_report import Sweep, check_score, draw_sweep, print_sweep, write_tables
 from torch import Tensor
 
@@ -76,8 +76,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--prior',
         choices=(WITH_WEIGHTS, FREQUENCY),
         default=WITH_WEIGHTS,
-        help='prior that is changed: the one that the loss has taught, frequency times class weight, or the frequency '
-        'alone [%(default)s]',
+        help='how frequent the model takes the classes to be: as it was trained, with class weights and sampler, or by '
+        'the pixels of the labels alone [%(default)s]',
     )
     parser.add_argument('--out', type=Path, help='checkpoint to write')
     parser.add_argument('--again', action='store_true', help='accept a checkpoint that this tool has written')
@@ -170,25 +170,12 @@ def training_statistics(config: Config, args: argparse.Namespace) -> tuple[str, 
     return str(file), load_statistics(file)
 
 
-def check_same_files(file: Path, statistics: LabelStatistics, parts: Sequence[LabelFiles]) -> None:
-    """Raise PreflightError unless statistics are of these label files, by their folders and their number."""
-    number, counted = sum(len(part) * part.times for part in parts), statistics.num_images
-    most = max(part.times for part in parts)  # files that could not be read are named once
-    left_out = most * (len(statistics.failed) + (statistics.dropped.files if statistics.dropped else 0))
-    is_same = set(statistics.folders) == {part.common_folder for part in parts}
-    if not is_same or not counted <= number <= counted + left_out:
-        raise PreflightError(
-            f'{str(file)!r} holds statistics of {counted} labels in {", ".join(statistics.folders)}, and the training '
-            f'set of this config has {number}: remove the file, or give another one with --statistics'
-        )
-
-
 def learnt_weights(model: Any) -> Tensor | None:
     """Return the class weights of the loss that the main head was trained with, None without; say what is not known."""
     terms, left_out = loss_terms(main_head(model))
-    for line in left_out:
-        note(f'the prior is computed without the class weights of a loss that is not a cross-entropy: {line}')
     weights = next((term.class_weight for term in terms if term.class_weight is not None), None)
+    if weights is None and left_out:
+        note(f'no class weights are in the prior; those of these losses are not looked at: {"; ".join(left_out)}')
     if weights is None or weights.numel() > 1:
         return weights
     return torch.tensor([1.0, weights.item()]) if main_head(model).out_channels == 1 else None
@@ -199,8 +186,15 @@ def drawn_pixels(config: Config, statistics: LabelStatistics) -> np.ndarray:
     sampler = (config.get('train_dataloader') or {}).get('sampler') or {}
     if type_name(sampler) != 'RareClassSampler':
         return statistics.pixels
-    dataset = DATASETS.build(config.train_dataloader.dataset)
-    return DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=0)).drawn_pixels
+    try:
+        check_data(config, 'train', first_files=False)
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+        return DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=0)).drawn_pixels
+    except (PreflightError, ValueError) as error:
+        raise PreflightError(
+            f'the prior needs the training images, which RareClassSampler draws from: {error}. With '
+            f'--prior {FREQUENCY} it does not'
+        ) from error
 
 
 def offsets_of_channels(
@@ -266,12 +260,15 @@ def run(args: argparse.Namespace) -> None:
         raise PreflightError(f'the logits of this model cannot be read: {line.removeprefix("left alone: ")}')
     layer = find_output_layer(model.eval())
     check_layer(args.checkpoint, layer, main_head(model).out_channels)
+    if args.prior == WITH_WEIGHTS:
+        check_training(config, training_config_of(args.checkpoint), note)
     name, statistics = training_statistics(config, args)
     offsets, prior = offsets_of_channels(config, model, statistics, args)
     loops = build_loops(runner, settings)
     datasets = [loop.dataloader.dataset for loop in loops.values()]
     classes = check_classes(statistics, datasets, note)
     if args.tau is None:
+        check_images(list(loops), datasets)
         check_score(args.best, classes)
     Sweep.check_share(args.choose_on, len(datasets[0]))
     add_rebalancing(model, offsets, args.taus.index(0.0))
@@ -281,20 +278,26 @@ def run(args: argparse.Namespace) -> None:
     result = Sweep.from_counts(args.taus, classes, counted, args.choose_on)
     content = dict(config=args.config, checkpoint=args.checkpoint, statistics=name, prior=prior, **result.to_json())
     write_json(args.json, content, indent=None)
-    t = result.choose(args.best, args.accuracy_loss) if args.tau is None else args.taus.index(args.tau)
-    how = f'chosen by {args.best} on {result.chosen_on}' if args.tau is None else 'as given'
-    write_json(args.json, dict(content, chosen=args.taus[t]), indent=None)
+    problem = None
+    try:
+        t = result.choose(args.best, args.accuracy_loss) if args.tau is None else args.taus.index(args.tau)
+        how = f'chosen by {args.best} on {result.chosen_on}' if args.tau is None else 'as given'
+        write_json(args.json, dict(content, chosen=args.taus[t]), indent=None)
+    except PreflightError as error:  # what was counted is shown all the same
+        t, how, problem = args.taus.index(0.0), 'as trained: none could be chosen', error
     print_sweep(result, t, how)
     write_tables(args.tables, result, t, how)
     draw_sweep(args.picture, result, t, statistics.share)
     say(f'Statistics: {name}\nPicture:    {args.picture}\nTables:     {args.tables}\nCounts:     {args.json}')
+    if problem is not None:
+        raise problem
     if args.out is not None:
         written = dict(tau=args.taus[t], how=how, statistics=name, prior=prior)
         had_bias = write_rebalanced(args.checkpoint, args.out, layer, offsets[t], **written)
         say(f'Checkpoint: {args.out}')
         if not had_bias:
             say(
-                f'{layer} had no bias and has got one, so the model needs one, too. In the config:\n'
+                f'{layer} had no bias and has got one, so the model needs one, too. Add to the config:\n'
                 f"custom_hooks = [dict(type='OutputBiasHook', layer={layer!r})]"
             )
 

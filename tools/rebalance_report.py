@@ -75,10 +75,15 @@ class Sweep:
         """Return the index of the tau with the best score; at a tie the one that is nearest to 0."""
         values, means = self._values(score), mean_scores(self.choice)
         allowed = np.isfinite(values)
+        if not allowed.any():
+            raise PreflightError(f'--best {score}: it has no value on {self.chosen_on}')
         if accuracy_loss is not None:
             allowed &= means['aAcc'] >= means['aAcc'][self.taus.index(0.0)] - accuracy_loss
         if not allowed.any():
-            raise PreflightError(f'--best {score}: it has no value on {self.chosen_on}')
+            raise PreflightError(
+                f'--best {score}: on {self.chosen_on} it has no value where pixel accuracy falls by at most '
+                f'{accuracy_loss} points'
+            )
         return max(np.flatnonzero(allowed).tolist(), key=lambda t: (values[t], -abs(self.taus[t])))
 
     def _values(self, score: str) -> np.ndarray:

@@ -12,7 +12,14 @@ from mmengine.logging import print_log
 from mmseg_wce.targets import raise_pending
 from mmseg_wce.training.checkpoints import checkpoints_in
 from mmseg_wce.training.launch import add_run_arguments, build_runner, config_from
-from mmseg_wce.training.preflight import PreflightError, check_amp, check_checkpoint, check_data, check_model
+from mmseg_wce.training.preflight import (
+    PreflightError,
+    check_amp,
+    check_checkpoint,
+    check_data,
+    check_model,
+    check_record,
+)
 from mmseg_wce.training.resuming import check_can_go_on, check_parameters
 
 
@@ -54,6 +61,7 @@ def build_config(args: argparse.Namespace) -> Config:
             raise PreflightError(f'--amp works with OptimWrapper only, the config has {config.optim_wrapper.type}')
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    check_record(config)
     check_data(config, 'train', 'val')
     return config
 

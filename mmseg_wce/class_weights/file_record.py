@@ -100,9 +100,12 @@ def load_file_record(statistics: str | os.PathLike) -> FileRecord:
     Raises:
         ValueError: there is no record, or the file is none.
     """
-    advice = 'run tools/class_weights.py on your config, which writes it beside the statistics'
     if os.fspath(statistics) in BUNDLED:
-        raise ValueError(f'statistics={statistics!r} come without a record of your label files: {advice}')
+        raise ValueError(
+            f'statistics={statistics!r} come without a record of your label files: run tools/class_weights.py CONFIG, '
+            'and give the path of the statistics that it writes'
+        )
+    advice = f'run tools/class_weights.py CONFIG --statistics {os.fspath(statistics)}, which writes both'
     path = record_path(statistics)
     try:
         content = json.loads(read_file(path, _MAX_FILE_SIZE))

@@ -70,6 +70,8 @@ def class_offsets(counts: ClassCounts, tau: float, class_weight: ClassWeight | N
     offsets = float(tau) * (log_prior.mean() - log_prior)
     result = np.full(len(number), offsets.min())
     result[learnt] = offsets
+    if not np.abs(result).max() <= np.finfo(np.float32).max:
+        raise ValueError(f'tau {tau} makes offsets too large for float32')
     return torch.from_numpy(result).float()
 
 

@@ -57,7 +57,7 @@ def _bounded(draws: np.ndarray, most: float) -> np.ndarray:
         free = number - most * at_most.sum()
         if rest <= 0:  # images without a class share what is left
             return np.where(at_most, most, free / max((~at_most).sum(), 1))
-        scaled = np.where(at_most, most, draws * (free / rest))
+        scaled = np.where(at_most, most, draws / rest * free)
         above = scaled > most * (1 + 1e-12)
         if not above.any():
             return np.minimum(scaled, most)

@@ -14,7 +14,7 @@ from mmseg_wce.training.resuming import read_checkpoint
 from mmseg_wce.version import __version__
 from torch import Tensor
 
-__all__ = ['NOTE', 'check_layer', 'rebalancing_of', 'write_rebalanced']
+__all__ = ['NOTE', 'check_layer', 'rebalancing_of', 'training_config_of', 'write_rebalanced']
 
 NOTE = 'rebalanced'
 """Key of a checkpoint's ``meta``: a list with what was done, in order."""
@@ -27,6 +27,16 @@ def rebalancing_of(path: str) -> str:
         PreflightError: the checkpoint cannot be read.
     """
     return '; '.join(f'tau {note["tau"]:g} from {note["source"]!r}' for note in _notes(_content(path)))
+
+
+def training_config_of(path: str) -> str | None:
+    """Return the text of the config that mmengine has put into a checkpoint; None if there is none.
+
+    Raises:
+        PreflightError: the checkpoint cannot be read.
+    """
+    text = (_content(path).get('meta') or {}).get('cfg')
+    return text if isinstance(text, str) else None
 
 
 def check_layer(path: str, layer: str, channels: int) -> None:
@@ -105,5 +115,7 @@ def _with_offsets(state: Any, layer: str, offsets: Tensor, place: str) -> tuple[
         raise PreflightError(f'{place} has {len(weight)} channels in {layer}, the model of the config {len(offsets)}')
     changed = copy.copy(state)  # keeps the versions of modules, which some read when they are loaded
     added = offsets.to(weight.dtype) if bias is None else (bias.double() + offsets.double()).to(bias.dtype)
+    if not added.isfinite().all():
+        raise PreflightError(f'{place}: the new bias of {layer} is not finite in {added.dtype}: take a tau nearer to 0')
     changed[f'{prefix}{layer}.bias'] = added
     return changed, bias is not None

@@ -17,6 +17,7 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from mmseg_wce.class_weights import load_class_weight
+from mmseg_wce.class_weights.file_record import load_file_record
 from mmseg_wce.config_walk import (
     class_of,
     classes_string_advice,
@@ -44,6 +45,7 @@ __all__ = [
     'check_data',
     'check_losses',
     'check_model',
+    'check_record',
     'check_work_dir',
     'load_config',
 ]
@@ -136,6 +138,16 @@ def check_losses(config: Config) -> None:
             if num_weights is not None:
                 _check_num_weights(loss, head, num_weights)
             _check_normalizer(loss, head, num_weights or 0)
+
+
+def check_record(config: Config) -> None:
+    """Raise PreflightError if RareClassSampler is to draw the training images and its record cannot be read."""
+    sampler = (config.get('train_dataloader') or {}).get('sampler') or {}
+    if type_name(sampler) == 'RareClassSampler' and 'statistics' in sampler:
+        try:
+            load_file_record(sampler['statistics'])
+        except ValueError as error:
+            raise PreflightError(f'train_dataloader.sampler: {error}') from error
 
 
 def _count_weights(loss: dict) -> int | None:

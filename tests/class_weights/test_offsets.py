@@ -105,3 +105,8 @@ def test_huge_numbers_and_low_precision():
     assert (
         class_offsets(torch.tensor([4.0, 1.0], dtype=torch.bfloat16), 1).tolist() == class_offsets([4, 1], 1).tolist()
     )
+
+
+def test_offsets_that_float32_cannot_hold():
+    with pytest.raises(ValueError, match='too large for float32'):
+        class_offsets(COUNTS, 1e300)

@@ -61,7 +61,7 @@ def make_checkpoint(root, demo_folder):
         logits = model.eval().decode_head(model.extract_feat(inputs))
         layer.bias -= logits.mean((0, 2, 3))
         path = str(demo_folder / 'model.pth')
-        torch.save(dict(meta=dict(iter=1), state_dict=model.state_dict(), **content), path)
+        torch.save({'meta': dict(iter=1), 'state_dict': model.state_dict(), **content}, path)
         return path
 
     return make
@@ -212,20 +212,82 @@ def test_a_loss_whose_weights_are_not_known_is_named(make_checkpoint, rebalance,
 
     assert rebalance(checkpoint, '--taus', '0.5', options=options) == 0
 
-    assert 'loss_dice (a DiceLoss)' in ' '.join(capsys.readouterr().out.split())
+    assert 'no class weights are in the prior; those of these losses are not looked at: loss_dice (a DiceLoss)' in (
+        ' '.join(capsys.readouterr().out.split())
+    )
 
 
-@pytest.mark.parametrize('change', ['indices', 'folder'])
+def test_a_report_on_the_images_that_tau_is_chosen_on(make_checkpoint, rebalance, capsys):
+    """test_dataloader = val_dataloader, as in mmseg's configs."""
+    checkpoint = make_checkpoint()
+
+    assert rebalance(checkpoint, '--taus', '0.5', '--report-on', 'test') == 2
+
+    message = ' '.join(capsys.readouterr().err.split())
+    assert '2 of the 2 images of test are also in val, which tau is chosen on' in message
+    assert rebalance(checkpoint, '--taus', '0.5', '--choose-on', '0.5') == 0  # as it advises
+    assert rebalance(checkpoint, '--tau', '0.5', '--report-on', 'test') == 0  # nothing is chosen
+
+
+def test_a_checkpoint_that_was_trained_with_other_weights(make_checkpoint, rebalance, root, capsys):
+    same = make_checkpoint(meta=dict(iter=1, cfg=Config.fromfile(root / CONFIG).pretty_text))
+    assert rebalance(same, '--taus', '0.5') == 0
+    assert 'was trained with other' not in capsys.readouterr().out
+
+    other = make_checkpoint(meta=dict(iter=1, cfg=Config.fromfile(root / WEIGHTED).pretty_text))
+    assert rebalance(other, '--taus', '0.5') == 0
+    said = ' '.join(capsys.readouterr().out.split())
+    assert 'the checkpoint was trained with other losses than this config has, and the prior follows the config' in said
+    assert 'WeightedCrossEntropyLoss' in said
+
+    assert rebalance(other, '--taus', '0.5', '--prior', 'frequency') == 0
+    assert 'was trained with other' not in capsys.readouterr().out
+
+
+def test_a_score_without_a_value_leaves_tables_and_picture(make_checkpoint, rebalance, demo_folder, capsys):
+    arguments = '--taus', '0.5', '--best', 'Acc/flag', '--out', 'new.pth'
+
+    assert rebalance(make_checkpoint(), *arguments, options=['val_dataloader.dataset.indices=1']) == 2
+
+    assert '--best Acc/flag: it has no value on the 1 images of val' in capsys.readouterr().err
+    assert 'none could be chosen' in (demo_folder / 'model.rebalance.md').read_text()
+    assert (demo_folder / 'model.rebalance.png').exists()
+    assert not (demo_folder / 'new.pth').exists()
+
+
+def test_a_sampler_whose_images_are_elsewhere(make_checkpoint, rebalance, root, demo_folder, capsys):
+    checkpoint, statistics = make_checkpoint(), str(demo_folder / 'labels.json')
+    save_statistics(demo_statistics(), statistics)
+    sampler = dict(_delete_=True, type='RareClassSampler', statistics=statistics)
+    text = f"_base_ = '{root / CONFIG}'\ntrain_dataloader = dict(sampler={sampler!r})\n"
+    (demo_folder / 'rare.py').write_text(text + "train_dataloader['dataset'] = dict(data_root='nowhere')\n")
+    arguments = '--taus', '0.5', '--statistics', statistics
+
+    assert rebalance(checkpoint, *arguments, config=demo_folder / 'rare.py') == 2
+    assert 'the prior needs the training images, which RareClassSampler draws from' in capsys.readouterr().err
+    assert rebalance(checkpoint, *arguments, '--prior', 'frequency', config=demo_folder / 'rare.py') == 0
+
+
+def test_a_tau_that_no_bias_can_hold(make_checkpoint, rebalance, capsys):
+    assert rebalance(make_checkpoint(), '--tau', '1e300', '--out', 'huge.pth') == 2
+    assert 'offsets too large for float32' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('change', ['indices', 'folder', 'encoding'])
 def test_statistics_of_another_training_set_are_not_reused(make_checkpoint, rebalance, demo_folder, capsys, change):
     checkpoint = make_checkpoint()
     assert rebalance(checkpoint, '--taus', '0.5') == 0
     if change == 'folder':
         shutil.copytree(demo_folder / 'data/demo_scenes', demo_folder / 'data/other')
-    option = dict(indices='indices=3', folder='data_root=data/other')[change]
+    option = dict(indices='indices=3', folder='data_root=data/other', encoding='reduce_zero_label=False')[change]
+    options = [f'train_dataloader.dataset.{option}']
+    if change == 'encoding':
+        options.append('train_dataloader.dataset.pipeline.1.reduce_zero_label=False')
 
-    assert rebalance(checkpoint, '--taus', '0.5', options=[f'train_dataloader.dataset.{option}']) == 2
+    assert rebalance(checkpoint, '--taus', '0.5', options=options) == 2
 
-    assert 'holds statistics of 8 labels in' in capsys.readouterr().err
+    words = 'holds statistics of labels with' if change == 'encoding' else 'holds statistics of 8 labels in'
+    assert words in capsys.readouterr().err
 
 
 def test_several_evaluators_and_their_ignored_label(make_checkpoint, rebalance, tool, root, demo_folder):
@@ -265,8 +327,10 @@ def test_images_that_are_chosen_on_and_images_of_the_report(make_checkpoint, reb
     checkpoint = make_checkpoint()
     assert rebalance(checkpoint, '--taus', '0.5', '--json', 'all.json') == 0
     assert rebalance(checkpoint, '--taus', '0.5', '--choose-on', '0.5', '--json', 'halves.json') == 0
-    one = 'test_dataloader.dataset.indices=1'
-    assert rebalance(checkpoint, '--taus', '0.5', '--report-on', 'test', '--json', 'splits.json', options=[one]) == 0
+    images = 'test_dataloader.dataset.data_prefix.img_path=images/training'
+    labels = 'test_dataloader.dataset.data_prefix.seg_map_path=annotations/training'
+    arguments = '--taus', '0.5', '--report-on', 'test', '--json', 'splits.json'
+    assert rebalance(checkpoint, *arguments, options=[images, labels]) == 0
 
     whole, halves, splits = (
         json.loads((demo_folder / f'{name}.json').read_text()) for name in ('all', 'halves', 'splits')
@@ -274,12 +338,12 @@ def test_images_that_are_chosen_on_and_images_of_the_report(make_checkpoint, reb
     assert whole['choice'] == whole['report']
     assert (np.array(halves['choice']) + halves['report']).tolist() == whole['choice']
     assert splits['choice'] == whole['choice']
-    assert splits['report'] == halves['choice'] != halves['report']  # here the first of the same images
+    assert splits['report'] != whole['report']
     assert (halves['chosen_on'], halves['reported_on']) == (
         'the first 1 of 2 images of val',
         'the other 1 images of val',
     )
-    assert splits['reported_on'] == 'the 1 images of test'
+    assert splits['reported_on'] == 'the 8 images of test'
 
 
 @pytest.mark.heavy

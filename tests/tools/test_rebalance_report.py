@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from mmseg_wce.training.preflight import PreflightError
 
 
 @pytest.fixture
@@ -40,3 +41,16 @@ def test_a_sweep_is_read_as_it_was_written(report):
     read = report.Sweep.from_json(json.loads(json.dumps(sweep.to_json())))
 
     assert read.to_json() == sweep.to_json()
+
+
+def test_a_score_that_has_no_value_or_none_within_the_limit(report):
+    sweep = made_up(report, aAcc=[95, 90, 60], mIoU_of_rare=[0, 4, 8])
+    sweep.choice[:2, 1, 1] = 0  # the rare class is not predicted below tau 0.5
+
+    sweep.choice[:2, 0, 1] = 0
+    assert sweep.choose('Precision/rare') == 2
+    with pytest.raises(PreflightError, match='no value where pixel accuracy falls by at most'):
+        sweep.choose('Precision/rare', 5.0)
+    sweep.choice[:, 2, 1] = 0
+    with pytest.raises(PreflightError, match='--best Acc/rare: it has no value on these'):
+        sweep.choose('Acc/rare', 5.0)

@@ -9,6 +9,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg_wce.class_weights.file_record import FileRecord, save_file_record
 from mmseg_wce.training import preflight
 from mmseg_wce.training.preflight import (
     PreflightError,
@@ -17,6 +18,7 @@ from mmseg_wce.training.preflight import (
     check_data,
     check_losses,
     check_model,
+    check_record,
     check_work_dir,
     load_config,
 )
@@ -491,3 +493,16 @@ def test_a_loss_on_the_validation_set_needs_its_hook():
         check_model(Config(dict(val_evaluator=evaluator, custom_hooks=[dict(type='FusedLossHook')])))
     check_model(Config(dict(val_evaluator=evaluator, custom_hooks=[hook])))
     check_model(Config(dict(test_evaluator=evaluator, default_hooks=dict(fused_predict=hook, logger=None))))
+
+
+def test_a_sampler_without_its_record(dataset, tmp_path):
+    statistics = str(tmp_path / 'labels.json')
+    sampler = dict(type='RareClassSampler', statistics=statistics)
+
+    with pytest.raises(PreflightError, match=r'sampler: the record of label files .*labels.files.json'):
+        check_record(Config(dict(train_dataloader=dict(dataset=dataset, sampler=sampler))))
+
+    save_file_record(FileRecord(('sky',), {}), statistics)
+    check_record(Config(dict(train_dataloader=dict(dataset=dataset, sampler=sampler))))
+    check_record(config(dataset))
+    check_record(Config())

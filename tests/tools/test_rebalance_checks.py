@@ -10,7 +10,7 @@ CLASSES = 'sky', 'traffic light', 'tree'
 @pytest.fixture
 def check_classes(import_tool):
     """Compare the classes of statistics with those of images; return the notes."""
-    module = import_tool('rebalance_classes')
+    module = import_tool('rebalance_checks')
 
     def check(*classes: str) -> list[str]:
         dataset, notes = SimpleNamespace(metainfo=dict(classes=CLASSES)), []
