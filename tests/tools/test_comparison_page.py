@@ -11,7 +11,7 @@ from mmengine.config import Config
 @pytest.fixture
 def losses(import_tool):
     """The losses that were published."""
-    return *import_tool('compare_losses').DEFAULT, 'focal', 'rare_class_sampling'
+    return *import_tool('compare_losses').DEFAULT, 'focal', 'rare_class_sampling', 'rare_class_sampling_sqrt'
 
 
 def test_what_is_published_is_of_todays_configs_and_says_what_was_found(losses, root, import_tool):
@@ -129,6 +129,19 @@ def test_what_the_page_says_of_moved_trainings(root, published):
     assert f'in mean IoU ({listed(quarter[0])}) and costs {listed((unchanged - quarter)[1])} points' in text
 
 
+def test_what_the_page_says_of_sampling_with_weights(root, published):
+    text = ' '.join((root / 'docs/comparison.md').read_text().split())
+    gains = []
+    for model in ('fast_scnn', 'fpn'):
+        sampled = mean_iou_and_accuracy(pixels_of(published(model, 'rare_class_sampling_sqrt-seed?')))
+        first = mean_iou_and_accuracy(pixels_of(published(model, 'sqrt_inverse_frequency-seed?')))
+        again = mean_iou_and_accuracy(moved_areas(published(model, 'sqrt_inverse_frequency-seed?.rebalanced'), 0))
+        gains.append(sampled - (first + again) / 2)
+
+    iou, accuracy = (listed(values) for values in zip(*gains, strict=True))
+    assert f'it has {iou} points more of mean IoU and {accuracy} more of pixel accuracy' in text
+
+
 def test_what_the_page_says_of_recall_and_precision(root, published):
     text = ' '.join((root / 'docs/comparison.md').read_text().split())
     sweeps = published('fast_scnn', 'unweighted-seed?.rebalanced')
@@ -168,8 +181,9 @@ def test_the_decision_table(root, published):
     """Figures of docs/class_weights.md, from the counts by other means; FastSCNN, FPN."""
     text = (root / 'docs/class_weights.md').read_text().split('## Decision table')[1]
     models = 'fast_scnn', 'fpn'
-    built_in, median = (
-        [pixels_of(published(model, f'{loss}-seed?')) for model in models] for loss in ('built_in', 'median_frequency')
+    built_in, median, sampled = (
+        [pixels_of(published(model, f'{loss}-seed?')) for model in models]
+        for loss in ('built_in', 'median_frequency', 'rare_class_sampling_sqrt')
     )
     unweighted, weighted = (
         [published(model, f'{loss}-seed?.rebalanced') for model in models]
@@ -178,7 +192,8 @@ def test_the_decision_table(root, published):
     unmoved, forward = ([moved_areas(sweeps, tau) for sweeps in unweighted] for tau in (0, None))
     as_trained, back = ([moved_areas(sweeps, tau) for sweeps in weighted] for tau in (0, None))
 
-    rows = [(built_in, back), (built_in, as_trained), (built_in, median), (unmoved, forward)]
+    rows = [(built_in, back), (built_in, as_trained), (built_in, median), (built_in, sampled)]
+    rows.append((unmoved, forward))
     for before, after in rows:
         classes, iou, accuracy = changes(list(zip(before, after, strict=True)))
         assert f'| {iou} | {classes} | {accuracy} |' in text
